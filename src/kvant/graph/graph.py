@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from kvant.graph.ops import AnyOp
 DType = Literal["float32", "uint8", "int8", "int16", "int32", "int64"]
 DTYPES: tuple[DType, ...] = ("float32", "uint8", "int8", "int16", "int32", "int64")
 # Output structure: the index of an output, a list for a tuple or list, a dict for a dict.
-Structure = int | list["Structure"] | dict[str, "Structure"]
+Structure: TypeAlias = "int | list[Structure] | dict[str, Structure]"
 
 
 @dataclass(frozen=True)

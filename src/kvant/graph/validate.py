@@ -1,0 +1,202 @@
+"""What must hold in every graph, whoever made it: checked after each stage, and before a file's graph is used."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kvant.errors import GraphError
+from kvant.graph import ops
+from kvant.graph.dims import symbols
+from kvant.graph.graph import Graph, Node, Quantization, TensorType
+from kvant.graph.infer import example_shapes, infer_shapes
+
+MAX_NAME_BYTES = 256
+MAX_COUNT = 65_536
+_WEIGHT_TYPES = ("int8",)
+_ACTIVATION_TYPES = ("uint8", "int16")
+
+
+def validate(graph: Graph) -> None:
+    """Check names, order, references, types, scales and, at the example size, shapes.
+
+    Raises:
+        GraphError: naming the tensor or the node that breaks a rule (ShapeError where shapes do not fit).
+    """
+    _check_counts(graph)
+    _check_constants(graph)
+    _check_order(graph)
+    for name, type in graph.types.items():
+        _check_type(graph, name, type)
+    for node in graph.nodes:
+        _check_node(graph, node)
+    _check_symbols(graph)
+    infer_shapes(graph, example_shapes(graph))
+
+
+def _check_counts(graph: Graph) -> None:
+    for label, count in (("nodes", len(graph.nodes)), ("tensors", len(graph.types))):
+        if count > MAX_COUNT:
+            raise GraphError(f"the graph has {count} {label}, at most {MAX_COUNT} are allowed")
+    if not graph.inputs or not graph.outputs:
+        raise GraphError("a graph needs at least one input and one output")
+    for name in graph.types:
+        if not name or len(name.encode()) > MAX_NAME_BYTES:
+            raise GraphError(f"tensor name {name[:40]!r}... must have 1 to {MAX_NAME_BYTES} bytes")
+
+
+def _check_constants(graph: Graph) -> None:
+    for name, value in graph.constants.items():
+        if name not in graph.types:
+            raise GraphError(f"constant {name!r} has no type")
+        if value.dtype != graph.types[name].numpy:
+            raise GraphError(f"constant {name!r} holds {value.dtype}, its type says {graph.types[name].dtype}")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise GraphError(f"constant {name!r} holds NaN or infinity")
+
+
+def _check_order(graph: Graph) -> None:
+    """Each tensor is defined exactly once and before it is read; that also rules out cycles."""
+    known = set(graph.constants)
+    for name in (entry.name for entry in graph.inputs):
+        if name in known:
+            raise GraphError(f"tensor {name!r} is defined twice")
+        known.add(name)
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name not in known:
+                raise GraphError(f"{node.describe()} reads {name!r}, which is not defined before it")
+        if node.output in known:
+            raise GraphError(f"tensor {node.output!r} is defined twice")
+        known.add(node.output)
+    for name in graph.outputs:
+        if name not in known:
+            raise GraphError(f"output {name!r} is not defined")
+    if known != set(graph.types):
+        odd = min(known ^ set(graph.types))
+        raise GraphError(f"tensor {odd!r} has a type or a definition, but not both")
+    _check_structure(graph, graph.structure, 0)
+
+
+def _check_structure(graph: Graph, structure: object, depth: int) -> None:
+    if depth > 16:
+        raise GraphError("the output structure is nested more than 16 deep")
+    if isinstance(structure, bool) or not isinstance(structure, int | list | dict):
+        raise GraphError(f"the output structure holds {structure!r}")
+    if isinstance(structure, int):
+        if not 0 <= structure < len(graph.outputs):
+            raise GraphError(f"the output structure names output {structure} of {len(graph.outputs)}")
+        return
+    children = structure.values() if isinstance(structure, dict) else structure
+    for child in children:
+        _check_structure(graph, child, depth + 1)
+
+
+def _check_type(graph: Graph, name: str, type: TensorType) -> None:
+    quantization = type.quantization
+    if quantization is None:
+        return
+    if type.dtype not in (*_ACTIVATION_TYPES, *_WEIGHT_TYPES, "int32", "int64"):
+        raise GraphError(f"tensor {name!r} of type {type.dtype} cannot carry a scale")
+    _check_scales(name, quantization)
+    low, high = type.integer_range()
+    if not low <= quantization.zero_point <= high:
+        raise GraphError(f"tensor {name!r}: zero point {quantization.zero_point} is outside {low}..{high}")
+    if quantization.axis is None:
+        return
+    if name not in graph.constants:
+        raise GraphError(f"activation {name!r} has one scale per channel; activations take one scale")
+    shape = graph.constants[name].shape
+    if not 0 <= quantization.axis < len(shape) or shape[quantization.axis] != len(quantization.scale):
+        raise GraphError(f"tensor {name!r} of shape {shape} has {len(quantization.scale)} scales")
+
+
+def _check_scales(name: str, quantization: Quantization) -> None:
+    if quantization.axis is None and len(quantization.scale) != 1:
+        raise GraphError(f"tensor {name!r} has {len(quantization.scale)} scales and no axis")
+    for scale in quantization.scale:
+        if not (math.isfinite(scale) and scale > 0) or float(np.float32(scale)) != scale:
+            raise GraphError(f"tensor {name!r} has scale {scale!r}, expected a finite positive float32")
+
+
+def _check_node(graph: Graph, node: Node) -> None:
+    low, high = ops.ARITY[type(node.op)]
+    if len(node.inputs) < low or (high is not None and len(node.inputs) > high):
+        raise GraphError(f"{node.describe()} has {len(node.inputs)} inputs")
+    _check_clamp(node)
+    _check_attributes(node)
+    given = [graph.types[name] for name in node.inputs]
+    output = graph.types[node.output]
+    if isinstance(node.op, ops.MOVES):
+        moved = given if isinstance(node.op, ops.Concat) else given[:1]
+        if any(entry != output for entry in moved):
+            raise GraphError(f"{node.describe()} only moves integers, so its types must be equal: {given} -> {output}")
+    if isinstance(node.op, ops.WEIGHTED) and given[0].quantization is not None:
+        _check_weighted(graph, node, given, output)
+
+
+def _check_clamp(node: Node) -> None:
+    clamp = getattr(node.op, "clamp", None)
+    if clamp is None:
+        return
+    low, high = clamp
+    if any(bound is not None and not math.isfinite(bound) for bound in clamp):
+        raise GraphError(f"{node.describe()} clamps to {clamp}, which is not finite")
+    if low is not None and high is not None and low > high:
+        raise GraphError(f"{node.describe()} clamps to {clamp}: the bounds are swapped")
+
+
+# Attributes that must be at least 1, and those that must not be negative.
+_POSITIVE = ("strides", "dilations", "kernel", "groups", "step", "rank", "divisor")
+_NOT_NEGATIVE = ("pads_begin", "pads_end", "output_padding", "axis", "axes", "permutation")
+_MAX_ATTRIBUTE = 2**31 - 1
+
+
+def _check_attributes(node: Node) -> None:
+    lengths = set()
+    for field in node.op.__struct_fields__:
+        value = getattr(node.op, field)
+        low = 1 if field in _POSITIVE else 0 if field in _NOT_NEGATIVE else None
+        if low is None or value is None:
+            continue
+        entries = value if isinstance(value, tuple) else (value,)
+        if any(not low <= entry <= _MAX_ATTRIBUTE for entry in entries):
+            raise GraphError(f"{node.describe()}: {field}={value} is out of range")
+        if isinstance(value, tuple) and field not in ("axes", "permutation"):
+            lengths.add(len(value))
+    if len(lengths) > 1:
+        raise GraphError(f"{node.describe()}: its attributes have different lengths")
+    if isinstance(node.op, ops.Resize) and any(not 0 < scale < 1e6 for scale in node.op.scale or ()):
+        raise GraphError(f"{node.describe()}: scale={node.op.scale} is out of range")
+    eps = getattr(node.op, "eps", 0.0)
+    if not (math.isfinite(eps) and eps >= 0):
+        raise GraphError(f"{node.describe()}: eps={eps} is out of range")
+
+
+def _check_weighted(graph: Graph, node: Node, given: list[TensorType], output: TensorType) -> None:
+    weight = given[1]
+    if given[0].dtype not in _ACTIVATION_TYPES or weight.dtype not in _WEIGHT_TYPES or weight.quantization is None:
+        raise GraphError(f"{node.describe()} takes {given[0].dtype} and {weight.dtype}: not a supported integer pair")
+    if weight.quantization.axis not in (None, 0) or weight.quantization.zero_point != 0:
+        raise GraphError(f"{node.describe()}: weights have zero point 0 and scales along axis 0")
+    if output.quantization is None:
+        raise GraphError(f"{node.describe()} has integer inputs, but its output has no scale")
+    bias = "int32" if given[0].dtype == "uint8" else "int64"
+    if len(given) > 2 and given[2].dtype != bias:
+        raise GraphError(f"{node.describe()}: with {given[0].dtype} inputs the bias is {bias}, not {given[2].dtype}")
+    if node.inputs[1] not in graph.constants or any(name not in graph.constants for name in node.inputs[2:]):
+        raise GraphError(f"{node.describe()}: weight and bias must be constants")
+
+
+def _check_symbols(graph: Graph) -> None:
+    declared: set[str] = set()
+    for entry in graph.inputs:
+        for dim in entry.shape:
+            if isinstance(dim, tuple) and len(dim) != 1:
+                raise GraphError(f"input {entry.name!r} has a computed dimension; an int or a symbol is expected")
+            declared |= symbols(dim)
+    if declared != set(graph.example):
+        raise GraphError(f"example sizes are given for {sorted(graph.example)}, the inputs use {sorted(declared)}")
+    if any(not 1 <= size <= _MAX_ATTRIBUTE for size in graph.example.values()):
+        raise GraphError(f"example sizes {graph.example} must be positive")
