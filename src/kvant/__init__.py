@@ -1,0 +1,95 @@
+"""kvant turns a trained PyTorch model into one int8 file and runs that file without PyTorch.
+
+    quantized = kvant.quantize(model, example_inputs, calibration=batches)
+    quantized.save("model.kvant")
+
+    model = kvant.load("model.kvant")
+    outputs = model(inputs)
+
+Everything public is here. Names are imported on first use: importing kvant costs little and never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kvant.errors import (
+    AccumulatorOverflowError,
+    BackendError,
+    CalibrationError,
+    CaptureError,
+    CheckpointError,
+    ChecksumError,
+    FormatError,
+    GraphError,
+    ImageError,
+    InputError,
+    KvantError,
+    MissingDependencyError,
+    ModelStateError,
+    QuantizationError,
+    RecipeError,
+    SaveError,
+    ShapeError,
+    UnsupportedOperatorError,
+    UnsupportedVersionError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from kvant.quantization import Recipe as Recipe
+    from kvant.quantization import quantize as quantize
+    from kvant.runtime import QuantizedModel as QuantizedModel
+    from kvant.runtime import load as load
+
+__version__ = "0.1.0"
+
+# Where each lazily imported name lives. The room of `quantize` is called quantization, so that `kvant.quantize` can be
+# the function.
+_LAZY = {
+    "quantize": "kvant.quantization",
+    "Recipe": "kvant.quantization",
+    "QuantizedModel": "kvant.runtime",
+    "load": "kvant.runtime",
+}
+
+__all__ = [
+    "quantize",
+    "load",
+    "Recipe",
+    "QuantizedModel",
+    "KvantError",
+    "CaptureError",
+    "UnsupportedOperatorError",
+    "ModelStateError",
+    "GraphError",
+    "ShapeError",
+    "QuantizationError",
+    "CalibrationError",
+    "RecipeError",
+    "AccumulatorOverflowError",
+    "FormatError",
+    "ChecksumError",
+    "UnsupportedVersionError",
+    "SaveError",
+    "InputError",
+    "VerificationError",
+    "BackendError",
+    "MissingDependencyError",
+    "CheckpointError",
+    "ImageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
