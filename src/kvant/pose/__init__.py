@@ -1,6 +1,85 @@
 """Pose estimation with OpenPose networks: networks, pre- and post-processing, drawing, COCO evaluation.
 
-Importing this package imports neither torch nor OpenCV; the networks, which need torch, are loaded on first use.
+Importing this package imports neither torch nor OpenCV: what needs them is loaded on first use.
+
+    >>> spec = network_spec("openpose-mobilenet-thin")
+    >>> people = detect_people(kvant.load("pose.kvant"), read_image("photo.jpg"), spec)  # doctest: +SKIP
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kvant.errors import MissingDependencyError
+from kvant.pose.layout import (
+    COCO_KEYPOINTS,
+    LIMBS,
+    NETWORKS,
+    PARTS,
+    InputSpec,
+    Limb,
+    NetworkSpec,
+    PoseOutput,
+    network_spec,
+)
+from kvant.pose.person import Person
+
+if TYPE_CHECKING:
+    from kvant.pose.decode import DecoderSettings, decode_people
+    from kvant.pose.detect import detect_people
+    from kvant.pose.draw import draw_people, side_by_side
+    from kvant.pose.evaluate import Agreement, evaluate_coco, keypoint_agreement
+    from kvant.pose.networks import OpenPoseMobileNetThin, OpenPoseVGG, load_checkpoint
+    from kvant.pose.preprocess import Geometry, prepare, read_image
+
+__all__ = [
+    "COCO_KEYPOINTS",
+    "LIMBS",
+    "NETWORKS",
+    "PARTS",
+    "Agreement",
+    "DecoderSettings",
+    "Geometry",
+    "InputSpec",
+    "Limb",
+    "NetworkSpec",
+    "OpenPoseMobileNetThin",
+    "OpenPoseVGG",
+    "Person",
+    "PoseOutput",
+    "decode_people",
+    "detect_people",
+    "draw_people",
+    "evaluate_coco",
+    "keypoint_agreement",
+    "load_checkpoint",
+    "network_spec",
+    "prepare",
+    "read_image",
+    "side_by_side",
+]
+
+_LAZY = {
+    "decode": ("DecoderSettings", "decode_people"),
+    "detect": ("detect_people",),
+    "draw": ("draw_people", "side_by_side"),
+    "evaluate": ("Agreement", "evaluate_coco", "keypoint_agreement"),
+    "networks": ("OpenPoseMobileNetThin", "OpenPoseVGG", "load_checkpoint"),
+    "preprocess": ("Geometry", "prepare", "read_image"),
+}
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
+_EXTRAS = {"torch": "torch", "cv2": "pose"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{__name__}.{_MODULE_OF[name]}")
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        raise MissingDependencyError(f"{__name__}.{name} needs {error.name}: pip install 'kvant[{extra}]'") from error
+    return getattr(module, name)

@@ -138,20 +138,25 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A pose network by name: its input, its output, and where its PyTorch module is written."""
+    """A pose network: its name, its input, its output, and, if it comes with this package, its PyTorch class.
+
+    A network of your own with the same parts and fields needs the first three only.
+    """
 
     name: str
-    class_name: str
     input: InputSpec
     output: PoseOutput
-    has_weights: bool
+    class_name: str | None = None
+    has_weights: bool = False
 
     def build(self, weights: str | None = None) -> torch.nn.Module:
         """Return the network in evaluation mode; imports torch.
 
         `weights` names a checkpoint file; None takes the weights that come with the package. Raises ValueError if
-        there are none, `kvant.errors.CheckpointError` if the file does not fit.
+        there are none or the class is not known, `kvant.errors.CheckpointError` if the file does not fit.
         """
+        if self.class_name is None:
+            raise ValueError(f"{self.name} is not one of this package's networks: {', '.join(NETWORKS)}")
         network = getattr(import_module("kvant.pose.networks"), self.class_name)
         if weights is not None:
             return network.from_checkpoint(weights)  # type: ignore[no-any-return]
@@ -166,16 +171,15 @@ NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType(
         for spec in (
             NetworkSpec(
                 name="openpose-vgg",
-                class_name="OpenPoseVGG",
                 input=InputSpec(scale=1 / 256, offset=-0.5),
                 output=PoseOutput(("paf", "heat")),
-                has_weights=False,
+                class_name="OpenPoseVGG",
             ),
             NetworkSpec(
                 name="openpose-mobilenet-thin",
-                class_name="OpenPoseMobileNetThin",
                 input=InputSpec(),
                 output=PoseOutput(("heat", "paf")),
+                class_name="OpenPoseMobileNetThin",
                 has_weights=True,
             ),
         )

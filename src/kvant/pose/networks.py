@@ -77,12 +77,13 @@ class OpenPoseVGG(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         features = self.model0(image)
-        paf, heat = self.model1_1(features), self.model1_2(features)
+        paf, heat = self._stage(1, features)
         for stage in range(2, STAGES + 1):
-            seen = torch.cat([paf, heat, features], dim=1)
-            paf = self.get_submodule(f"model{stage}_1")(seen)
-            heat = self.get_submodule(f"model{stage}_2")(seen)
+            paf, heat = self._stage(stage, torch.cat([paf, heat, features], dim=1))
         return paf, heat
+
+    def _stage(self, stage: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+        return self.get_submodule(f"model{stage}_1")(seen), self.get_submodule(f"model{stage}_2")(seen)
 
     @classmethod
     def from_checkpoint(cls, path: str | PathLike[str]) -> Self:

@@ -1,0 +1,254 @@
+"""From heat maps and part-affinity fields to people.
+
+Bottom-up decoding after Cao et al. (CVPR 2017; TPAMI 2019): peaks of the heat maps are candidates for parts; a limb
+between two candidates scores by the line integral of its part-affinity field; the best limbs are joined to people.
+Everything but the joining is vectorized over all candidates, and no map is ever enlarged to the picture's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvant.pose.layout import HEAT_CHANNELS, JOINING_LIMBS, LIMBS, PAF_CHANNELS, PARTS, Float32Array
+from kvant.pose.person import Person
+from kvant.pose.preprocess import Geometry
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Choices of the decoder; lengths are in cells of the network's maps.
+
+    The defaults are tuned for `openpose-mobilenet-thin` at height 368 on photos of COCO val2017: best AP, and about as
+    many people as are annotated. A lower `min_confidence` finds more people at the same AP, some of them false.
+    """
+
+    upsampling: int = 4
+    """Heat maps are interpolated (cubic) to this many times their size to find peaks."""
+    smoothing: float = 0.35
+    """Standard deviation of the Gaussian filter on them."""
+    part_threshold: float = 0.03
+    """Least height of a peak."""
+    max_peaks: int = 64
+    """Most peaks of one part; the highest are kept. Bounds time and memory on crowds and noise."""
+    limb_points: int = 10
+    """Points at which a limb's field is sampled."""
+    limb_threshold: float = 0.03
+    """The field along the limb must exceed this ..."""
+    limb_share: float = 0.8
+    """... at this share of the points."""
+    long_limb: float = 0.5
+    """Limbs longer than this share of the picture's height are penalized."""
+    part_weight: float = 0.1
+    """Weight of the two parts' scores against the limb's own score when limbs compete."""
+    min_parts: int = 4
+    """People of fewer parts are dropped."""
+    min_confidence: float = 0.2
+    """People whose mean score of parts and limbs is lower are dropped."""
+
+
+class _Peaks(NamedTuple):
+    part: Indices
+    xy: Float32Array
+    score: Float32Array
+
+
+class _Connections(NamedTuple):
+    limb: Indices
+    start: Indices
+    end: Indices
+    score: Float32Array
+
+
+@dataclass
+class _Group:
+    """Parts of one person so far: part -> peak, and the sum of its limbs' scores."""
+
+    members: dict[int, int] = field(default_factory=dict)
+    limbs: float = 0.0
+
+
+def decode_people(
+    heat: Float32Array, paf: Float32Array, geometry: Geometry, settings: DecoderSettings | None = None
+) -> list[Person]:
+    """Return the people that a network's maps show, best first, in coordinates of the picture.
+
+    `heat` is 19 x h x w (the last channel, the background, is not used), `paf` 38 x h x w, both float32; `geometry`
+    comes from `kvant.pose.prepare`. Raises ValueError if the shapes do not fit.
+
+    >>> geometry = Geometry(picture=(64, 64), resized=(64, 64), padded=(64, 64), stride=8)
+    >>> decode_people(np.zeros((19, 8, 8), np.float32), np.zeros((38, 8, 8), np.float32), geometry)
+    []
+    """
+    if heat.ndim != 3 or heat.shape[0] != HEAT_CHANNELS or paf.shape != (PAF_CHANNELS, *heat.shape[1:]):
+        raise ValueError(
+            f"expected heat maps {HEAT_CHANNELS} x h x w and fields {PAF_CHANNELS} x h x w, "
+            f"got {heat.shape} and {paf.shape}"
+        )
+    settings = settings or DecoderSettings()
+    peaks = _find_peaks(heat[: len(PARTS)], settings)
+    picture_height = geometry.resized[0] / geometry.stride
+    connections = _connect(peaks, paf, picture_height, settings)
+    people = [_to_person(group, peaks, geometry, settings) for group in _assemble(connections)]
+    return sorted((person for person in people if person), key=lambda person: -person.score)
+
+
+def _find_peaks(heat: Float32Array, settings: DecoderSettings) -> _Peaks:
+    """Local maxima of the smoothed, interpolated heat maps, ordered by part, then by falling score."""
+    _, height, width = heat.shape
+    rows = _interpolation(height, settings.upsampling, settings.smoothing)
+    columns = _interpolation(width, settings.upsampling, settings.smoothing)
+    smooth = np.pad(rows @ heat @ columns.T, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)
+    row = smooth.shape[2]
+    flat = smooth.ravel().astype(np.float32, copy=False)
+    # Few values pass the threshold, so looking up their neighbours beats comparing whole maps.
+    at = np.flatnonzero(flat > settings.part_threshold)
+    # Of a plateau only the last value, in reading order, is a peak.
+    for offset in (1, row - 1, row, row + 1):
+        at = at[(flat[at] >= flat[at - offset]) & (flat[at] > flat[at + offset])]
+    dx = _vertex(flat[at - 1], flat[at], flat[at + 1])
+    dy = _vertex(flat[at - row], flat[at], flat[at + row])
+    part, y, x = np.unravel_index(at, smooth.shape)
+    fine = np.stack([x - 1 + dx, y - 1 + dy], axis=1)
+    peaks = _Peaks(part, ((fine + 0.5) / settings.upsampling - 0.5).astype(np.float32), flat[at])
+    return _highest(peaks, settings.max_peaks)
+
+
+@lru_cache(maxsize=256)
+def _interpolation(size: int, factor: int, sigma: float) -> Float32Array:
+    """The (size * factor) x size matrix that interpolates cubically, then smooths by a Gaussian of `sigma` cells."""
+    position = (np.arange(size * factor) + 0.5) / factor - 0.5
+    first = np.floor(position).astype(int) - 1
+    matrix = np.zeros((size * factor, size))
+    for cell in (first, first + 1, first + 2, first + 3):
+        weight = _cubic(np.abs(position - cell))
+        np.add.at(matrix, (np.arange(size * factor), np.clip(cell, 0, size - 1)), weight)
+    if sigma > 0:
+        distance = (position[:, np.newaxis] - position) / sigma
+        gaussian = np.exp(-0.5 * distance**2)
+        matrix = gaussian / gaussian.sum(axis=1, keepdims=True) @ matrix
+    result = matrix.astype(np.float32)
+    result.setflags(write=False)
+    return result
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel, a = -0.75."""
+    a = -0.75
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)
+
+
+def _vertex(before: Float32Array, centre: Float32Array, after: Float32Array) -> Float32Array:
+    """Where the parabola through three values, of which the middle one is the highest, has its top: -0.5 .. 0.5."""
+    curvature = np.maximum(2 * centre - before - after, np.float32(1e-9))
+    top: Float32Array = np.clip(0.5 * (after - before) / curvature, -0.5, 0.5)
+    return top
+
+
+def _highest(peaks: _Peaks, count: int) -> _Peaks:
+    order = np.lexsort((-peaks.score, peaks.part))
+    part = peaks.part[order]
+    rank = np.arange(len(part)) - np.searchsorted(part, part)
+    order = order[rank < count]
+    return _Peaks(peaks.part[order], peaks.xy[order], peaks.score[order])
+
+
+def _connect(peaks: _Peaks, paf: Float32Array, picture_height: float, settings: DecoderSettings) -> _Connections:
+    """All pairs of peaks that their limb's field supports, best first."""
+    limb, start, end = _pairs(peaks)
+    along = peaks.xy[end] - peaks.xy[start]
+    length = np.maximum(np.hypot(along[:, 0], along[:, 1]), np.float32(1e-3))[:, np.newaxis]
+    steps = np.linspace(0, 1, settings.limb_points, dtype=np.float32)
+    points = peaks.xy[start][:, np.newaxis] + steps[:, np.newaxis] * along[:, np.newaxis]
+    channels = np.array([(each.paf_x, each.paf_y) for each in LIMBS])[limb]
+    field_along = (
+        _sample(paf, channels[:, :1], points) * (along[:, :1] / length)
+        + _sample(paf, channels[:, 1:], points) * (along[:, 1:] / length)
+    )  # fmt: skip
+    prior = np.minimum(settings.long_limb * picture_height / length[:, 0] - 1, 0)
+    score = field_along.mean(axis=1) + prior
+    supported = (field_along > settings.limb_threshold).mean(axis=1) >= settings.limb_share
+    kept = np.flatnonzero(supported & (score > 0))
+    strength = score + settings.part_weight * (peaks.score[start] + peaks.score[end])
+    kept = kept[np.argsort(-strength[kept], kind="stable")]
+    return _Connections(limb[kept], start[kept], end[kept], score[kept].astype(np.float32))
+
+
+def _pairs(peaks: _Peaks) -> tuple[Indices, Indices, Indices]:
+    """Every candidate of every limb: (limb, start peak, end peak)."""
+    bounds = np.searchsorted(peaks.part, np.arange(len(PARTS) + 1))
+    blocks = []
+    for number, limb in enumerate(LIMBS):
+        starts = np.arange(bounds[limb.start], bounds[limb.start + 1])
+        ends = np.arange(bounds[limb.end], bounds[limb.end + 1])
+        count = len(starts) * len(ends)
+        blocks.append((np.full(count, number), np.repeat(starts, len(ends)), np.tile(ends, len(starts))))
+    limbs, starts, ends = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return limbs, starts, ends
+
+
+def _sample(maps: Float32Array, channel: Indices, points: Float32Array) -> Float32Array:
+    """Bilinear values of `maps` (C x h x w) at `points` (n x m x 2, x and y in cells), channel n x 1."""
+    _, height, width = maps.shape
+    x = np.clip(points[..., 0], 0, width - 1)
+    y = np.clip(points[..., 1], 0, height - 1)
+    left, top = x.astype(np.intp), y.astype(np.intp)
+    right, below = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    dx, dy = x - left.astype(np.float32), y - top.astype(np.float32)
+    flat, row, next_row = maps.ravel(), (channel * height + top) * width, (channel * height + below) * width
+    upper = flat[row + left] * (1 - dx) + flat[row + right] * dx
+    lower = flat[next_row + left] * (1 - dx) + flat[next_row + right] * dx
+    value: Float32Array = upper * (1 - dy) + lower * dy
+    return value
+
+
+def _assemble(connections: _Connections) -> list[_Group]:
+    """Join limbs to people, the strongest limbs first; every peak serves one limb of a kind, and one person."""
+    used: set[tuple[int, bool, int]] = set()
+    owners: dict[int, _Group] = {}
+    for number, start, end, score in zip(*(column.tolist() for column in connections), strict=True):
+        ends = {(number, False, start), (number, True, end)}
+        if not used & ends:
+            used |= ends
+            _join(owners, number, start, end, score)
+    return list({id(group): group for group in owners.values()}.values())
+
+
+def _join(owners: dict[int, _Group], number: int, start: int, end: int, score: float) -> None:
+    """Add one limb: found a group, extend one, close a loop in one, or merge two that share no part."""
+    limb = LIMBS[number]
+    first, second = owners.get(start), owners.get(end)
+    if first is None and second is None and number in JOINING_LIMBS:
+        return
+    first = first or _Group({limb.start: start})
+    second = second or _Group({limb.end: end})
+    if first is not second:
+        if first.members.keys() & second.members.keys():
+            return
+        first.members |= second.members
+        first.limbs += second.limbs
+        owners.update(dict.fromkeys(first.members.values(), first))
+    first.limbs += score
+
+
+def _to_person(group: _Group, peaks: _Peaks, geometry: Geometry, settings: DecoderSettings) -> Person | None:
+    """Return the group as a person, or None if it is too small or too weak."""
+    parts, members = list(group.members), list(group.members.values())
+    confidence = 0.5 * (float(peaks.score[members].sum()) + group.limbs) / len(parts)
+    if len(parts) < settings.min_parts or confidence < settings.min_confidence:
+        return None
+    keypoints = np.zeros((len(PARTS), 3), np.float32)
+    height, width = geometry.picture
+    # Peaks may lie a little outside, where the network saw padding.
+    keypoints[parts, :2] = np.clip(geometry.to_picture(peaks.xy[members]), 0, (width - 1, height - 1))
+    keypoints[parts, 2] = peaks.score[members]
+    # Ranking favours complete people, but less than in proportion: AP was best with the square root.
+    return Person(keypoints, confidence * (len(parts) / len(PARTS)) ** 0.5)

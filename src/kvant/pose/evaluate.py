@@ -1,0 +1,147 @@
+"""How good a pose network is: average precision on COCO, and agreement of two models."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvant.errors import MissingDependencyError
+from kvant.pose.decode import DecoderSettings
+from kvant.pose.detect import Infer, detect_people
+from kvant.pose.layout import NetworkSpec
+from kvant.pose.person import Person
+from kvant.pose.preprocess import read_image
+
+_STATISTICS = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
+_PERSON_CATEGORY = 1
+
+
+def evaluate_coco(
+    infer: Infer,
+    images_dir: str | PathLike[str],
+    annotations_json: str | PathLike[str],
+    spec: NetworkSpec,
+    height: int = 368,
+    ignore_incomplete: bool = True,
+    settings: DecoderSettings | None = None,
+) -> dict[str, float]:
+    """Return COCO's key-point statistics of a network: {"AP": ..., "AP50": ..., "AR": ..., ...}, each 0..1.
+
+    `annotations_json` is in COCO's key-point format, its images lie in `images_dir`. With `ignore_incomplete`, images
+    whose field `ignore_complete` is false, in which unlabelled people would count as false positives, are left out;
+    COCO's own files have no such field and are used whole. Raises MissingDependencyError without pycocotools,
+    ImageError for an unreadable picture, ValueError if no image is left.
+
+    >>> model = kvant.load("pose.kvant")                                            # doctest: +SKIP
+    >>> evaluate_coco(model, "val2017", "person_keypoints_val2017.json", spec)["AP"]  # doctest: +SKIP
+    0.298
+    """
+    truth = _load_coco(annotations_json)
+    images = [
+        image
+        for image in truth.dataset["images"]
+        if not (ignore_incomplete and image.get("ignore_complete", True) is False)
+    ]
+    if not images:
+        raise ValueError(f"{annotations_json} lists no image to evaluate on")
+    results: list[dict[str, Any]] = []
+    for image in images:
+        people = detect_people(infer, read_image(Path(images_dir) / image["file_name"]), spec, height, settings)
+        results += [coco_result(person, image["id"]) for person in people]
+    return _statistics(truth, results, [image["id"] for image in images])
+
+
+def coco_result(person: Person, image_id: int) -> dict[str, Any]:
+    """Return a person in COCO's result format: 17 x (x, y, 1), all zeros where nothing was found."""
+    keypoints = person.to_coco()
+    keypoints[:, 2] = keypoints[:, 2] > 0
+    return {
+        "image_id": image_id,
+        "category_id": _PERSON_CATEGORY,
+        "keypoints": [round(value, 2) for value in keypoints.ravel().tolist()],
+        "score": person.score,
+    }
+
+
+def _load_coco(path: str | PathLike[str]) -> Any:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise MissingDependencyError("evaluation on COCO needs pycocotools: pip install pycocotools") from error
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+def _statistics(truth: Any, results: list[dict[str, Any]], image_ids: list[int]) -> dict[str, float]:
+    from pycocotools.cocoeval import COCOeval
+
+    if not results:  # pycocotools cannot load an empty list
+        return dict.fromkeys(_STATISTICS, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(_STATISTICS, evaluation.stats, strict=True)}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How much of a reference model's result another model finds too; add the agreements of several pictures."""
+
+    keypoints_found: int = 0
+    keypoints: int = 0
+    people_found: int = 0
+    people: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the reference's key points that were found; 1 if it has none."""
+        return self.keypoints_found / self.keypoints if self.keypoints else 1.0
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(
+            self.keypoints_found + other.keypoints_found,
+            self.keypoints + other.keypoints,
+            self.people_found + other.people_found,
+            self.people + other.people,
+        )
+
+
+def keypoint_agreement(
+    reference_people: Sequence[Person], other_people: Sequence[Person], tolerance: float = 0.1
+) -> Agreement:
+    """Count the key points of `reference_people` that `other_people`, of the same picture, have at the same place.
+
+    The same place is within `tolerance` of the reference person's scale, the square root of the area of the box around
+    its key points (and at least one pixel). People are matched greedily, those with most key points in common first;
+    a person counts as found if at least half of its key points are.
+
+    >>> keypoint_agreement([], []).share
+    1.0
+    """
+    common = np.array([[_common(mine, other, tolerance) for other in other_people] for mine in reference_people])
+    total = Agreement(
+        keypoints=sum(int(person.found.sum()) for person in reference_people), people=len(reference_people)
+    )
+    while common.size and common.max() > 0:
+        row, column = divmod(int(common.argmax()), common.shape[1])
+        count = int(common[row, column])
+        total += Agreement(keypoints_found=count, people_found=int(2 * count >= reference_people[row].found.sum()))
+        common[row, :] = common[:, column] = 0
+    return total
+
+
+def _common(reference: Person, other: Person, tolerance: float) -> int:
+    left, top, right, bottom = reference.box
+    limit = max(1.0, tolerance * ((right - left) * (bottom - top)) ** 0.5)
+    distance = np.hypot(*(reference.keypoints[:, :2] - other.keypoints[:, :2]).T)
+    return int((reference.found & other.found & (distance <= limit)).sum())

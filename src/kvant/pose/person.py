@@ -1,0 +1,67 @@
+"""The record of a detected person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from kvant.pose.layout import COCO_FROM_PARTS, PARTS, Float32Array
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One person in a picture.
+
+    `keypoints` is 18 x 3, float32, in the order of `kvant.pose.PARTS`: x, y in pixels of the picture (0, 0 is the
+    centre of its first pixel) and the part's confidence; a part that was not found is all zeros. `score` ranks people:
+    near 1 for a complete, certain one, lower for uncertain ones and for those of few parts.
+    """
+
+    keypoints: Float32Array
+    score: float
+
+    def __post_init__(self) -> None:
+        if self.keypoints.shape != (len(PARTS), 3):
+            raise ValueError(f"keypoints must be {len(PARTS)} x 3 (x, y, confidence), got {self.keypoints.shape}")
+
+    @property
+    def found(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which of the 18 parts were found: 18 booleans."""
+        return np.asarray(self.keypoints[:, 2] > 0)
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The box around the found key points: left, top, right, bottom; zeros if there are none."""
+        points = self.keypoints[self.found, :2]
+        if not len(points):
+            return 0.0, 0.0, 0.0, 0.0
+        (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+        return left, top, right, bottom
+
+    def to_coco(self) -> Float32Array:
+        """Return the 17 key points of COCO, in COCO's order: 17 x 3, float32, x, y, confidence."""
+        return self.keypoints[list(COCO_FROM_PARTS)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values, for JSON: {"score": s, "keypoints": {part: [x, y, confidence], ...}}, found only.
+
+        >>> points = np.zeros((18, 3), np.float32)
+        >>> points[0] = 12, 34, 0.5
+        >>> Person(points, 0.25).to_dict()
+        {'score': 0.25, 'keypoints': {'nose': [12.0, 34.0, 0.5]}}
+        """
+        rows = zip(PARTS, self.keypoints.tolist(), self.found, strict=True)
+        return {"score": self.score, "keypoints": {name: row for name, row, found in rows if found}}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Return the person that `to_dict` wrote; raises ValueError for an unknown part."""
+        keypoints = np.zeros((len(PARTS), 3), np.float32)
+        for name, row in record["keypoints"].items():
+            if name not in PARTS:
+                raise ValueError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
+            keypoints[PARTS.index(name)] = row
+        return cls(keypoints, float(record["score"]))

@@ -1,0 +1,133 @@
+"""From a picture file to a network's input, and the way back from its maps to the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kvant.errors import ImageError
+from kvant.pose.layout import Float32Array, NetworkSpec
+
+Picture = NDArray[np.uint8]
+"""BGR, height x width x 3."""
+
+MAX_ASPECT = 8
+"""Pictures wider than this many heights are scaled to this many times the wanted height instead: memory is finite."""
+
+_JPEG = b"\xff\xd8\xff"
+
+
+def read_image(path: str | PathLike[str]) -> Picture:
+    """Read a picture file: BGR, H x W x 3, uint8.
+
+    EXIF orientation is applied, grey becomes BGR, 16 bits become 8, transparent parts are shown on white. Raises
+    ImageError, which names the file, if it is missing or not a picture.
+
+    >>> read_image("photo.jpg").shape  # doctest: +SKIP
+    (480, 640, 3)
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+    picture = _decode(content, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ImageError(f"{path} is not a picture that OpenCV can read ({len(content)} bytes)")
+    # JPEG has no transparency: only other formats are worth a second look.
+    raw = None if content.startswith(_JPEG) else _decode(content, cv2.IMREAD_UNCHANGED)
+    return picture if raw is None or raw.ndim != 3 or raw.shape[2] != 4 else _on_white(raw)
+
+
+def _decode(content: bytes, flags: int) -> NDArray[Any] | None:
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _on_white(picture: NDArray[Any]) -> Picture:
+    """Blend BGRA of 8 or 16 bits over white."""
+    unit = picture.astype(np.float32) / np.iinfo(picture.dtype).max
+    alpha = unit[:, :, 3:]
+    return np.rint(255 * (unit[:, :, :3] * alpha + (1 - alpha))).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture lies in a network's input; sizes are (height, width) in pixels.
+
+    The picture is scaled from `picture` to `resized` and padded on the right and below to `padded`; a cell of the
+    network's maps covers `stride` x `stride` of those pixels. Coordinates count from the centre of the first pixel, or
+    cell.
+    """
+
+    picture: tuple[int, int]
+    resized: tuple[int, int]
+    padded: tuple[int, int]
+    stride: int
+
+    @property
+    def cells_per_pixel(self) -> tuple[float, float]:
+        """Cells a pixel of the picture: (x, y)."""
+        height, width = (resized / picture for resized, picture in zip(self.resized, self.picture, strict=True))
+        return width / self.stride, height / self.stride
+
+    def to_picture(self, points: Float32Array) -> Float32Array:
+        """Map (..., 2) x, y in cells to x, y in pixels of the picture.
+
+        >>> Geometry((100, 200), (50, 100), (56, 104), 8).to_picture(np.zeros((1, 2), np.float32))
+        array([[7.5, 7.5]], dtype=float32)
+        """
+        scale = np.array(self.cells_per_pixel, dtype=np.float32)
+        return ((points + np.float32(0.5)) / scale - np.float32(0.5)).astype(np.float32)
+
+
+def prepare(image: Picture, spec: NetworkSpec, height: int = 368) -> tuple[Float32Array, Geometry]:
+    """Scale a picture to `height`, pad it to multiples of the stride, and lay it out as the network wants it.
+
+    `image` is BGR, H x W x 3, uint8. Returns the input, 1 x 3 x height' x width' float32, and the geometry that maps
+    results back. The aspect ratio is kept, but a picture wider than 8 heights gets a smaller height'. Raises ValueError
+    for another shape or type, or a height that is no multiple of the stride.
+
+    >>> from kvant.pose.layout import network_spec
+    >>> array, geometry = prepare(np.zeros((480, 640, 3), np.uint8), network_spec("openpose-mobilenet-thin"))
+    >>> array.shape, geometry.resized
+    ((1, 3, 368, 496), (368, 491))
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"expected a BGR picture, height x width x 3, uint8; got {image.shape}, {image.dtype}")
+    stride = spec.input.stride
+    if height < stride or height % stride:
+        raise ValueError(f"height must be a positive multiple of {stride}, got {height}")
+    geometry = _fit(image.shape[0], image.shape[1], height, stride)
+    return _to_input(_resize(image, geometry.resized), geometry, spec), geometry
+
+
+def _fit(rows: int, columns: int, height: int, stride: int) -> Geometry:
+    scale = min(height / rows, MAX_ASPECT * height / columns)
+    resized = max(1, round(rows * scale)), max(1, round(columns * scale))
+    padded = -(-resized[0] // stride) * stride, -(-resized[1] // stride) * stride
+    return Geometry((rows, columns), resized, padded, stride)
+
+
+def _resize(image: Picture, size: tuple[int, int]) -> Picture:
+    # Averaging over areas keeps fine patterns from aliasing when a picture shrinks; it is no good for enlarging.
+    shrinks = size[0] < image.shape[0]
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return resized.astype(np.uint8, copy=False)
+
+
+def _to_input(resized: Picture, geometry: Geometry, spec: NetworkSpec) -> Float32Array:
+    (rows, columns), (height, width) = geometry.resized, geometry.padded
+    canvas = np.full((height, width, 3), spec.input.padding, np.uint8)
+    canvas[:rows, :columns] = resized
+    if spec.input.channel_order == "RGB":
+        canvas = canvas[:, :, ::-1]
+    values = canvas.transpose(2, 0, 1)[np.newaxis].astype(np.float32, order="C")
+    return values * np.float32(spec.input.scale) + np.float32(spec.input.offset)
