@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvant.pose import DecoderSettings, Geometry, Person, decode_people
+from kvant.pose.layout import Float32Array
+
+from .scenes import identity, render, standing
+
+HEIGHT, WIDTH = 368, 496
+
+
+def decode_scene(people: list[Float32Array], decoder: DecoderSettings | None = None) -> list[Person]:
+    heat, paf = render(people, HEIGHT, WIDTH)
+    return decode_people(heat, paf, identity(HEIGHT, WIDTH), decoder)
+
+
+def assert_same(found: list[Person], expected: list[Float32Array], pixels: float = 1.5) -> None:
+    """Each expected person is found once, with the same parts, all within `pixels`."""
+    assert len(found) == len(expected)
+    left = list(found)
+    for person in expected:
+        distances = [np.abs(each.keypoints[:, :2] - person[:, :2]).max() for each in left]
+        nearest = left.pop(int(np.argmin(distances)))
+        np.testing.assert_array_equal(nearest.found, person[:, 2] > 0)
+        assert min(distances) <= pixels
+
+
+def test_one_person() -> None:
+    expected = standing(100.3, 40.7, 120, 280)
+    (person,) = decode_scene([expected])
+    assert_same([person], [expected])
+    assert person.keypoints.dtype == np.float32
+    assert person.score > 0.8
+
+
+def test_several_people_apart() -> None:
+    expected = [standing(20, 30, 110, 300), standing(170, 60, 90, 240), standing(330, 20, 130, 320)]
+    assert_same(decode_scene(expected), expected)
+
+
+def test_overlapping_people() -> None:
+    expected = [standing(100, 30, 120, 300), standing(145, 50, 110, 290)]
+    assert_same(decode_scene(expected), expected, pixels=4)
+
+
+def test_partly_visible_people() -> None:
+    upper, legs = tuple(range(8)), (1, 8, 9, 10, 11, 12, 13)
+    expected = [standing(40, 40, 120, 280, upper), standing(280, 40, 120, 280, legs)]
+    assert_same(decode_scene(expected), expected)
+
+
+def test_people_are_ordered_by_score() -> None:
+    faint = standing(40, 40, 120, 280)
+    faint[:, 2] = 0.5
+    found = decode_scene([faint, standing(280, 40, 120, 280)])
+    assert [person.keypoints[0, 0] > 200 for person in found] == [True, False]
+    assert found[0].score > found[1].score
+
+
+def test_too_few_parts_are_dropped() -> None:
+    scene = [standing(100, 40, 120, 280, parts=(2, 3, 4))]
+    assert decode_scene(scene) == []
+    assert len(decode_scene(scene, DecoderSettings(min_parts=3))) == 1
+
+
+def test_weak_people_are_dropped() -> None:
+    assert decode_scene([standing(100, 40, 120, 280)], DecoderSettings(min_confidence=1.1)) == []
+
+
+def test_parts_without_fields_make_no_people() -> None:
+    heat, paf = render([standing(100, 40, 120, 280)], HEIGHT, WIDTH)
+    assert decode_people(heat, np.zeros_like(paf), identity(HEIGHT, WIDTH)) == []
+    assert decode_people(heat, -paf, identity(HEIGHT, WIDTH)) == []
+
+
+def test_the_limbs_of_two_people_are_not_exchanged() -> None:
+    left, right = standing(100, 30, 100, 300), standing(215, 30, 100, 300)
+    for person in decode_scene([left, right]):
+        wrists = person.keypoints[[4, 7], 0]
+        assert wrists[1] - wrists[0] == pytest.approx(70, abs=3)
+
+
+def test_empty_maps() -> None:
+    heat, paf = np.zeros((19, 46, 62), np.float32), np.zeros((38, 46, 62), np.float32)
+    assert decode_people(heat, paf, identity(HEIGHT, WIDTH)) == []
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 7), (5, 1), (2, 2)])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_tiny_maps(rows: int, columns: int, value: float) -> None:
+    heat, paf = np.full((19, rows, columns), value, np.float32), np.ones((38, rows, columns), np.float32)
+    for person in decode_people(heat, paf, identity(8 * rows, 8 * columns)):
+        assert np.isfinite(person.keypoints).all()
+
+
+def test_maps_that_are_not_finite_give_no_such_keypoints() -> None:
+    heat, paf = render([standing(100, 40, 120, 280)], HEIGHT, WIDTH)
+    heat[:, 3, 3], paf[:, 20, 20] = np.nan, np.nan
+    for person in decode_people(heat, paf, identity(HEIGHT, WIDTH)):
+        assert np.isfinite(person.keypoints).all()
+        assert np.isfinite(person.score)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 20), columns=st.integers(1, 20))
+def test_noise_gives_finite_keypoints_inside_the_picture(seed: int, rows: int, columns: int) -> None:
+    random = np.random.default_rng(seed)
+    heat = random.random((19, rows, columns), dtype=np.float32)
+    paf = random.standard_normal((38, rows, columns), dtype=np.float32)
+    geometry = Geometry((rows * 5, columns * 5), (8 * rows - 3, 8 * columns - 3), (8 * rows, 8 * columns), 8)
+    for person in decode_people(heat, paf, geometry):
+        assert np.isfinite(person.keypoints).all()
+        assert (person.keypoints >= 0).all()
+        assert (person.keypoints[:, 0] <= columns * 5 - 1).all()
+        assert (person.keypoints[:, 1] <= rows * 5 - 1).all()
+        assert person.found.sum() >= 4
+
+
+def test_every_peak_belongs_to_one_person() -> None:
+    random = np.random.default_rng(0)
+    heat = random.random((19, 30, 30), dtype=np.float32)
+    paf = random.standard_normal((38, 30, 30), dtype=np.float32)
+    people = decode_people(heat, paf, identity(240, 240))
+    for part in range(18):
+        points = [tuple(person.keypoints[part]) for person in people if person.found[part]]
+        assert len(points) == len(set(points))
+
+
+def test_coordinates_are_those_of_the_picture() -> None:
+    expected = standing(100, 40, 120, 280)
+    heat, paf = render([expected], HEIGHT, WIDTH)
+    geometry = Geometry((2 * HEIGHT, 3 * WIDTH), (HEIGHT, WIDTH), (HEIGHT, WIDTH), 8)
+    (person,) = decode_people(heat, paf, geometry)
+    np.testing.assert_allclose(person.keypoints[:, 0], 3 * (expected[:, 0] + 0.5) - 0.5, atol=4)
+    np.testing.assert_allclose(person.keypoints[:, 1], 2 * (expected[:, 1] + 0.5) - 0.5, atol=3)
+
+
+def test_many_peaks_are_bounded() -> None:
+    random = np.random.default_rng(0)
+    heat = random.random((19, 40, 40), dtype=np.float32)
+    paf = random.standard_normal((38, 40, 40), dtype=np.float32)
+    assert len(decode_people(heat, paf, identity(320, 320), DecoderSettings(max_peaks=3, min_confidence=0))) <= 3
+
+
+@pytest.mark.parametrize(
+    ("heat", "paf"), [((18, 4, 4), (38, 4, 4)), ((19, 4, 4), (38, 4, 5)), ((1, 19, 4, 4), (38, 4, 4))]
+)
+def test_wrong_shapes_are_refused(heat: tuple[int, ...], paf: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected heat maps 19 x h x w"):
+        decode_people(np.zeros(heat, np.float32), np.zeros(paf, np.float32), identity(32, 32))

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvant.pose import PARTS, Person, draw_people, side_by_side
+from kvant.pose.layout import PART_COLOURS
+
+from .scenes import standing
+
+
+def test_drawing_leaves_the_picture_alone() -> None:
+    picture = np.full((200, 160, 3), 90, np.uint8)
+    drawn = draw_people(picture, [Person(standing(20, 20, 100, 160), 1.0)])
+    assert (picture == 90).all()
+    assert drawn.shape == picture.shape
+    assert drawn.dtype == np.uint8
+    assert (drawn != picture).any()
+    np.testing.assert_array_equal(draw_people(picture, []), picture)
+
+
+def test_parts_get_their_colour_at_their_place() -> None:
+    picture = np.zeros((200, 160, 3), np.uint8)
+    drawn = draw_people(picture, [Person(standing(20, 20, 100, 160, parts=(4,)), 1.0)], opacity=1)
+    x, y = np.rint(standing(20, 20, 100, 160)[4, :2]).astype(int)
+    assert tuple(drawn[y, x].tolist()) == PART_COLOURS[PARTS.index("right_wrist")]
+
+
+def test_lines_scale_with_the_picture() -> None:
+    def share(size: int) -> float:
+        drawn = draw_people(np.zeros((size, size, 3), np.uint8), [Person(standing(0, 0, size, size), 1.0)])
+        return float(drawn.mean())
+
+    assert share(2000) == pytest.approx(share(500), rel=0.2)
+
+
+def test_people_beyond_the_border_are_clipped() -> None:
+    draw_people(np.zeros((8, 8, 3), np.uint8), [Person(standing(-50, -50, 300, 300), 1.0)])
+
+
+def test_side_by_side_scales_to_the_left_height() -> None:
+    left, right = np.zeros((100, 50, 3), np.uint8), np.zeros((200, 60, 3), np.uint8)
+    plain = side_by_side(left, right)
+    assert plain.shape == (100, 50 + 8 + 30, 3)
+    titled = side_by_side(left, right, ("float32", "a title that is far too long for thirty pixels"))
+    assert titled.shape[0] > 100
+    assert titled.shape[1] == plain.shape[1]
+    assert (titled[: titled.shape[0] - 100] < 128).any()

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvant.errors import ImageError
+from kvant.pose import InputSpec, NetworkSpec, PoseOutput, network_spec, prepare, read_image
+
+THIN, VGG = network_spec("openpose-mobilenet-thin"), network_spec("openpose-vgg")
+
+
+def gradient(height: int = 6, width: int = 10) -> np.ndarray:
+    values = np.arange(height * width * 3) * 255 // (height * width * 3 - 1)
+    return values.reshape(height, width, 3).astype(np.uint8)
+
+
+def write(path: Path, picture: np.ndarray) -> Path:
+    assert cv2.imwrite(str(path), picture)
+    return path
+
+
+def test_colour_pictures_are_read_as_they_are(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(write(tmp_path / "a.png", gradient())), gradient())
+
+
+def test_grey_pictures_become_bgr(tmp_path: Path) -> None:
+    grey = gradient()[:, :, 0]
+    picture = read_image(str(write(tmp_path / "a.png", grey)))
+    np.testing.assert_array_equal(picture, np.repeat(grey[:, :, np.newaxis], 3, axis=2))
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    picture = read_image(write(tmp_path / "a.png", gradient().astype(np.uint16) * 257))
+    assert picture.dtype == np.uint8
+    assert np.abs(picture.astype(int) - gradient()).max() <= 1
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_transparent_parts_are_white(dtype: type, top: int, tmp_path: Path) -> None:
+    picture = np.zeros((4, 4, 4), dtype)
+    picture[:, :2, 3] = top
+    read = read_image(write(tmp_path / "a.png", picture))
+    assert read.shape == (4, 4, 3)
+    assert read.dtype == np.uint8
+    assert (read[:, :2] == 0).all()
+    assert (read[:, 2:] == 255).all()
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = np.zeros((16, 32, 3), np.uint8)
+    picture[:, :16] = 255
+    _, jpeg = cv2.imencode(".jpg", picture)
+    rotated_right = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    segment = b"Exif\0\0" + rotated_right
+    content = jpeg.tobytes()[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg.tobytes()[2:]
+    (tmp_path / "a.jpg").write_bytes(content)
+    read = read_image(tmp_path / "a.jpg")
+    assert read.shape == (32, 16, 3)
+    assert read[:12].min() > 200
+    assert read[20:].max() < 50
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"]
+)
+def test_files_that_are_no_picture_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=r"bad\.jpg is not a picture"):
+        read_image(tmp_path / "bad.jpg")
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"none\.jpg cannot be read"):
+        read_image(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image(tmp_path)
+
+
+def test_values_follow_the_network() -> None:
+    picture = np.full((16, 16, 3), (10, 20, 30), np.uint8)
+    thin, _ = prepare(picture, THIN, height=16)
+    assert thin.dtype == np.float32
+    assert thin[0, :, 3, 3].tolist() == [10, 20, 30]
+    vgg, _ = prepare(picture, VGG, height=16)
+    np.testing.assert_array_equal(vgg, thin / np.float32(256) - np.float32(0.5))
+    rgb = NetworkSpec("mine", InputSpec(channel_order="RGB", stride=16), PoseOutput(("heat", "paf")))
+    assert prepare(picture, rgb, height=16)[0][0, :, 3, 3].tolist() == [30, 20, 10]
+
+
+def test_padding_is_grey_right_and_below() -> None:
+    array, geometry = prepare(np.zeros((16, 13, 3), np.uint8), THIN, height=16)
+    assert array.shape == (1, 3, 16, 16)
+    assert geometry.resized == (16, 13)
+    assert (array[..., :13] == 0).all()
+    assert (array[..., 13:] == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        ((480, 640), (368, 496)),
+        ((481, 639), (368, 496)),
+        ((1, 1), (368, 368)),
+        ((3000, 20), (368, 8)),
+        ((20, 3000), (24, 2944)),
+        ((1, 5000), (8, 2944)),
+    ],
+)
+def test_sizes_are_multiples_of_eight_and_bounded(picture: tuple[int, int], expected: tuple[int, int]) -> None:
+    array, geometry = prepare(np.zeros((*picture, 3), np.uint8), THIN)
+    assert array.shape == (1, 3, *expected)
+    assert geometry.padded == expected
+    assert geometry.picture == picture
+
+
+@given(height=st.integers(1, 700), width=st.integers(1, 700))
+def test_corners_map_back_to_corners(height: int, width: int) -> None:
+    _, geometry = prepare(np.zeros((height, width, 3), np.uint8), THIN, height=64)
+    resized_height, resized_width = geometry.resized
+    corners = np.array([(-0.5, -0.5), (resized_width / 8 - 0.5, resized_height / 8 - 0.5)], np.float32)
+    expected = [(-0.5, -0.5), (width - 0.5, height - 0.5)]
+    np.testing.assert_allclose(geometry.to_picture(corners), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_arrays_that_are_no_picture_are_refused(picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected a BGR picture"):
+        prepare(picture, THIN)
+
+
+@pytest.mark.parametrize("height", [0, -8, 100])
+def test_heights_must_be_multiples_of_the_stride(height: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        prepare(gradient(), THIN, height=height)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import kvant.pose
+from kvant.errors import MissingDependencyError
+
+EXPECTED = {
+    "COCO_KEYPOINTS", "LIMBS", "NETWORKS", "PARTS",
+    "Agreement", "DecoderSettings", "Geometry", "InputSpec", "Limb", "NetworkSpec", "OpenPoseMobileNetThin",
+    "OpenPoseVGG", "Person", "PoseOutput",
+    "decode_people", "detect_people", "draw_people", "evaluate_coco", "keypoint_agreement", "load_checkpoint",
+    "network_spec", "prepare", "read_image", "side_by_side",
+}  # fmt: skip
+
+
+def test_exported_names() -> None:
+    assert set(kvant.pose.__all__) == EXPECTED
+    for name in kvant.pose.__all__:
+        assert getattr(kvant.pose, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kvant.pose.nothing
+
+
+@pytest.mark.parametrize(
+    ("use", "absent"),
+    [
+        ("import kvant.pose; kvant.pose.network_spec('openpose-vgg'); kvant.pose.Person", {"torch", "cv2"}),
+        ("from kvant.pose import read_image, prepare, decode_people, draw_people, evaluate_coco", {"torch"}),
+    ],
+)
+def test_what_is_not_imported(use: str, absent: set[str]) -> None:
+    check = f"{use}; import sys; loaded = {absent!r} & set(sys.modules); assert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize(("name", "package", "extra"), [("prepare", "cv2", "pose"), ("OpenPoseVGG", "torch", "torch")])
+def test_missing_packages_are_named_with_their_extra(name: str, package: str, extra: str) -> None:
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+import kvant.pose
+try:
+    kvant.pose.{name}
+except kvant.errors.{MissingDependencyError.__name__} as error:
+    assert "{package}" in str(error) and "kvant[{extra}]" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
