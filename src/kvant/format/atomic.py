@@ -1,0 +1,83 @@
+"""Writing a file so that there is always the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvant.errors import SaveError
+
+
+def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
+    """Write ``pieces`` to ``path``, replacing a file that is there.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed. A symbolic link stays and its
+    target is replaced; permissions are those of the old file, or those that the umask gives.
+
+    Raises:
+        SaveError: the folder does not exist or is not writable, the disk is full... The old file is untouched.
+    """
+    target = Path(os.path.realpath(path))
+    state = "A file that was there before is unchanged."
+    try:
+        _write_and_rename(target, pieces, _check_target(target))
+        state = "The new file is in place, but its folder could not be flushed to the disk."
+        _sync_folder(target.parent)
+    except OSError as error:
+        failure = SaveError(f"could not save {os.fspath(path)!r}: {error.strerror or error}. {state}")
+        failure.errno = error.errno
+        raise failure from error
+
+
+def _check_target(target: Path) -> int | None:
+    """Permissions of the file to replace, None if there is none."""
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; give the name of a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a socket; give the name of a regular file")
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "the file that is there is write-protected")
+    return stat.S_IMODE(status.st_mode)
+
+
+def _write_and_rename(target: Path, pieces: Iterable[bytes | memoryview], mode: int | None) -> None:
+    # A name of its own length: the target's name may already be as long as the file system allows.
+    temporary = target.parent / f".kvant-{secrets.token_hex(8)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename durable, where the file system can do that and the folder may be read."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,165 @@
+"""What a file holds, as Python objects, and the rules that it must keep beyond those of the container."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvant.errors import FormatError
+from kvant.format.layout import Parts, Stored
+from kvant.format.limits import MAX_GOLDEN, MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, check_planned_memory
+from kvant.format.names import Names, storage_names
+from kvant.format.records import Header, constant_order, to_graph
+from kvant.graph import DTYPES, Graph, example_shapes, infer_shapes, validate
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and the exact outputs that they must give on every machine.
+
+    Attributes:
+        inputs: one array for every graph input, by name.
+        outputs: one array for every graph output, in the graph's order.
+    """
+
+    inputs: dict[str, np.ndarray]
+    outputs: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Facts about a file that are not part of the graph: version, required features, who wrote it, sizes, SHA-256."""
+
+    version: tuple[int, int]
+    features: tuple[str, ...]
+    producer: str
+    sha256: str
+    file_bytes: int
+    header_bytes: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds. The arrays are read-only views of the file."""
+
+    graph: Graph
+    golden: tuple[Golden, ...]
+    metadata: dict[str, str]
+    info: FileInfo
+
+
+def check(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) -> None:
+    """Check what a file is to hold, or was read to hold.
+
+    Raises:
+        GraphError: the graph breaks its own rules, or a golden vector's shapes do not fit it.
+        FormatError: a limit is passed.
+    """
+    validate(graph)
+    check_planned_memory(graph, infer_shapes(graph, example_shapes(graph)))
+    for name, value in graph.constants.items():
+        _check_array(f"constant {name!r}", value)
+    if len(golden) > MAX_GOLDEN:
+        raise FormatError(f"{len(golden)} golden vectors, at most {MAX_GOLDEN} are allowed")
+    for index, entry in enumerate(golden):
+        _check_golden(graph, index, entry)
+    for key in metadata:
+        if not key or len(key.encode()) > MAX_NAME_BYTES:
+            raise FormatError(f"metadata key {key[:40]!r} must have 1 to {MAX_NAME_BYTES} bytes")
+
+
+def _check_golden(graph: Graph, index: int, golden: Golden) -> None:
+    wanted = [entry.name for entry in graph.inputs]
+    if sorted(golden.inputs) != sorted(wanted) or len(golden.outputs) != len(graph.outputs):
+        raise FormatError(
+            f"golden vector {index} has inputs {sorted(golden.inputs)} and {len(golden.outputs)} outputs, "
+            f"the graph has inputs {sorted(wanted)} and {len(graph.outputs)} outputs"
+        )
+    for value in (*golden.inputs.values(), *golden.outputs):
+        _check_array(f"an array of golden vector {index}", value)
+    shapes = infer_shapes(graph, {name: value.shape for name, value in golden.inputs.items()})
+    for name, value in zip(graph.outputs, golden.outputs, strict=True):
+        if value.shape != shapes[name]:
+            raise FormatError(
+                f"golden vector {index}: output {name!r} has shape {value.shape}, expected {shapes[name]}"
+            )
+
+
+def _check_array(label: str, value: np.ndarray) -> None:
+    if value.dtype.name not in DTYPES:
+        raise FormatError(f"{label} has dtype {value.dtype}, expected one of {', '.join(DTYPES)}")
+    if value.ndim > MAX_RANK or value.size == 0:
+        raise FormatError(f"{label} has shape {value.shape}; it must not be empty or of rank > {MAX_RANK}")
+
+
+def tensors_of(graph: Graph, golden: tuple[Golden, ...]) -> list[Stored]:
+    """All tensors of a file, under the names they are listed with."""
+    scales = {
+        name: type.quantization.scales()
+        for name in constant_order(graph)
+        if (type := graph.types[name]).quantization is not None and type.quantization.axis is not None
+    }
+    inputs = [entry.name for entry in graph.inputs]
+    names = storage_names(constant_order(graph), list(scales), inputs, len(graph.outputs), len(golden))
+    stored = [Stored(listed, graph.constants[name]) for name, listed in names.constants.items()]
+    stored += [Stored(listed, scales[name]) for name, listed in names.scales.items()]
+    for (given, wanted), entry in zip(names.golden, golden, strict=True):
+        stored += [Stored(listed, entry.inputs[name]) for name, listed in given.items()]
+        stored += [Stored(listed, value) for listed, value in zip(wanted, entry.outputs, strict=True)]
+    if len(stored) > MAX_TENSORS:
+        raise FormatError(f"{len(stored)} tensors, at most {MAX_TENSORS} are allowed")
+    return stored
+
+
+def assemble(header: Header, parts: Parts, file_bytes: int) -> Contents:
+    """Put header and tensors together; ``check`` is still to be called.
+
+    Raises:
+        FormatError: a tensor that the header speaks of is missing, surplus or of another type.
+    """
+    names = _expected_names(header, len(parts.tensors))
+    for listed in names:
+        if listed not in parts.tensors:
+            raise FormatError(f"the file has no tensor {listed[:MAX_NAME_BYTES]!r}")
+    constants = {name: parts.tensors[listed] for name, listed in names.constants.items()}
+    for record in header.constants:
+        if constants[record.name].dtype.name != record.dtype:
+            raise FormatError(
+                f"tensor {record.name!r} is {constants[record.name].dtype}, the header says {record.dtype}"
+            )
+    golden = tuple(
+        Golden(
+            {name: parts.tensors[listed] for name, listed in given.items()}, [parts.tensors[name] for name in wanted]
+        )
+        for given, wanted in names.golden
+    )
+    graph = to_graph(header, constants, _scales(names, parts))
+    version = (header.version.major, header.version.minor)
+    info = FileInfo(version, header.features, header.producer, parts.sha256, file_bytes, parts.header_bytes)
+    return Contents(graph, golden, dict(header.metadata), info)
+
+
+def _expected_names(header: Header, available: int) -> Names:
+    constants = [record.name for record in header.constants]
+    scaled = [record.name for record in header.constants if record.axis is not None]
+    inputs = [entry.name for entry in header.inputs]
+    if not 0 <= header.golden <= MAX_GOLDEN:
+        raise FormatError(f"the file claims {header.golden} golden vectors, at most {MAX_GOLDEN} are allowed")
+    # Before any name is made: a few bytes of header must not ask for millions of them.
+    expected = len(constants) + len(scaled) + header.golden * (len(inputs) + len(header.outputs))
+    if expected != available:
+        raise FormatError(f"the header speaks of {expected} tensors, the file lists {available}")
+    if len(set(constants)) != len(constants) or len(set(inputs)) != len(inputs):
+        raise FormatError("a constant or an input is listed twice")
+    return storage_names(constants, scaled, inputs, len(header.outputs), header.golden)
+
+
+def _scales(names: Names, parts: Parts) -> dict[str, np.ndarray]:
+    scales = {name: parts.tensors[listed] for name, listed in names.scales.items()}
+    for name, value in scales.items():
+        if value.dtype != np.float32 or value.ndim != 1:
+            raise FormatError(
+                f"the scales of {name!r} are not a float32 vector, but {value.dtype} of rank {value.ndim}"
+            )
+    return scales

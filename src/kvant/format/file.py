@@ -1,0 +1,166 @@
+"""Reading and writing .kvant files: the container, the header's records and the graph's own rules put together."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from kvant import __version__
+from kvant.errors import FormatError, GraphError, KvantError, UnsupportedVersionError
+from kvant.format import layout
+from kvant.format.atomic import write_atomically
+from kvant.format.contents import Contents, Golden, assemble, check, tensors_of
+from kvant.format.records import Gate, Header, Version, to_header
+from kvant.graph import Graph
+
+VERSION = Version(1, 0)
+# Features that a file may require of its reader. None exist so far.
+FEATURES: frozenset[str] = frozenset()
+
+_ODD_VALUES = (KvantError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
+
+
+def write_file(
+    path: str | os.PathLike[str],
+    graph: Graph,
+    *,
+    golden: Sequence[Golden] = (),
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``graph`` to ``path``: completely, or not at all. The same arguments give the same bytes.
+
+    Args:
+        path: the file to write or replace, by convention ending in ``.kvant``.
+        graph: a valid graph, float or quantized.
+        golden: inputs and outputs that ``kvant verify`` replays.
+        metadata: strings of your own, such as how to prepare an input.
+
+    Raises:
+        GraphError: the graph, a golden vector or the metadata cannot be stored.
+        SaveError: the file could not be written; one that was there before is unchanged.
+    """
+    write_atomically(path, _pieces(graph, tuple(golden), dict(metadata or {})))
+
+
+def to_bytes(graph: Graph, *, golden: Sequence[Golden] = (), metadata: Mapping[str, str] | None = None) -> bytes:
+    """What ``write_file`` writes, as bytes."""
+    return b"".join(_pieces(graph, tuple(golden), dict(metadata or {})))
+
+
+def _pieces(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) -> list[bytes | memoryview]:
+    try:
+        check(graph, golden, metadata)
+        header = to_header(graph, VERSION, (), f"kvant {__version__}", len(golden), metadata)
+        return layout.seal(_canonical(header), tensors_of(graph, golden))
+    except GraphError:
+        raise
+    except _ODD_VALUES as error:
+        raise GraphError(f"this graph cannot be stored in a file: {error}") from error
+
+
+def _canonical(header: Header) -> str:
+    """The header's text, made sure to give the same header when it is read."""
+    text = msgspec.json.encode(header)
+    again = msgspec.json.decode(text, type=Header)
+    if again != header:
+        odd = [new.output for old, new in zip(header.nodes, again.nodes, strict=True) if old != new]
+        where = f"an attribute of the node {odd[0]!r}" if odd else "a value of the graph"
+        raise GraphError(f"{where} changes when it is written (NaN, infinity, or a list in place of a tuple)")
+    return msgspec.json.encode(again).decode()
+
+
+def read_file(path: str | os.PathLike[str]) -> Contents:
+    """Read and check the file at ``path``. The tensors stay in the file and are mapped into memory.
+
+    Do not overwrite a file in place while it is in use; ``write_file`` does not, it puts a new file in its place.
+
+    Raises:
+        FormatError: it is no sound .kvant file (ChecksumError, UnsupportedVersionError: see kvant.errors).
+        OSError: it does not exist or may not be read.
+    """
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise FormatError(f"{os.fspath(path)!r} is a device, a pipe or a socket, not a file")
+    with Path(path).open("rb") as file:
+        # An empty file cannot be mapped.
+        empty = os.fstat(file.fileno()).st_size == 0
+        mapped = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        return from_bytes(mapped)
+    except FormatError as error:
+        raise type(error)(f"{os.fspath(path)!r}: {error}") from error
+
+
+def from_bytes(buffer: bytes | bytearray | memoryview | mmap.mmap) -> Contents:
+    """Check the bytes of a file and give what they hold; arrays are read-only views of ``buffer``.
+
+    Raises:
+        FormatError: the bytes are no sound .kvant file (ChecksumError, UnsupportedVersionError: see kvant.errors).
+    """
+    view = memoryview(buffer).toreadonly().cast("B")
+    parts = layout.open_container(view)
+    header = _decode_header(parts.header)
+    try:
+        contents = assemble(header, parts, len(view))
+        check(contents.graph, contents.golden, contents.metadata)
+        canonical = _start_of(contents, header)
+    except FormatError:
+        raise
+    except _ODD_VALUES as error:
+        raise FormatError(f"the file describes a graph that breaks the rules: {_brief(error)}") from error
+    if canonical != view[: len(canonical)] or len(canonical) != layout.LENGTH_BYTES + parts.header_bytes:
+        raise FormatError(
+            "the header is not in its one canonical spelling: something is doubled, superfluous or out of order"
+        )
+    return contents
+
+
+def _brief(error: Exception) -> str:
+    """The message of ``error``, cut where a hostile file made it long."""
+    text = str(error)
+    return text if len(text) <= 500 else f"{text[:500]}..."
+
+
+def _start_of(contents: Contents, header: Header) -> bytes:
+    """Length and header that a writer of the same version would give ``contents``."""
+    again = to_header(
+        contents.graph, header.version, header.features, header.producer, len(contents.golden), contents.metadata
+    )
+    tensors = tensors_of(contents.graph, contents.golden)
+    return layout.encode(msgspec.json.encode(again).decode(), tensors, contents.info.sha256)
+
+
+def _decode_header(text: str) -> Header:
+    newer = False
+    try:
+        gate = msgspec.json.decode(text, type=Gate)
+        newer = _check_gate(gate)
+        return msgspec.json.decode(text, type=Header)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        if newer:
+            raise UnsupportedVersionError(
+                f"the file was written for format {gate.version.major}.{gate.version.minor}, which says more than "
+                f"{VERSION.major}.{VERSION.minor} does ({_brief(error)}). Install a newer kvant: pip install --upgrade kvant"
+            ) from error
+        raise FormatError(f"the header is malformed: {_brief(error)}") from error
+
+
+def _check_gate(gate: Gate) -> bool:
+    """Refuse what only another kvant can read; say whether the file has a newer minor version."""
+    version, unknown = gate.version, sorted(set(gate.features) - FEATURES)
+    if version.major < 1 or version.minor < 0:
+        raise FormatError(f"the file claims format version {version.major}.{version.minor}, which never existed")
+    if version.major > VERSION.major or unknown:
+        why = f"needs the features {', '.join(unknown)[:200]}" if unknown else "has another structure"
+        raise UnsupportedVersionError(
+            f"the file was written for format {version.major}.{version.minor} and {why}; this is kvant {__version__}, "
+            f"which reads format {VERSION.major}.{VERSION.minor}. Install a newer kvant: pip install --upgrade kvant"
+        )
+    return version.minor > VERSION.minor
