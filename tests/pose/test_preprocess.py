@@ -75,6 +75,15 @@ def test_files_that_are_no_picture_are_named(content: bytes, tmp_path: Path) -> 
         read_image(tmp_path / "bad.jpg")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_truncated_pictures_are_named(suffix: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"whole{suffix}", np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
+    content = path.read_bytes()
+    (tmp_path / f"half{suffix}").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"half.*is not a picture"):
+        read_image(tmp_path / f"half{suffix}")
+
+
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.jpg cannot be read"):
         read_image(tmp_path / "none.jpg")

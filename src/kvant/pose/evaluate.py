@@ -41,7 +41,7 @@ def evaluate_coco(
 
     >>> model = kvant.load("pose.kvant")                                            # doctest: +SKIP
     >>> evaluate_coco(model, "val2017", "person_keypoints_val2017.json", spec)["AP"]  # doctest: +SKIP
-    0.298
+    0.297
     """
     truth = _load_coco(annotations_json)
     images = [
