@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -149,7 +150,7 @@ class NetworkSpec:
     class_name: str | None = None
     has_weights: bool = False
 
-    def build(self, weights: str | None = None) -> torch.nn.Module:
+    def build(self, weights: str | PathLike[str] | None = None) -> torch.nn.Module:
         """Return the network in evaluation mode; imports torch.
 
         `weights` names a checkpoint file; None takes the weights that come with the package. Raises ValueError if
