@@ -15,13 +15,14 @@ from kvant.errors import FormatError, GraphError, KvantError, UnsupportedVersion
 from kvant.format import layout
 from kvant.format.atomic import write_atomically
 from kvant.format.contents import Contents, Golden, assemble, check, tensors_of
-from kvant.format.records import Gate, Header, Version, to_header
+from kvant.format.records import Gate, Header, NodeRecord, Version, to_header
 from kvant.graph import Graph
 
 VERSION = Version(1, 0)
 # Features that a file may require of its reader. None exist so far.
 FEATURES: frozenset[str] = frozenset()
 
+_UPGRADE = "Install a newer kvant: pip install --upgrade kvant"
 _ODD_VALUES = (KvantError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
 
 
@@ -54,8 +55,10 @@ def to_bytes(graph: Graph, *, golden: Sequence[Golden] = (), metadata: Mapping[s
 
 def _pieces(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) -> list[bytes | memoryview]:
     try:
-        check(graph, golden, metadata)
         header = to_header(graph, VERSION, (), f"kvant {__version__}", len(golden), metadata)
+        for node in header.nodes:
+            _check_node(node)
+        check(graph, golden, metadata)
         return layout.seal(_canonical(header), tensors_of(graph, golden))
     except GraphError:
         raise
@@ -63,14 +66,23 @@ def _pieces(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) 
         raise GraphError(f"this graph cannot be stored in a file: {error}") from error
 
 
+def _check_node(node: NodeRecord) -> None:
+    """Make sure that the node's attributes come back as they are; the records' types are not checked before that."""
+    try:
+        same = msgspec.json.decode(msgspec.json.encode(node), type=NodeRecord) == node
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        raise GraphError(f"the node {node.output!r} cannot be stored in a file: {error} ({node.op})") from error
+    if not same:
+        raise GraphError(
+            f"the node {node.output!r} would change in a file; NaN, infinity or a list where a tuple belongs: {node.op}"
+        )
+
+
 def _canonical(header: Header) -> str:
-    """The header's text, made sure to give the same header when it is read."""
-    text = msgspec.json.encode(header)
-    again = msgspec.json.decode(text, type=Header)
+    """The header's text as a reader spells it: 1.0 where someone gave 1."""
+    again = msgspec.json.decode(msgspec.json.encode(header), type=Header)
     if again != header:
-        odd = [new.output for old, new in zip(header.nodes, again.nodes, strict=True) if old != new]
-        where = f"an attribute of the node {odd[0]!r}" if odd else "a value of the graph"
-        raise GraphError(f"{where} changes when it is written (NaN, infinity, or a list in place of a tuple)")
+        raise GraphError("this graph cannot be stored in a file: a name, a scale or its structure would change")
     return msgspec.json.encode(again).decode()
 
 
@@ -146,8 +158,8 @@ def _decode_header(text: str) -> Header:
             raise
         if newer:
             raise UnsupportedVersionError(
-                f"the file was written for format {gate.version.major}.{gate.version.minor}, which says more than "
-                f"{VERSION.major}.{VERSION.minor} does ({_brief(error)}). Install a newer kvant: pip install --upgrade kvant"
+                f"the file was written for format {gate.version.major}.{gate.version.minor} and says something that is "
+                f"unknown in {VERSION.major}.{VERSION.minor}: {_brief(error)}. {_UPGRADE}"
             ) from error
         raise FormatError(f"the header is malformed: {_brief(error)}") from error
 
@@ -161,6 +173,6 @@ def _check_gate(gate: Gate) -> bool:
         why = f"needs the features {', '.join(unknown)[:200]}" if unknown else "has another structure"
         raise UnsupportedVersionError(
             f"the file was written for format {version.major}.{version.minor} and {why}; this is kvant {__version__}, "
-            f"which reads format {VERSION.major}.{VERSION.minor}. Install a newer kvant: pip install --upgrade kvant"
+            f"which reads format {VERSION.major}.{VERSION.minor}. {_UPGRADE}"
         )
     return version.minor > VERSION.minor
