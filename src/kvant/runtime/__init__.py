@@ -1,0 +1,39 @@
+"""Running a quantized graph: plan it for the input's size, then run it on the native or the reference back end.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kvant.format import read_file
+from kvant.runtime.macs import Multiplications, count_macs
+from kvant.runtime.model import QuantizedModel
+from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT
+
+__all__ = ["Multiplications", "QuantizedModel", "count_macs", "load"]
+
+
+def load(
+    path: str | os.PathLike[str], backend: str | None = None, *, memory_limit: int = DEFAULT_MEMORY_LIMIT
+) -> QuantizedModel:
+    """Read a .kvant file and make it ready to run. Nothing in the file is executed, and torch is not needed.
+
+    Args:
+        path: the file.
+        backend: "native" or "reference"; by default the native one where it is built.
+        memory_limit: refuse inputs whose activations need more bytes than this.
+
+    Raises:
+        FormatError: the file is damaged, foreign, or too new.
+        GraphError: the file holds a graph that is not quantized.
+        BackendError: ``backend`` is unknown or not built.
+
+    >>> model = kvant.load("pose.kvant")  # doctest: +SKIP
+    >>> heat = model(image)  # doctest: +SKIP
+    """
+    contents = read_file(path)
+    return QuantizedModel(
+        contents.graph, backend=backend, metadata=contents.metadata, golden=contents.golden, memory_limit=memory_limit
+    )

@@ -1,0 +1,102 @@
+"""What a caller gives and gets: arguments become checked arrays, results take the structure of the model's outputs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.errors import InputError
+from kvant.graph import Graph, Input, Structure, show_shape
+
+Array = npt.NDArray[Any]
+
+
+def is_torch(value: object) -> bool:
+    """Whether ``value`` is a torch.Tensor; torch is never imported for the question."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def collect(graph: Graph, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Array]:
+    """Arrays for the graph's inputs, by name, from positional and named arguments.
+
+    Raises:
+        InputError: naming what is missing, surplus, or of the wrong rank, shape, dtype or value.
+    """
+    names = [entry.name for entry in graph.inputs]
+    if len(args) > len(names):
+        raise InputError(f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}")
+    given = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in names:
+            raise InputError(f"unknown input {name!r}; the model takes {', '.join(names)}")
+        if name in given:
+            raise InputError(f"input {name!r} was given twice, by position and by name")
+        given[name] = value
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise InputError(f"input {', '.join(map(repr, missing))} is missing; the model takes {', '.join(names)}")
+    return {entry.name: _check(entry, given[entry.name]) for entry in graph.inputs}
+
+
+def _check(entry: Input, value: object) -> Array:
+    array = _to_numpy(entry, value)
+    expected = show_shape(entry.shape)
+    if array.ndim != len(entry.shape):
+        raise InputError(
+            f"input {entry.name!r} has rank {array.ndim} (shape {show_shape(array.shape)}), "
+            f"expected rank {len(entry.shape)}: {expected}"
+        )
+    if array.size == 0:
+        raise InputError(f"input {entry.name!r} is empty (shape {show_shape(array.shape)}), expected {expected}")
+    array = _check_dtype(entry, array)
+    if array.dtype == np.float32 and not _all_finite(array):
+        raise InputError(f"input {entry.name!r} (shape {show_shape(array.shape)}) holds NaN or infinity")
+    return array
+
+
+def _to_numpy(entry: Input, value: object) -> Array:
+    try:
+        return value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"input {entry.name!r} cannot be read as an array of {entry.type.dtype}: {error}") from error
+
+
+def _check_dtype(entry: Input, array: Array) -> Array:
+    """An array of the input's dtype. Indices may be any integers; nothing else is converted silently."""
+    wanted = entry.type.numpy
+    if array.dtype == wanted:
+        return array.astype(wanted, copy=False)
+    if wanted == np.int64 and array.dtype.kind in "iu":
+        if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+            raise InputError(f"input {entry.name!r} holds {array.max()}, more than int64 holds")
+        return array.astype(np.int64)
+    raise InputError(
+        f"input {entry.name!r} has dtype {array.dtype}, expected {wanted}; convert it with .astype(np.{wanted}) "
+        f"(NumPy) or .to(torch.{wanted}) (torch)"
+    )
+
+
+def _all_finite(array: Array) -> bool:
+    # A sum shows any NaN or infinity in one fast pass; only where it is not finite itself, every element is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
+def nest(structure: Structure, outputs: Sequence[object]) -> Any:
+    """The outputs in the model's own nesting: an index is an output, a list a tuple, a dict a dict."""
+    if isinstance(structure, dict):
+        return {key: nest(child, outputs) for key, child in structure.items()}
+    if isinstance(structure, list):
+        return tuple(nest(child, outputs) for child in structure)
+    return outputs[structure]
+
+
+def to_torch(outputs: Sequence[Array]) -> list[object]:
+    """The outputs as tensors of the torch that the caller has imported."""
+    torch = sys.modules["torch"]
+    return [torch.from_numpy(output) for output in outputs]

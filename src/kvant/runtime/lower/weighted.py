@@ -1,0 +1,126 @@
+"""Operators that multiply and accumulate: what depends on weights is prepared once, the rest for each input size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.errors import AccumulatorOverflowError, GraphError
+from kvant.graph import Graph, Node, TensorType, ops
+from kvant.runtime import steps
+from kvant.runtime.arithmetic import (
+    INT64_MAX,
+    Int64,
+    accumulator_bound,
+    exact_terms,
+    furthest,
+    multiplier,
+    scale_of,
+    target_of,
+    zero_of,
+)
+from kvant.runtime.lower.context import Context
+from kvant.runtime.steps import Pair, Weights
+
+
+def prepare(graph: Graph) -> dict[str, Weights]:
+    """Weights, multipliers and proven accumulator bounds of every convolution and linear layer, by output name.
+
+    Raises:
+        AccumulatorOverflowError: naming a node whose sums int64 might not hold.
+        GraphError: naming a node whose scales or types the runtime cannot use.
+    """
+    prepared = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.WEIGHTED):
+            try:
+                prepared[node.output] = _weights(graph, node)
+            except (GraphError, AccumulatorOverflowError) as error:
+                raise type(error)(f"{node.describe()}: {error}") from error
+    return prepared
+
+
+def _weights(graph: Graph, node: Node) -> Weights:
+    x, weight, output = (graph.types[name] for name in (*node.inputs[:2], node.output))
+    if x.quantization is None or weight.quantization is None or output.quantization is None:
+        raise GraphError("its input, weight or output is not quantized; quantize the graph before running it")
+    values = np.ascontiguousarray(graph.constants[node.inputs[1]])
+    if values.dtype != np.int8:
+        raise GraphError(f"its weight is {values.dtype}, expected int8")
+    bias = np.zeros(values.shape[0], np.int64)
+    if len(node.inputs) > 2:
+        bias = graph.constants[node.inputs[2]].astype(np.int64)
+    bound = accumulator_bound(x, values, bias)
+    largest = furthest(x) * int(np.abs(values.astype(np.int16)).max(initial=0))
+    groups = getattr(node.op, "groups", 1)
+    return Weights(values, bias, _multipliers(x, weight, output, len(bias)), bound, exact_terms(largest), groups)
+
+
+def _multipliers(
+    x: TensorType, weight: TensorType, output: TensorType, channels: int
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    assert weight.quantization is not None
+    scales = weight.quantization.scales().astype(np.float64)
+    factors = multiplier(scale_of(x) * scales, scale_of(output))
+    return np.ascontiguousarray(np.broadcast_to(factors, (channels,)))
+
+
+def _pair(values: tuple[int, ...], lifted: int) -> Pair:
+    """Values for (H, W); a single axis is W, and H gets ``lifted``."""
+    if len(values) not in (1, 2):
+        raise GraphError(f"it works along {len(values)} spatial axes; 1 and 2 are supported")
+    return (lifted, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def conv(context: Context, node: Node, op: ops.Conv) -> None:
+    _emit_conv(context, node, op, transposed=False)
+
+
+def conv_transpose(context: Context, node: Node, op: ops.ConvTranspose) -> None:
+    _emit_conv(context, node, op, transposed=True)
+
+
+def _emit_conv(context: Context, node: Node, op: ops.Conv | ops.ConvTranspose, transposed: bool) -> None:
+    x, y = context.shapes[node.inputs[0]], context.shapes[node.output]
+    weights = context.weights[node.output]
+    work = steps.Conv(
+        weights=weights, transposed=transposed, batch=x[0], channels=x[1], size=_pair(x[2:], 1),
+        output_channels=y[1], output_size=_pair(y[2:], 1), kernel=_pair(weights.values.shape[2:], 1),
+        strides=_pair(op.strides, 1), pads=_pair(op.pads_begin, 0), dilations=_pair(op.dilations, 1),
+        zero_point=zero_of(context.quantized(node.inputs[0])),
+        target=target_of(context.quantized(node.output), op.clamp),
+    )  # fmt: skip
+    context.emit(node, work, node.inputs[:1])
+
+
+def linear(context: Context, node: Node, op: ops.Linear) -> None:
+    x = context.quantized(node.inputs[0])
+    rows = math.prod(context.shapes[node.inputs[0]][:-1])
+    target = target_of(context.quantized(node.output), op.clamp)
+    context.emit(node, steps.Linear(context.weights[node.output], rows, zero_of(x), target), node.inputs[:1])
+
+
+def matmul(context: Context, node: Node, op: ops.MatMul) -> None:
+    a, b = (context.quantized(name) for name in node.inputs)
+    y = context.quantized(node.output)
+    shape_a, shape_b = (context.shapes[name] for name in node.inputs)
+    batch = context.shapes[node.output][:-2]
+    largest = furthest(a) * furthest(b)
+    bound = largest * shape_a[-1]
+    if bound > INT64_MAX:
+        raise AccumulatorOverflowError(f"its accumulator can reach {bound}, more than int64 holds")
+    work = steps.MatMul(
+        m=shape_a[-2], k=shape_a[-1], n=shape_b[-1],
+        index_a=_matrix_index(shape_a[:-2], batch), index_b=_matrix_index(shape_b[:-2], batch),
+        zero_a=zero_of(a), zero_b=zero_of(b), multiplier=float(multiplier(scale_of(a) * scale_of(b), scale_of(y))),
+        bound=bound, terms=exact_terms(largest), target=target_of(y, op.clamp),
+    )  # fmt: skip
+    context.emit(node, work, node.inputs)
+
+
+def _matrix_index(shape: tuple[int, ...], batch: tuple[int, ...]) -> Int64:
+    """For each product of a broadcast batch, the index of the matrix that one operand brings."""
+    own = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+    return np.ascontiguousarray(np.broadcast_to(own, batch)).reshape(-1)

@@ -1,0 +1,155 @@
+"""Pooling and resizing along the trailing axes: which positions each output element covers, by PyTorch's rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvant.errors import GraphError
+from kvant.graph import Node, ops
+from kvant.runtime import steps
+from kvant.runtime.arithmetic import Int64, multiplier, scale_of, target_of, zero_of
+from kvant.runtime.lower.context import Context
+from kvant.runtime.lower.elementwise import rescale
+from kvant.runtime.lower.movement import emit_index
+from kvant.runtime.steps import Pair, Taps, Windows
+
+# Interpolation weights are integers out of this many: fine enough for 16-bit activations, small enough for int32 sums.
+ONE = 2048
+_WHOLE_AXIS = Windows(np.zeros(1, np.int64), np.ones(1, np.int64), 1)
+_WHOLE_COUNT = np.ones(1, np.int64)
+_WHOLE_TAPS = Taps(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 1)
+
+
+def _trailing(context: Context, node: Node, rank: int) -> tuple[int, Pair]:
+    """The input seen as (outer, (H, W)); H is 1 where only one axis is worked on."""
+    shape = context.shapes[node.inputs[0]]
+    if rank not in (1, 2):
+        raise GraphError(f"it works along {rank} spatial axes; 1 and 2 are supported")
+    size = (1, shape[-1]) if rank == 1 else (shape[-2], shape[-1])
+    return math.prod(shape[:-rank]), size
+
+
+def max_pool(context: Context, node: Node, op: ops.MaxPool) -> None:
+    rank = len(op.kernel)
+    outer, size = _trailing(context, node, rank)
+    shape, output = context.shapes[node.inputs[0]], context.shapes[node.output]
+    found = [
+        _max_windows(shape[axis], output[axis], *(values[axis] for values in _geometry(op))) for axis in range(-rank, 0)
+    ]
+    rows, columns = found if rank == 2 else (_WHOLE_AXIS, found[0])
+    context.emit(node, steps.MaxPool(outer, size, rows, columns), node.inputs)
+
+
+def _geometry(op: ops.MaxPool) -> tuple[tuple[int, ...], ...]:
+    return op.kernel, op.strides, op.pads_begin, op.dilations
+
+
+def _max_windows(size: int, count: int, kernel: int, stride: int, begin: int, dilation: int) -> Windows:
+    first = np.arange(count, dtype=np.int64) * stride - begin
+    stop = np.minimum(first + (kernel - 1) * dilation + 1, size)
+    start = first + np.maximum(0, -(first // dilation)) * dilation
+    if (start >= stop).any():
+        raise GraphError("a window lies wholly in the padding, so it has no maximum")
+    return Windows(start, stop, dilation)
+
+
+def average_pool(context: Context, node: Node, op: ops.AveragePool) -> None:
+    rank = len(op.kernel)
+    shape, output = context.shapes[node.inputs[0]], context.shapes[node.output]
+    found = [
+        _average_windows(
+            shape[axis], output[axis], op.kernel[axis], op.strides[axis], op.pads_begin[axis], op.pads_end[axis],
+            op.count_include_pad,
+        )
+        for axis in range(-rank, 0)
+    ]  # fmt: skip
+    _emit_mean(context, node, found, op.divisor)
+
+
+def _average_windows(
+    size: int, count: int, kernel: int, stride: int, begin: int, end: int, include_pad: bool
+) -> tuple[Windows, Int64]:
+    """Windows of one axis, and how many elements each counts."""
+    first = np.arange(count, dtype=np.int64) * stride - begin
+    last = np.minimum(first + kernel, size + end)
+    start, stop = np.maximum(first, 0), np.minimum(last, size)
+    counted = last - first if include_pad else stop - start
+    return Windows(start, np.maximum(start, stop), 1), np.maximum(counted, 1)
+
+
+def adaptive_pool(context: Context, node: Node, op: ops.AdaptivePool) -> None:
+    rank = len(op.output_size)
+    outer, size = _trailing(context, node, rank)
+    shape, output = context.shapes[node.inputs[0]], context.shapes[node.output]
+    found = [_adaptive_windows(shape[axis], output[axis]) for axis in range(-rank, 0)]
+    if op.fn == "average":
+        _emit_mean(context, node, [(windows, windows.stop - windows.start) for windows in found], None)
+        return
+    rows, columns = found if rank == 2 else (_WHOLE_AXIS, found[0])
+    moved = node.output
+    if context.type(node.inputs[0]) != context.type(node.output):
+        moved = context.add_temporary(node, context.type(node.inputs[0]), output)
+    context.emit(node, steps.MaxPool(outer, size, rows, columns), node.inputs, moved)
+    if moved != node.output:
+        rescale(context, node, moved, node.output)
+
+
+def _adaptive_windows(size: int, count: int) -> Windows:
+    index = np.arange(count, dtype=np.int64)
+    return Windows(index * size // count, -(-(index + 1) * size // count), 1)
+
+
+def _emit_mean(context: Context, node: Node, found: Sequence[tuple[Windows, Int64]], divisor: int | None) -> None:
+    outer, size = _trailing(context, node, len(found))
+    (rows, row_counts), (columns, column_counts) = ((_WHOLE_AXIS, _WHOLE_COUNT), *found)[-2:]
+    counts = np.full((len(row_counts), len(column_counts)), divisor) if divisor else np.outer(row_counts, column_counts)
+    x, y = context.quantized(node.inputs[0]), context.quantized(node.output)
+    factors = np.ascontiguousarray(multiplier(scale_of(x), scale_of(y) * counts))
+    work = steps.MeanPool(outer, size, rows, columns, zero_of(x), factors, target_of(y))
+    context.emit(node, work, node.inputs)
+
+
+def resize(context: Context, node: Node, op: ops.Resize) -> None:
+    shape, output = context.shapes[node.inputs[0]], context.shapes[node.output]
+    rank = len(shape) - 2
+    scales = op.scale or (None,) * rank
+    sizes = list(zip(shape[2:], output[2:], scales, strict=True))
+    if op.mode != "linear":
+        tables = [_nearest(source, count, scale, op.mode) for source, count, scale in sizes]
+        whole = [np.arange(size, dtype=np.int64) for size in shape[:2]]
+        emit_index(context, node, (*whole, *tables))
+        return
+    outer, size = _trailing(context, node, rank)
+    found = [_taps(source, count, scale, op.align_corners) for source, count, scale in sizes]
+    rows, columns = found if rank == 2 else (_WHOLE_TAPS, found[0])
+    x, y = context.quantized(node.inputs[0]), context.quantized(node.output)
+    factor = float(multiplier(scale_of(x), scale_of(y) * rows.one * columns.one))
+    context.emit(node, steps.Resize(outer, size, rows, columns, zero_of(x), factor, target_of(y)), node.inputs)
+
+
+def _nearest(size: int, count: int, scale: float | None, mode: str) -> Int64:
+    """Source positions as PyTorch computes them: coordinates in float32."""
+    step = np.float32(1.0 / scale) if scale else np.float32(size) / np.float32(count)
+    index = np.arange(count, dtype=np.int64)
+    if mode == "nearest" and count == size:
+        return index
+    if mode == "nearest" and count == 2 * size:
+        return index // 2
+    shift = 0.0 if mode == "nearest" else 0.5
+    position = np.floor((index + shift).astype(np.float32) * step).astype(np.int64)
+    return np.asarray(np.minimum(position, size - 1), np.int64)
+
+
+def _taps(size: int, count: int, scale: float | None, align_corners: bool) -> Taps:
+    index = np.arange(count, dtype=np.float64)
+    if align_corners:
+        position = index * ((size - 1) / (count - 1) if count > 1 else 0.0)
+    else:
+        step = 1.0 / scale if scale else size / count
+        position = np.maximum((index + 0.5) * step - 0.5, 0.0)
+    lower = np.minimum(np.floor(position).astype(np.int64), size - 1)
+    weight = np.rint(np.clip(position - lower, 0.0, 1.0) * ONE).astype(np.int64)
+    return Taps(lower, np.minimum(lower + 1, size - 1), weight, ONE)

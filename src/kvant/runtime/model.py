@@ -1,0 +1,171 @@
+"""The model that a user calls: a quantized graph, run by a back end."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.errors import BackendError, InputError, VerificationError
+from kvant.format import Golden, write_file
+from kvant.graph import Graph
+from kvant.runtime.execute import Backend, FramePool
+from kvant.runtime.inputs import collect, is_torch, nest, to_torch
+from kvant.runtime.macs import Multiplications, count_macs
+from kvant.runtime.native import NativeBackend
+from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT, Planner
+from kvant.runtime.reference import ReferenceBackend
+
+Array = npt.NDArray[Any]
+
+
+class QuantizedModel:
+    """A quantized graph that can be called, saved, and verified.
+
+    It may be called from several threads at once. Any input size that the graph allows runs; the work of planning a
+    size is done on its first use.
+
+    Args:
+        graph: validated, with integer activations.
+        backend: "native" or "reference"; by default the native one where it is built.
+        metadata: strings that travel in the file.
+        golden: inputs and outputs that ``verify`` replays.
+        memory_limit: refuse inputs whose activations need more bytes than this.
+
+    Raises:
+        GraphError: a node has no integer arithmetic (AccumulatorOverflowError: its sums could overflow).
+        BackendError: ``backend`` is unknown or not built.
+
+    >>> model = kvant.load("pose.kvant")  # doctest: +SKIP
+    >>> paf, heat = model(image)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        backend: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        golden: Iterable[Golden] = (),
+        memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    ) -> None:
+        self.graph = graph
+        self.metadata = dict(metadata or {})
+        self.golden = list(golden)
+        self._planner = Planner(graph, memory_limit)
+        self._backend = _make_backend(backend)
+        self._frames = FramePool(graph, self._backend)
+
+    @property
+    def backend(self) -> str:
+        """The back end in use: "native" or "reference"."""
+        return self._backend.name
+
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        """Run the model.
+
+        Args:
+            args, kwargs: the inputs, by position or by name: NumPy arrays or torch tensors of the graph's dtypes.
+
+        Returns:
+            The outputs, nested as the original model nests them; torch tensors if any input is one, else arrays.
+
+        Raises:
+            InputError: an input is missing, or has the wrong rank, shape, dtype or value.
+        """
+        outputs: list[Any] = self._run(collect(self.graph, args, kwargs))
+        if any(is_torch(value) for value in (*args, *kwargs.values())):
+            outputs = to_torch(outputs)
+        return nest(self.graph.structure, outputs)
+
+    def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        plan = self._planner.plan({name: value.shape for name, value in inputs.items()})
+        frame = self._frames.take(plan)
+        frame.run(inputs)
+        outputs = [frame.views[name].copy() for name in self.graph.outputs]
+        self._frames.give_back(frame)
+        return outputs
+
+    def run_all(self, inputs: Mapping[str, object]) -> dict[str, Array]:
+        """Every activation, inputs included, by tensor name: for diagnosis; it needs memory for all at once.
+
+        Args:
+            inputs: an array for every graph input, by name.
+        """
+        arrays = collect(self.graph, (), inputs)
+        plan = self._planner.plan({name: value.shape for name, value in arrays.items()}, keep_all=True)
+        frame = self._frames.take(plan)
+        frame.run(arrays)
+        results = {name: frame.views[name].copy() for name in self.graph.activations()}
+        self._frames.give_back(frame)
+        return results
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, its metadata and its golden vectors to one file.
+
+        Raises:
+            SaveError: the file could not be written; one that was there before is unchanged.
+        """
+        write_file(path, self.graph, golden=self.golden, metadata=self.metadata)
+
+    def add_golden(self, *inputs: object) -> None:
+        """Run these inputs and keep them with their outputs, so that ``verify`` can replay them anywhere."""
+        arrays = {name: value.copy() for name, value in collect(self.graph, inputs, {}).items()}
+        self.golden.append(Golden(arrays, self._run(arrays)))
+
+    def verify(self) -> int:
+        """Replay the golden vectors on this back end and return how many there are.
+
+        Raises:
+            VerificationError: an output has other bits; the message names it and counts the elements that differ.
+        """
+        for index, entry in enumerate(self.golden):
+            try:
+                outputs = self._run(collect(self.graph, (), entry.inputs))
+            except InputError as error:
+                raise VerificationError(f"golden vector {index} does not fit the model: {error}") from error
+            for name, expected, found in zip(self.graph.outputs, entry.outputs, outputs, strict=True):
+                _check_same(f"golden vector {index}: output {name!r}", self.backend, expected, found)
+        return len(self.golden)
+
+    def macs(self) -> list[Multiplications]:
+        """Multiply-accumulates of every node that has them, at the size that the model was captured with."""
+        return count_macs(self.graph)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(entry.name for entry in self.graph.inputs)
+        return f"QuantizedModel(inputs={inputs}, nodes={len(self.graph.nodes)}, backend={self.backend!r})"
+
+
+def _check_same(label: str, backend: str, expected: Array, found: Array) -> None:
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        raise VerificationError(
+            f"{label} is {found.dtype} of shape {found.shape}, expected {expected.dtype} of shape {expected.shape}"
+        )
+    differing = int(np.count_nonzero(_bits(expected) != _bits(found)))
+    if differing:
+        raise VerificationError(f"{label} differs in {differing} of {found.size} elements on the {backend} back end")
+
+
+def _bits(array: Array) -> Array:
+    """The array's bytes, one row for each element, so that even zeros of different sign are told apart."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(np.dtype(f"u{flat.dtype.itemsize}"))
+
+
+def _make_backend(name: str | None) -> Backend:
+    if name == "reference":
+        return ReferenceBackend()
+    if name == "native":
+        return NativeBackend()
+    if name is not None:
+        raise BackendError(f"unknown back end {name!r}; there are 'native' and 'reference'")
+    try:
+        return NativeBackend()
+    except BackendError as error:
+        warnings.warn(f"{error} The reference back end is used; it is slow.", RuntimeWarning, stacklevel=3)
+        return ReferenceBackend()

@@ -1,0 +1,167 @@
+"""Planning: a graph and the shapes of its inputs become steps with every shape, number and buffer resolved.
+
+What depends on weights is prepared once (``Planner``); what depends on the input's size is planned for each size and
+kept for the sizes used last.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvant.errors import InputError, ShapeError
+from kvant.graph import Graph, TensorType, bind, infer_shapes
+from kvant.runtime.lower import Context, lower, prepare
+from kvant.runtime.memory import Arena
+from kvant.runtime.steps import Step
+
+Shape = tuple[int, ...]
+DEFAULT_MEMORY_LIMIT = 16 * 2**30
+CACHED_PLANS = 16
+_MAX_AXIS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A tensor's view of its storage: an offset in the arena, or a constant's name."""
+
+    shape: Shape
+    dtype: str
+    offset: int = 0
+    constant: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to run for one set of input shapes.
+
+    Attributes:
+        steps: in execution order.
+        placements: where every tensor lives.
+        arena_bytes: memory that all activations share.
+    """
+
+    steps: tuple[Step, ...]
+    placements: Mapping[str, Placement]
+    arena_bytes: int
+
+
+class Planner:
+    """Makes plans of one graph and keeps the latest ones. Safe to use from several threads.
+
+    Args:
+        graph: validated, quantized.
+        memory_limit: refuse to plan activations beyond this many bytes.
+
+    Raises:
+        GraphError, AccumulatorOverflowError: at once, where a node cannot run on any input.
+    """
+
+    def __init__(self, graph: Graph, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
+        self.graph = graph
+        self.memory_limit = memory_limit
+        self.weights = prepare(graph)
+        self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def plan(self, shapes: Mapping[str, Shape], keep_all: bool = False) -> Plan:
+        """The plan for inputs of these shapes; with ``keep_all`` no activation's memory is used again.
+
+        Raises:
+            InputError: the shapes do not fit the graph, or need more memory than the limit.
+        """
+        key = (keep_all, *(shapes[entry.name] for entry in self.graph.inputs))
+        with self._lock:
+            if key in self._plans:
+                self._plans.move_to_end(key)
+                return self._plans[key]
+        plan = self._make(shapes, keep_all)
+        with self._lock:
+            self._plans[key] = plan
+            while len(self._plans) > CACHED_PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def _make(self, shapes: Mapping[str, Shape], keep_all: bool) -> Plan:
+        context = self._resolve(shapes)
+        for node in self.graph.nodes:
+            lower(context, node)
+        placements, arena_bytes = _place(context, keep_all)
+        self._check_memory(arena_bytes)
+        return Plan(tuple(context.steps), placements, arena_bytes)
+
+    def _resolve(self, shapes: Mapping[str, Shape]) -> Context:
+        try:
+            bindings = bind(self.graph, shapes)
+            resolved = infer_shapes(self.graph, shapes)
+        except ShapeError as error:
+            raise InputError(str(error)) from error
+        for name, shape in resolved.items():
+            self._check_memory(_bytes(shape, self.graph.types[name]))
+            if max(shape, default=1) > _MAX_AXIS:
+                raise InputError(f"tensor {name!r} would have the shape {shape}, which is beyond any use")
+        return Context(self.graph, resolved, bindings, self.weights)
+
+    def _check_memory(self, needed: int) -> None:
+        if needed > self.memory_limit:
+            raise InputError(
+                f"an input of this size needs {needed / 2**30:.1f} GiB for its activations; "
+                f"the limit is {self.memory_limit / 2**30:.1f} GiB. Use a smaller batch or image."
+            )
+
+
+def _bytes(shape: Shape, type: TensorType) -> int:
+    return math.prod(shape) * np.dtype(type.dtype).itemsize
+
+
+def _place(context: Context, keep_all: bool) -> tuple[dict[str, Placement], int]:
+    """Give every tensor its storage."""
+    graph = context.graph
+    storage = _storage(context)
+    last_use = _last_uses(context, storage)
+    arena = Arena()
+    offsets: dict[str, int] = {}
+    for entry in graph.inputs:
+        offsets[entry.name] = arena.allocate(_size(context, entry.name))
+    for index, step in enumerate(context.steps):
+        offsets[step.output] = arena.allocate(_size(context, step.output))
+        for name in () if keep_all else {storage[name] for name in (*step.inputs, step.output)}:
+            if name in offsets and last_use.get(name, index) == index:
+                arena.free(offsets[name], _size(context, name))
+    return {name: _placement(context, name, storage[name], offsets) for name in storage}, arena.size
+
+
+def _size(context: Context, name: str) -> int:
+    return _bytes(context.shapes[name], context.type(name))
+
+
+def _storage(context: Context) -> dict[str, str]:
+    """For every tensor the one whose memory it uses: itself, or the one it reshapes."""
+    storage = {name: name for name in (*context.graph.constants, *context.temporary)}
+    for name in context.graph.activations():
+        source = context.aliases.get(name, name)
+        storage[name] = storage.get(source, source)
+    return storage
+
+
+def _last_uses(context: Context, storage: Mapping[str, str]) -> dict[str, int]:
+    """The last step that reads each storage; graph outputs are read after all steps."""
+    found: dict[str, int] = {}
+    for index, step in enumerate(context.steps):
+        for name in step.inputs:
+            found[storage[name]] = index
+    for name in context.graph.outputs:
+        found[storage[name]] = len(context.steps)
+    return found
+
+
+def _placement(context: Context, name: str, storage: str, offsets: Mapping[str, int]) -> Placement:
+    dtype = context.type(name).dtype
+    if storage in context.graph.constants:
+        return Placement(context.shapes[name], dtype, constant=storage)
+    return Placement(context.shapes[name], dtype, offsets[storage])

@@ -1,0 +1,72 @@
+"""Reference: requantization, and what treats every element alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.runtime import steps
+from kvant.runtime.arithmetic import Float32, Target
+
+Array = npt.NDArray[Any]
+
+
+def centred(q: Array, zero_point: int) -> npt.NDArray[np.int64]:
+    """``q - zero_point``, exact."""
+    return q.astype(np.int64) - zero_point
+
+
+def settle(value: Float32, target: Target) -> Array:
+    """``min(max(rne(value) + zero_point, low), high)`` in float32, as integers. Every requantized result ends here."""
+    rounded = np.rint(value) + np.float32(target.zero_point)
+    return np.minimum(np.maximum(rounded, np.float32(target.low)), np.float32(target.high)).astype(target.dtype)
+
+
+def requantize(accumulator: Array, multiplier: float | Float32, target: Target) -> Array:
+    """An exact integer becomes float32 (to nearest, ties to even), is multiplied once in float32, and settles."""
+    return settle(accumulator.astype(np.float32) * np.float32(multiplier), target)
+
+
+def quantize(work: steps.Quantize, x: Float32) -> Array:
+    """``clamp(rne(x / scale) + zero_point)``, the division in float32."""
+    return settle(x / np.float32(work.scale), work.target)
+
+
+def dequantize(work: steps.Dequantize, x: Array) -> Float32:
+    """``float32(q - zero_point) * scale``, one product in float32."""
+    return centred(x, work.zero_point).astype(np.float32) * np.float32(work.scale)
+
+
+def rescale(work: steps.Rescale, x: Array) -> Array:
+    """Integers of one scale to integers of another."""
+    return requantize(centred(x, work.zero_point), work.multiplier, work.target)
+
+
+def table(work: steps.Table, x: Array, entries: Array) -> Array:
+    """``entries[q - lowest]``, from the channel's own row where there are several."""
+    position = x.reshape(work.outer, work.channels, work.inner).astype(np.int64) - work.lowest
+    rows = np.arange(work.channels).reshape(1, -1, 1)
+    return entries.reshape(work.channels, -1)[rows, position]
+
+
+def binary(work: steps.Binary, a: Array, b: Array) -> Array:
+    """A function of two tensors, broadcast as NumPy does; both operands are brought to the output's scale."""
+    left, right = centred(a, work.zero_a), centred(b, work.zero_b)
+    if work.fn == "mul":
+        return requantize(left * right, work.multiplier_a, work.target)
+    if work.fn == "div":
+        return settle(_quotient(left, right, work.multiplier_a), work.target)
+    x = left.astype(np.float32) * np.float32(work.multiplier_a)
+    y = right.astype(np.float32) * np.float32(work.multiplier_b)
+    functions = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}
+    return settle(functions[work.fn](x, y), work.target)
+
+
+def _quotient(a: Array, b: Array, multiplier: float) -> Float32:
+    """``float32(a) / float32(b) * multiplier``; 0 / 0 is 0, and x / 0 is infinite with the sign of x."""
+    divisor = np.where(b == 0, 1, b).astype(np.float32)
+    quotient = a.astype(np.float32) / divisor * np.float32(multiplier)
+    infinite = np.where(a == 0, np.float32(0), np.copysign(np.float32(np.inf), a.astype(np.float32)))
+    return np.where(b == 0, infinite, quotient)
