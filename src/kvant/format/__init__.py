@@ -3,7 +3,19 @@
 A .kvant file is a valid safetensors file. docs/file-format.md describes it.
 """
 
+from kvant.format.atomic import write_atomically
 from kvant.format.contents import Contents, FileInfo, Golden
 from kvant.format.file import FEATURES, VERSION, from_bytes, read_file, to_bytes, write_file
 
-__all__ = ["FEATURES", "VERSION", "Contents", "FileInfo", "Golden", "from_bytes", "read_file", "to_bytes", "write_file"]
+__all__ = [
+    "FEATURES",
+    "VERSION",
+    "Contents",
+    "FileInfo",
+    "Golden",
+    "from_bytes",
+    "read_file",
+    "to_bytes",
+    "write_atomically",
+    "write_file",
+]

@@ -1,0 +1,64 @@
+"""The commands' frame: what they are called, and what an error becomes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kvant import KvantError, __version__
+from kvant.cli import files, output, pose, quantize
+
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """A group of commands in which a user's error is one line on standard error, and Ctrl-C is no error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; exits with 1 on an error of the library or the system, with 130 on Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader, such as `head`, has seen enough. Without this Python complains again when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (KvantError, OSError) as error:
+            output.fail(error)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Turn a trained PyTorch model into one int8 file, and run that file without PyTorch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kvant {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _frame(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    output.show_warnings_briefly()
+
+
+app.command("quantize")(quantize.quantize)
+app.command("info")(files.info)
+app.command("run")(files.run)
+app.command("verify")(files.verify)
+app.add_typer(pose.app, name="pose")

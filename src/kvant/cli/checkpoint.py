@@ -1,0 +1,123 @@
+"""The model that a command names, with the weights of a file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from kvant import CheckpointError, KvantError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FactoryError(KvantError):
+    """The user's code that makes the model failed."""
+
+
+def need_torch() -> None:
+    """Say what to install where torch is missing."""
+    try:
+        importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependencyError("quantizing needs torch: pip install 'kvant[torch]'") from error
+
+
+def build_model(target: str, weights: Path | None) -> torch.nn.Module:
+    """Call the factory that ``MODULE:FACTORY`` names and load ``weights`` into what it gives.
+
+    Raises:
+        FactoryError: it cannot be imported, fails, or gives no module.
+        CheckpointError: the weights cannot be read or do not fit; the message lists every key at fault.
+    """
+    need_torch()
+    import torch
+
+    factory = _find(target)
+    model = factory if isinstance(factory, torch.nn.Module) else _guard(target, factory)
+    if not isinstance(model, torch.nn.Module):
+        raise FactoryError(f"{target} gave a {type(model).__name__}, expected a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _find(target: str) -> Any:
+    module, _, path = target.partition(":")
+    if not module or not path:
+        raise typer.BadParameter(f"{target!r} is not of the form MODULE:FACTORY, such as torchvision.models:resnet18")
+    # As `python -m` does: the modules of the folder one works in can be named.
+    sys.path.insert(0, os.getcwd())
+    found = _guard(target, lambda: importlib.import_module(module))
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise FactoryError(f"{target}: {module} has no {name!r}")
+        found = getattr(found, name)
+    return found
+
+
+def _guard(target: str, call: Callable[[], Any]) -> Any:
+    """Run the user's code; what it raises becomes one line that says where."""
+    try:
+        return call()
+    except KvantError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" ({last.filename}:{last.lineno})" if last.filename != __file__ else ""
+        raise FactoryError(f"{target}: {type(error).__name__}: {error}{where}") from error
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Load a state dict, strictly: a .safetensors file, or a PyTorch checkpoint, read without running any of its code.
+
+    Raises:
+        CheckpointError: it cannot be read, or keys are missing, surplus or of another shape.
+    """
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    wanted = model.state_dict()
+    problems = [f"missing: {key}" for key in wanted if key not in state]
+    problems += [f"surplus: {key}" for key in state if key not in wanted]
+    problems += [
+        f"wrong shape: {key} is {tuple(value.shape)}, expected {tuple(wanted[key].shape)}"
+        for key, value in state.items()
+        if key in wanted and value.shape != wanted[key].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
+    model.load_state_dict(state)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read as a safetensors file: {error}") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises whatever its unpickler, zip reader or the system raise
+            reason = str(error).split("\n", 1)[0]
+            raise CheckpointError(f"{path} cannot be read as a checkpoint of plain tensors: {reason}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not (isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())):
+        raise CheckpointError(f"{path} holds no state dict (a dict of tensors, bare or under 'state_dict')")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}

@@ -1,0 +1,63 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvant import SaveError
+
+
+class Backend(StrEnum):
+    """Back ends that a user may ask for."""
+
+    NATIVE = "native"
+    REFERENCE = "reference"
+
+
+class Bits(StrEnum):
+    """Widths of activations."""
+
+    EIGHT = "8"
+    SIXTEEN = "16"
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A .kvant file.", show_default=False)]
+Out = Annotated[
+    Path, typer.Option("--output", "-o", metavar="OUT", help="The .kvant file to write.", show_default=False)
+]
+BackendOption = Annotated[
+    Backend | None, typer.Option(help="The back end to use; by default the native one.", show_default=False)
+]
+BitsOption = Annotated[Bits, typer.Option("--bits", help="Width of activations.")]
+Wide = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wide", metavar="PATTERN", help="16-bit activations for tensors or modules of this name; repeatable."
+    ),
+]
+TargetSqnr = Annotated[
+    float | None,
+    typer.Option(metavar="DB", help="Widen activations until the outputs' signal-to-noise ratio is this."),
+]
+GoldenCount = Annotated[
+    int,
+    typer.Option(
+        "--golden",
+        min=0,
+        metavar="N",
+        help="Keep N calibration inputs and their outputs in the file for `kvant verify`.",
+    ),
+]
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the long work, not after it, that a file cannot be written there."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise SaveError(f"the folder {str(folder)!r} does not exist")
+    if path.is_dir():
+        raise SaveError(f"{str(path)!r} is a folder; give the name of a file")

@@ -1,0 +1,70 @@
+"""What goes to the terminal: results to standard output, everything about the work to standard error."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def clean(text: object) -> str:
+    """``text`` without characters that could steer a terminal: names in a file are written by others."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def megabytes(count: int) -> str:
+    """A size for a person to read.
+
+    >>> megabytes(2_150_000)
+    '2.15 MB'
+    """
+    return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def fail(message: object) -> None:
+    """One error on standard error; later lines of the message are kept, control characters are not."""
+    lines = [clean(line) for line in str(message).splitlines()] or ["unknown error"]
+    print("kvant: error: " + "\n".join(lines), file=sys.stderr)
+
+
+def say(message: str) -> None:
+    """A remark for a person who watches: nothing is said when standard error is no terminal."""
+    if sys.stderr.isatty():
+        print(clean(message), file=sys.stderr)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on standard output; numbers are set to the right, long names are wrapped, never cut."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [[value if isinstance(value, str) else f"{value:,}" for value in row] for row in rows]
+    for index, column in enumerate(columns):
+        numeric = any(row[index][:1].isdigit() for row in shown)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in shown:
+        table.add_row(*(Text(clean(value)) for value in row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def show_warnings_briefly() -> None:
+    """Python's warnings as one line each, without the place in the code they come from."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"kvant: warning: {clean(message)}", file=sys.stderr)
+
+    warnings.showwarning = show

@@ -1,0 +1,160 @@
+"""``kvant quantize``: a model of the user's, with weights and calibration data, to a .kvant file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+import kvant
+from kvant.cli import options, output
+from kvant.cli.calibration import Pictures, PictureSpec, open_calibration
+from kvant.cli.checkpoint import build_model
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Color(StrEnum):
+    """Order of the channels of a picture."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+
+
+_SHAPE = re.compile(r"(\d+(?:,\d+)*)(?::(float32|int64))?")
+
+
+def parse_shape(text: str) -> tuple[tuple[int, ...], Literal["float32", "int64"]]:
+    """Shape and type of an example input.
+
+    >>> parse_shape("1,3,224,224")
+    ((1, 3, 224, 224), 'float32')
+    >>> parse_shape("1,128:int64")
+    ((1, 128), 'int64')
+    """
+    found = _SHAPE.fullmatch(text.replace(" ", ""))
+    if found is None or "0" in found[1].split(","):
+        raise typer.BadParameter(f"{text!r} is no shape; write it as 1,3,224,224 or 1,128:int64")
+    return tuple(int(size) for size in found[1].split(",")), "int64" if found[2] == "int64" else "float32"
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """One number for each channel, or one for all.
+
+    >>> parse_numbers("0.5,0.5,0.25")
+    (0.5, 0.5, 0.25)
+    """
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers; write it as 0.485,0.456,0.406") from None
+
+
+def picture_spec(size: str | None, mean: str, std: str, color: Color, example: tuple[int, ...]) -> PictureSpec:
+    """The pre-processing that the options describe; the size is that of the example input if it is not given."""
+    of_example = example[2:] if len(example) == 4 else (1, 1)
+    wanted = of_example if size is None else parse_shape(size)[0]
+    if len(wanted) not in (1, 2):
+        raise typer.BadParameter(f"--size {size} is no size; write it as 224 or 368,432 (height, width)")
+    means, deviations = parse_numbers(mean), parse_numbers(std)
+    if len(means) not in (1, 3) or len(deviations) not in (1, 3) or not all(value > 0 for value in deviations):
+        raise typer.BadParameter("--mean and --std take one number or three; those of --std are positive")
+    return PictureSpec((wanted[0], wanted[-1]), means, deviations, "bgr" if color is Color.BGR else "rgb")
+
+
+def make_recipe(bits: options.Bits, wide: list[str] | None, target_sqnr: float | None) -> kvant.Recipe:
+    """The recipe that the options describe."""
+    chosen: dict[str, Any] = {"activation_bits": int(bits), "wide": tuple(wide or ())}
+    if target_sqnr is not None:
+        chosen["target_sqnr"] = target_sqnr
+    return kvant.Recipe(**chosen)
+
+
+def quantize(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY",
+            help="A callable that makes the torch.nn.Module, such as mynet:build.",
+            show_default=False,
+        ),
+    ],
+    example: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SHAPE", help="Shape of an input: 1,3,224,224 or 1,128:int64; repeatable.", show_default=False
+        ),
+    ],
+    calibration: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            metavar="DIR|FILE",
+            help="A folder of pictures, or an .npz file whose first axis counts samples.",
+            show_default=False,
+        ),
+    ],
+    out: options.Out,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            help="State dict: .pt, .pth or .safetensors.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="H,W", help="Size of pictures, if not that of the example.", show_default=False),
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Subtracted from pixels in 0..1, by channel.")] = "0.485,0.456,0.406",
+    std: Annotated[str, typer.Option(help="Divides what is left, by channel.")] = "0.229,0.224,0.225",
+    color: Annotated[Color, typer.Option(help="Order of a picture's channels.")] = Color.RGB,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use the first N samples only.", show_default=False)
+    ] = None,
+    bits: options.BitsOption = options.Bits.EIGHT,
+    wide: options.Wide = None,
+    target_sqnr: options.TargetSqnr = None,
+    golden: options.GoldenCount = 0,
+) -> None:
+    """Quantize a model to one .kvant file.
+
+    Pictures are scaled to cover the size, the middle is cut out, and pixels become (pixel / 255 - mean) / std.
+    """
+    shapes = [parse_shape(text) for text in example]
+    spec = picture_spec(size, mean, std, color, shapes[0][0])
+    recipe = make_recipe(bits, wide, target_sqnr)
+    options.check_writable(out)
+    model = build_model(target, weights)
+    data = open_calibration(calibration, input_names(model, len(shapes)), spec, limit)
+    metadata = {"preprocessing": json.dumps(spec.to_dict())} if isinstance(data, Pictures) else {}
+    quantized = kvant.quantize(model, _examples(shapes), calibration=data, recipe=recipe, metadata=metadata)
+    for inputs in islice(data, golden):
+        quantized.add_golden(*inputs)
+    quantized.save(out)
+    output.say(f"wrote {out}, {output.megabytes(out.stat().st_size)}, calibrated on {len(data)} inputs")
+
+
+def input_names(model: torch.nn.Module, count: int) -> list[str]:
+    """Names of the first ``count`` arguments of the model, as an .npz file may name them."""
+    return list(inspect.signature(model.forward).parameters)[:count]
+
+
+def _examples(shapes: list[tuple[tuple[int, ...], Literal["float32", "int64"]]]) -> tuple[torch.Tensor, ...]:
+    import torch
+
+    numbers = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.zeros(shape, dtype=torch.int64) if dtype == "int64" else torch.rand(shape, generator=numbers)
+        for shape, dtype in shapes
+    )
