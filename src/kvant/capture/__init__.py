@@ -1,0 +1,7 @@
+"""From a PyTorch module to a float graph: capture, the passes that simplify it, and its execution in float32."""
+
+from kvant.capture.capture import capture
+from kvant.capture.execute import Executor, Observe, run
+from kvant.capture.passes import fold_batch_norm, prepare
+
+__all__ = ["Executor", "Observe", "capture", "fold_batch_norm", "prepare", "run"]

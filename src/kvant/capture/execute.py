@@ -1,0 +1,102 @@
+"""Running a float graph with torch in float32: what calibration watches and what quantized results are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kvant.capture.kernels import KERNELS
+from kvant.errors import InputError, ShapeError
+from kvant.graph import Graph, bind, show_shape
+
+Observe = Callable[[str, Tensor], Tensor | None]
+
+
+class Executor:
+    """A float graph made ready to run: constants are tensors, every node is a bound function.
+
+    Later changes of the graph are not seen; make a new Executor.
+
+    >>> executor = Executor(graph)  # doctest: +SKIP
+    >>> [heat, paf] = executor.run([torch.zeros(1, 3, 368, 432)])  # doctest: +SKIP
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._constants = {name: torch.from_numpy(value.copy()) for name, value in graph.constants.items()}
+        self._steps = [
+            (KERNELS[type(node.op)](node.op, [self._constants.get(name) for name in node.inputs]), node)
+            for node in graph.nodes
+        ]
+        self._dead = _last_uses(graph)
+
+    def run(self, inputs: Sequence[Tensor], observe: Observe | None = None) -> list[Tensor]:
+        """The graph's outputs, flat, in the order of ``graph.outputs``.
+
+        Args:
+            inputs: a tensor for each of ``graph.inputs``, in order, of its type and of a shape that fits.
+            observe: called with the name and value of every activation, inputs included, as soon as it exists; what it
+                returns, unless None, takes the activation's place. It must not keep the tensor without a copy.
+
+        Raises:
+            InputError: a wrong number of inputs, a wrong type or shape.
+            ShapeError: a node's operands do not fit together at this input size.
+        """
+        with torch.inference_mode():
+            return self._run(inputs, observe)
+
+    def _run(self, inputs: Sequence[Tensor], observe: Observe | None) -> list[Tensor]:
+        bindings = self._bind(inputs)
+        values = dict(self._constants)
+        for entry, value in zip(self.graph.inputs, inputs, strict=True):
+            values[entry.name] = _seen(observe, entry.name, value)
+        for (kernel, node), dead in zip(self._steps, self._dead, strict=True):
+            try:
+                value = kernel([values[name] for name in node.inputs], bindings)
+            except RuntimeError as error:
+                raise ShapeError(f"{node.describe()} cannot run: {error}") from error
+            values[node.output] = _seen(observe, node.output, value)
+            for name in dead:
+                del values[name]
+        return [values[name] for name in self.graph.outputs]
+
+    def _bind(self, inputs: Sequence[Tensor]) -> Mapping[str, int]:
+        if len(inputs) != len(self.graph.inputs):
+            names = ", ".join(entry.name for entry in self.graph.inputs)
+            raise InputError(f"{len(inputs)} inputs are given, the graph takes {len(self.graph.inputs)}: {names}")
+        for entry, value in zip(self.graph.inputs, inputs, strict=True):
+            if value.dtype != getattr(torch, entry.type.dtype):
+                raise InputError(
+                    f"input {entry.name!r} ({show_shape(entry.shape)}) has dtype {value.dtype}, expected {entry.type.dtype}"
+                )
+        try:
+            return bind(
+                self.graph, {entry.name: tuple(x.shape) for entry, x in zip(self.graph.inputs, inputs, strict=True)}
+            )
+        except ShapeError as error:
+            raise InputError(str(error)) from error
+
+
+def run(graph: Graph, inputs: Sequence[Tensor], observe: Observe | None = None) -> list[Tensor]:
+    """``Executor(graph).run(inputs, observe)``, for a graph that is run once."""
+    return Executor(graph).run(inputs, observe)
+
+
+def _seen(observe: Observe | None, name: str, value: Tensor) -> Tensor:
+    if observe is None:
+        return value
+    replaced = observe(name, value)
+    return value if replaced is None else replaced
+
+
+def _last_uses(graph: Graph) -> list[list[str]]:
+    """For each node, the activations that nothing reads after it, so that their memory is free for others."""
+    kept = set(graph.outputs) | set(graph.constants)
+    dead: list[list[str]] = []
+    for node in reversed(graph.nodes):
+        names = [name for name in dict.fromkeys((*node.inputs, node.output)) if name not in kept]
+        kept.update(names)
+        dead.append(names)
+    return dead[::-1]

@@ -1,0 +1,151 @@
+"""Running ``torch.export`` with as many dynamic dimensions as the model allows."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from kvant.capture.structure import Arguments, flatten_outputs
+from kvant.errors import CaptureError
+from kvant.graph import Structure
+
+Dynamic = Literal["auto", "batch", "none"]
+Level = Literal["sizes", "batch", "none"]
+# What is tried, one after the other, until an export succeeds.
+LEVELS: dict[Dynamic, tuple[Level, ...]] = {
+    "auto": ("sizes", "batch", "none"),
+    "batch": ("batch", "none"),
+    "none": ("none",),
+}
+# Attributes under which the user's model hangs in the module that is exported.
+WRAPPED = "model"
+
+
+@dataclass(frozen=True)
+class Export:
+    """One successful export.
+
+    Attributes:
+        program: its inputs are the flat tensors of the arguments, its outputs the flat tensors of the model's output.
+        structure: how the outputs are nested.
+        level: which dimensions were allowed to be dynamic.
+    """
+
+    program: ExportedProgram
+    structure: Structure
+    level: Level
+
+
+class _Flat(nn.Module):
+    """The user's model with tensors in and tensors out, so that names and nesting are kvant's business."""
+
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
+        super().__init__()
+        self.add_module(WRAPPED, model)
+        self.eval_arguments = arguments
+        self.structure: Structure = 0
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self.eval_arguments.rebuild(tensors)
+        # Non-strict tracing runs this very code, so the nesting of the outputs can be noted on the way.
+        outputs, self.structure = flatten_outputs(self.model(*args, **kwargs))
+        return tuple(outputs)
+
+
+def export(model: nn.Module, arguments: Arguments, level: Level) -> Export:
+    """Export ``model`` once.
+
+    Raises:
+        CaptureError: torch cannot export it at this level; the message holds torch's reason and the user's line.
+    """
+    flat = _Flat(model, arguments)
+    flat.training = False
+    tensors = _traced_tensors(arguments.tensors, level)
+    shapes = None if level == "none" else (tuple(dynamic_dims(tensor, level) for tensor in tensors),)
+    try:
+        with _quiet(), _slow_attention(), torch.inference_mode(False), torch.enable_grad():
+            program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+    except CaptureError:
+        raise
+    except Exception as error:  # torch.export raises whatever torch, sympy or the user's forward raise
+        raise CaptureError(_explain(model, error)) from error
+    return Export(program, flat.structure, level)
+
+
+def _traced_tensors(tensors: Sequence[Tensor], level: Level) -> tuple[Tensor, ...]:
+    """The example inputs; with batch 2 where all have batch 1, because torch takes a size of 1 for fixed."""
+    single = all(tensor.dim() >= 1 and tensor.shape[0] == 1 for tensor in tensors)
+    if level == "none" or not single:
+        return tuple(tensors)
+    return tuple(tensor.detach().repeat(2, *[1] * (tensor.dim() - 1)) for tensor in tensors)
+
+
+def dynamic_dims(tensor: Tensor, level: Level) -> dict[int, Any]:
+    """The dimensions of an input that may be dynamic: the batch, and sizes; channels of images are not."""
+    if level == "batch":
+        candidates = [0]
+    else:
+        candidates = [axis for axis in range(tensor.dim()) if axis != 1 or tensor.dim() <= 3]
+    candidates = [axis for axis in candidates if axis < tensor.dim() and tensor.shape[axis] > 1]
+    return {axis: Dim.AUTO for axis in candidates}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings and log lines: what matters of them is in kvant's errors."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """With the fused inference path of nn.MultiheadAttention switched off: it is one opaque operator."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def decompose(program: ExportedProgram, operators: Sequence[Any]) -> ExportedProgram:
+    """``program`` without in-place operators, and with ``operators`` written in terms of simpler ones."""
+    with _quiet(), torch.inference_mode(False):
+        return program.run_decompositions({operator: decompositions()[operator] for operator in operators})
+
+
+def decompositions() -> Any:
+    """torch's own decomposition of each operator that has one."""
+    return torch.export.default_decompositions()
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if not isinstance(error, RuntimeError | torch._dynamo.exc.UserError):
+        reason = f"{type(error).__name__}: {reason}"
+    return f"torch.export cannot trace {type(model).__name__}{_user_line(error)}: {reason}"
+
+
+def _user_line(error: Exception) -> str:
+    """Where in the user's code it happened: the innermost frame that is neither torch's nor kvant's."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(ours) and "sympy" not in frame.filename and Path(frame.filename).is_file():
+            return f", at {Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}"
+    return ""

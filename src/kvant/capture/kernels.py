@@ -1,0 +1,253 @@
+"""torch's float32 version of every operator of a float graph: record of attributes -> function of tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvant.capture.programs import compile_program
+from kvant.graph import evaluate, ops, slice_bounds
+from kvant.graph.ops import Clamp
+
+Bindings = Mapping[str, int]
+Kernel = Callable[[list[Tensor], Bindings], Tensor]
+# What makes a kernel: the operator's record, and its inputs' values where they are constants.
+Factory = Callable[[Any, Sequence[Tensor | None]], Kernel]
+Function = Callable[[Tensor], Tensor]
+
+
+def clamped(clamp: Clamp | None) -> Function:
+    """The fused activation, in place: it is applied to a kernel's own result only."""
+    if clamp is None or clamp == (None, None):
+        return lambda y: y
+    if clamp == (0.0, None):
+        return torch.relu_
+    low, high = clamp
+    return lambda y: y.clamp_(low, high)
+
+
+def _spatial(begin: Sequence[int], end: Sequence[int]) -> list[int]:
+    """Paddings as F.pad takes them: pairs, the last axis first."""
+    return [size for pair in zip(reversed(begin), reversed(end), strict=True) for size in pair]
+
+
+def _conv(op: ops.Conv, constants: Sequence[Tensor | None]) -> Kernel:
+    function = (F.conv1d, F.conv2d)[len(op.strides) - 1]
+    activate = clamped(op.clamp)
+    # torch's own padding is symmetric; the smaller of both sides goes there, the rest is padded before.
+    inner = tuple(map(min, op.pads_begin, op.pads_end))
+    extra = _spatial(
+        [size - least for size, least in zip(op.pads_begin, inner, strict=True)],
+        [size - least for size, least in zip(op.pads_end, inner, strict=True)],
+    )
+    padded = any(extra)
+
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        x, weight, bias = (*given, None)[:3]
+        x = F.pad(x, extra) if padded else x  # type: ignore[arg-type]
+        return activate(function(x, weight, bias, op.strides, inner, op.dilations, op.groups))
+
+    return kernel
+
+
+def _conv_transpose(op: ops.ConvTranspose, constants: Sequence[Tensor | None]) -> Kernel:
+    function = (F.conv_transpose1d, F.conv_transpose2d)[len(op.strides) - 1]
+    activate = clamped(op.clamp)
+    weight = constants[1]
+    # torch wants the input's channels first.
+    prepared = None if weight is None else _inputs_first(weight, op.groups)
+    crop = _spatial(
+        [least - size for size, least in zip(op.pads_begin, map(min, op.pads_begin, op.pads_end), strict=True)],
+        [least - size for size, least in zip(op.pads_end, map(min, op.pads_begin, op.pads_end), strict=True)],
+    )
+
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        x, given_weight, bias = (*given, None)[:3]
+        weight = _inputs_first(given_weight, op.groups) if prepared is None else prepared  # type: ignore[arg-type]
+        inner = tuple(map(min, op.pads_begin, op.pads_end))
+        y = function(x, weight, bias, op.strides, inner, op.output_padding, op.groups, op.dilations)
+        return activate(F.pad(y, crop) if any(crop) else y)
+
+    return kernel
+
+
+def _inputs_first(weight: Tensor, groups: int) -> Tensor:
+    """(O, C / groups, *K) as torch's (C, O / groups, *K)."""
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    return grouped.transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _linear(op: ops.Linear, constants: Sequence[Tensor | None]) -> Kernel:
+    activate = clamped(op.clamp)
+    return lambda given, bindings: activate(F.linear(*given))
+
+
+def _matmul(op: ops.MatMul, constants: Sequence[Tensor | None]) -> Kernel:
+    activate = clamped(op.clamp)
+    return lambda given, bindings: activate(torch.matmul(given[0], given[1]))
+
+
+def _batch_norm(op: ops.BatchNorm, constants: Sequence[Tensor | None]) -> Kernel:
+    activate = clamped(op.clamp)
+
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        x, gamma, beta, mean, variance = given
+        return activate(F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, op.eps))
+
+    return kernel
+
+
+_BINARY = {
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "min": torch.minimum, "max": torch.maximum,
+}  # fmt: skip
+
+
+def _binary(op: ops.Binary, constants: Sequence[Tensor | None]) -> Kernel:
+    function, activate = _BINARY[op.fn], clamped(op.clamp)
+    return lambda given, bindings: activate(function(given[0], given[1]))
+
+
+def _pointwise(op: ops.Pointwise, constants: Sequence[Tensor | None]) -> Kernel:
+    program = compile_program(op.program)
+
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        if len(given) == 1:
+            return program(given[0], None)
+        x, parameter = given
+        behind = x.dim() - 1 - (op.axis or 0)
+        return program(x, parameter.reshape(-1, *[1] * behind))
+
+    return kernel
+
+
+def _concat(op: ops.Concat, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: torch.cat(given, op.axis)
+
+
+def _slice(op: ops.Slice, constants: Sequence[Tensor | None]) -> Kernel:
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        bounds = slice_bounds(op, given[0].shape[op.axis], bindings)
+        return given[0][(slice(None),) * op.axis + (slice(*bounds),)]
+
+    return kernel
+
+
+def _reshape(op: ops.Reshape, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: given[0].reshape([evaluate(dim, bindings) for dim in op.shape])
+
+
+def _transpose(op: ops.Transpose, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: given[0].permute(op.permutation)
+
+
+def _expand(op: ops.Expand, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: given[0].expand([evaluate(dim, bindings) for dim in op.shape])
+
+
+def _pad(op: ops.Pad, constants: Sequence[Tensor | None]) -> Kernel:
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        begin = [evaluate(dim, bindings) for dim in op.begin]
+        end = [evaluate(dim, bindings) for dim in op.end]
+        if op.mode == "constant":
+            return F.pad(given[0], _spatial(begin, end), "constant", op.value)
+        # These modes take the trailing axes only.
+        first = next(axis for axis in range(len(begin)) if begin[axis] or end[axis])
+        return F.pad(given[0], _spatial(begin[first:], end[first:]), op.mode)
+
+    return kernel
+
+
+def _max_pool(op: ops.MaxPool, constants: Sequence[Tensor | None]) -> Kernel:
+    function = (F.max_pool1d, F.max_pool2d)[len(op.kernel) - 1]
+    # torch pads both sides alike, and by no more than half the window.
+    direct = op.pads_begin == op.pads_end
+    extra = _spatial(op.pads_begin, op.pads_end)
+
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        if direct:
+            return function(given[0], op.kernel, op.strides, op.pads_begin, op.dilations, op.ceil_mode)
+        x = F.pad(given[0], extra, "constant", -math.inf)
+        return function(x, op.kernel, op.strides, 0, op.dilations, op.ceil_mode)
+
+    return kernel
+
+
+def _average_pool(op: ops.AveragePool, constants: Sequence[Tensor | None]) -> Kernel:
+    pads, rest = op.pads_begin, (op.ceil_mode, op.count_include_pad)
+    if len(op.kernel) == 2:
+        return lambda given, bindings: F.avg_pool2d(given[0], op.kernel, op.strides, pads, *rest, op.divisor)
+    return lambda given, bindings: F.avg_pool1d(given[0], op.kernel, op.strides, pads, *rest)
+
+
+_ADAPTIVE: dict[tuple[str, int], Callable[..., Tensor]] = {
+    ("average", 1): F.adaptive_avg_pool1d, ("average", 2): F.adaptive_avg_pool2d,
+    ("max", 1): F.adaptive_max_pool1d, ("max", 2): F.adaptive_max_pool2d,
+}  # fmt: skip
+
+
+def _adaptive_pool(op: ops.AdaptivePool, constants: Sequence[Tensor | None]) -> Kernel:
+    function = _ADAPTIVE[op.fn, len(op.output_size)]
+    return lambda given, bindings: function(given[0], [evaluate(dim, bindings) for dim in op.output_size])
+
+
+_REDUCE: dict[str, Callable[..., Tensor]] = {
+    "mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin,
+}  # fmt: skip
+
+
+def _reduce(op: ops.Reduce, constants: Sequence[Tensor | None]) -> Kernel:
+    function = _REDUCE[op.fn]
+    return lambda given, bindings: function(given[0], dim=op.axes, keepdim=op.keepdims)
+
+
+def _resize(op: ops.Resize, constants: Sequence[Tensor | None]) -> Kernel:
+    axes = len(op.size if op.size is not None else op.scale or ())
+    mode = {1: "linear", 2: "bilinear"}[axes] if op.mode == "linear" else op.mode
+    align = op.align_corners if op.mode == "linear" else None
+
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        size = None if op.size is None else [evaluate(dim, bindings) for dim in op.size]
+        scale = None if op.scale is None else list(op.scale)
+        return F.interpolate(given[0], size, scale, mode, align)  # type: ignore[arg-type]
+
+    return kernel
+
+
+def _softmax(op: ops.Softmax, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: torch.softmax(given[0], op.axis)
+
+
+def _layer_norm(op: ops.LayerNorm, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: F.layer_norm(given[0], given[1].shape, given[1], given[2], op.eps)
+
+
+def _group_norm(op: ops.GroupNorm, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: F.group_norm(given[0], op.groups, given[1], given[2], op.eps)
+
+
+def _gather(op: ops.Gather, constants: Sequence[Tensor | None]) -> Kernel:
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        x, indices = given
+        taken = x.index_select(op.axis, indices.reshape(-1).long())
+        return taken.reshape(*x.shape[: op.axis], *indices.shape, *x.shape[op.axis + 1 :])
+
+    return kernel
+
+
+def _argmax(op: ops.ArgMax, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: torch.argmax(given[0], op.axis, op.keepdims)
+
+
+KERNELS: dict[type, Factory] = {
+    ops.Conv: _conv, ops.ConvTranspose: _conv_transpose, ops.Linear: _linear, ops.MatMul: _matmul,
+    ops.BatchNorm: _batch_norm, ops.Binary: _binary, ops.Pointwise: _pointwise, ops.Concat: _concat,
+    ops.Slice: _slice, ops.Reshape: _reshape, ops.Transpose: _transpose, ops.Expand: _expand, ops.Pad: _pad,
+    ops.MaxPool: _max_pool, ops.AveragePool: _average_pool, ops.AdaptivePool: _adaptive_pool,
+    ops.Reduce: _reduce, ops.Resize: _resize, ops.Softmax: _softmax, ops.LayerNorm: _layer_norm,
+    ops.GroupNorm: _group_norm, ops.Gather: _gather, ops.ArgMax: _argmax,
+}  # fmt: skip

@@ -1,0 +1,68 @@
+"""Softmax and scaled dot-product attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kvant.capture.builder import MASKED, Activation, Builder, Operand, Size, need_activation
+from kvant.capture.operators.elementwise import binary
+from kvant.capture.operators.shape import swap
+from kvant.capture.registry import UnsupportedError, handles
+from kvant.graph import ops
+from kvant.graph.ops import Step
+
+
+@handles("softmax.int", "_softmax.default")
+def softmax(t: Builder, x: Operand, dim: int) -> Activation:
+    x = need_activation(x, "the operand")
+    return t.emit(ops.Softmax(x.axis(dim)), x, shape=x.shape)
+
+
+@handles("log_softmax.int", "_log_softmax.default")
+def log_softmax(t: Builder, x: Operand, dim: int) -> Activation:
+    return t.pointwise(softmax(t, x, dim), Step("log"))
+
+
+@handles("scaled_dot_product_attention.default")
+def attention(
+    t: Builder,
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    attn_mask: Operand | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool = False,
+) -> Activation:
+    if dropout_p:
+        raise UnsupportedError("dropout that is active in evaluation mode")
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        raise UnsupportedError("grouped-query attention")
+    query = need_activation(query, "the query")
+    width = query.fixed(query.rank - 1)
+    factor = 1 / math.sqrt(width) if scale is None else float(scale)
+    scores_shape: tuple[Size, ...] = (*query.shape[:-1], key.shape[-2])
+    scores: Operand = t.emit(ops.MatMul(), query, swap(t, key, -1, -2), shape=scores_shape)
+    scores = binary(t, "mul", scores, factor)
+    mask = _causal(t, query, key) if is_causal else attn_mask
+    if mask is not None:
+        scores = binary(t, "add", scores, additive(mask))
+    return t.emit(ops.MatMul(), softmax(t, scores, -1), value)
+
+
+def _causal(t: Builder, query: Activation, key: Operand) -> Tensor:
+    rows, columns = query.fixed(query.rank - 2), key.shape[-2]
+    if not isinstance(columns, int):
+        raise UnsupportedError("causal attention over a dynamic length", static=True)
+    return torch.ones(rows, columns, dtype=torch.bool).tril()
+
+
+def additive(mask: Operand) -> Operand:
+    """A mask to be added before a softmax: a boolean one, True where attention is allowed, becomes 0 and ``MASKED``."""
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        return torch.where(mask, 0.0, MASKED)
+    return mask

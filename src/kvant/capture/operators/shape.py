@@ -1,0 +1,390 @@
+"""Operators that only move elements: views, permutations, slices, joins, padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvant.capture.builder import Activation, Builder, Operand, Size, is_activation, need_activation
+from kvant.capture.registry import UnsupportedError, handles
+from kvant.graph import Dim, combine, is_symbol, ops
+
+_TORCH_END = 2**62
+
+
+@handles(
+    "alias.default", "clone.default", "contiguous.default", "detach.default", "dropout.default", "lift_fresh.default",
+    "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default", "lift_fresh_copy.default",
+    "native_dropout.default", "positive.default",
+)  # fmt: skip
+def identity(t: Builder, x: Operand, train: bool = False) -> Operand:
+    if train:
+        raise UnsupportedError("dropout that is active in evaluation mode")
+    return x
+
+
+@handles("to", "_to_copy.default", "type_as.default")
+def convert(t: Builder, x: Operand, other: Operand | None = None) -> Operand:
+    x = need_activation(x, "the operand")
+    if t.dtype != x.dtype:
+        raise UnsupportedError(f"a conversion from {x.dtype} to {t.dtype}")
+    return x
+
+
+def target_shape(t: Builder, sizes: Sequence[Size]) -> tuple[Dim, ...]:
+    """Traced sizes as the target of a Reshape: one that is computed is left to be worked out, as -1."""
+    computed = [
+        axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt) and not _plain(t, size)
+    ]  # fmt: skip
+    if len(computed) != 1:
+        return t.dims(sizes)
+    return tuple(-1 if axis == computed[0] else t.dim(size) for axis, size in enumerate(sizes))
+
+
+def _plain(t: Builder, size: torch.SymInt) -> bool:
+    try:
+        return is_symbol(t.dim(size))
+    except UnsupportedError:
+        return False
+
+
+def reshape_to(t: Builder, x: Operand, sizes: Sequence[Size]) -> Operand:
+    """``x`` in another shape of as many elements."""
+    if isinstance(x, Tensor):
+        return x.reshape(tuple(sizes))
+    return t.emit(ops.Reshape(target_shape(t, sizes)), x, shape=sizes)
+
+
+@handles(
+    "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int", "squeeze",
+    "unsqueeze.default", "view_as.default", "reshape_as.default", "_reshape_alias.default", "_reshape_copy.default",
+)  # fmt: skip
+def reshape(t: Builder, x: Operand) -> Operand:
+    x = need_activation(x, "the operand")
+    return x if _same_shape(x.shape, t.shape) else reshape_to(t, x, t.shape)
+
+
+def _same_shape(left: Sequence[Size], right: Sequence[Size]) -> bool:
+    if len(left) != len(right):
+        return False
+    return all(
+        a is b or (isinstance(a, int) and isinstance(b, int) and a == b) for a, b in zip(left, right, strict=True)
+    )
+
+
+def permute_to(t: Builder, x: Operand, permutation: Sequence[int]) -> Operand:
+    """``x`` with axis i taken from axis ``permutation[i]``."""
+    if isinstance(x, Tensor):
+        return x.permute(tuple(permutation))
+    if list(permutation) == list(range(x.rank)):
+        return x
+    shape = tuple(x.shape[axis] for axis in permutation)
+    return t.emit(ops.Transpose(tuple(permutation)), x, shape=shape)
+
+
+def swap(t: Builder, x: Operand, first: int, second: int) -> Operand:
+    """``x`` with two axes exchanged."""
+    order = list(range(len(x.shape)))
+    order[first], order[second] = order[second], order[first]
+    return permute_to(t, x, order)
+
+
+@handles("permute.default")
+def permute(t: Builder, x: Activation, dims: Sequence[int]) -> Operand:
+    return permute_to(t, x, [x.axis(axis) for axis in dims])
+
+
+@handles("transpose.int", "swapaxes.default", "swapdims.default")
+def transpose(
+    t: Builder, x: Activation, dim0: int = 0, dim1: int = 1, axis0: int | None = None, axis1: int | None = None
+) -> Operand:
+    first, second = (dim0, dim1) if axis0 is None or axis1 is None else (axis0, axis1)
+    return swap(t, x, x.axis(first), x.axis(second))
+
+
+@handles("t.default", "numpy_T.default", "mT.default")
+def matrix_transpose(t: Builder, x: Activation) -> Operand:
+    return x if x.rank < 2 else swap(t, x, -1, -2)
+
+
+@handles("movedim.intlist", "movedim.int", "moveaxis.intlist", "moveaxis.int")
+def movedim(t: Builder, x: Activation, source: int | Sequence[int], destination: int | Sequence[int]) -> Operand:
+    sources = [x.axis(axis) for axis in ([source] if isinstance(source, int) else source)]
+    targets = [x.axis(axis) for axis in ([destination] if isinstance(destination, int) else destination)]
+    rest = iter(axis for axis in range(x.rank) if axis not in sources)
+    moved = dict(zip(targets, sources, strict=True))
+    return permute_to(t, x, [moved[axis] if axis in moved else next(rest) for axis in range(x.rank)])
+
+
+@handles("expand.default", "expand_as.default", "broadcast_to.default")
+def expand(t: Builder, x: Activation) -> Operand:
+    return x if _same_shape(x.shape, t.shape) else t.emit(ops.Expand(t.dims(t.shape)), x)
+
+
+@handles("full", "zeros", "ones", "new_zeros", "new_ones", "new_full", "full_like", "zeros_like", "ones_like")
+def full(t: Builder, first: object, fill_value: float | None = None) -> Operand:
+    raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+
+
+@handles("arange", "linspace", "eye")
+def arange(t: Builder, first: object) -> Operand:
+    raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+
+
+@handles("repeat.default", "tile.default")
+def repeat(
+    t: Builder, x: Activation, repeats: Sequence[Size] | None = None, dims: Sequence[Size] | None = None
+) -> Operand:
+    counts = list(repeats if repeats is not None else dims or ())
+    counts = [1] * (x.rank - len(counts)) + counts
+    value: Operand = x
+    if len(counts) > x.rank:
+        value = reshape_to(t, x, (*[1] * (len(counts) - x.rank), *x.shape))
+    for axis, count in enumerate(counts):
+        value = _repeat_axis(t, need_activation(value, "the operand"), axis, count)
+    return value
+
+
+def _repeat_axis(t: Builder, x: Activation, axis: int, count: Size) -> Activation:
+    if isinstance(count, int) and count == 1:
+        return x
+    shape = (*x.shape[:axis], x.shape[axis] * count, *x.shape[axis + 1 :])
+    if isinstance(x.shape[axis], int) and x.shape[axis] == 1:
+        return t.emit(ops.Expand(t.dims(shape)), x, shape=shape)
+    if not isinstance(count, int):
+        raise UnsupportedError("a number of repetitions that depends on the input's size", static=True)
+    return t.emit(ops.Concat(axis), *[x] * count, shape=shape)
+
+
+@handles("repeat_interleave.self_int")
+def repeat_interleave(t: Builder, x: Activation, repeats: Size, dim: int | None) -> Operand:
+    if dim is None:
+        raise UnsupportedError("repetition without an axis")
+    axis = x.axis(dim) + 1
+    spread = need_activation(reshape_to(t, x, (*x.shape[:axis], 1, *x.shape[axis:])), "the operand")
+    return reshape_to(t, _repeat_axis(t, spread, axis, repeats), t.shape)
+
+
+def slice_axis(
+    t: Builder, x: Activation, axis: int, start: Dim, stop: Dim | None, size: Size, step: int = 1
+) -> Activation:
+    """Part of ``x`` along ``axis``; ``size`` is the traced size of the result."""
+    shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+    return t.emit(ops.Slice(axis, start, stop, step), x, shape=shape)
+
+
+def _bound(t: Builder, value: Size | None) -> Dim | None:
+    return None if value is None or (isinstance(value, int) and value >= _TORCH_END) else t.dim(value)
+
+
+@handles("slice.Tensor")
+def slice_tensor(t: Builder, x: Activation, dim: int, start: Size | None, end: Size | None, step: int) -> Operand:
+    axis = x.axis(dim)
+    first, last = _bound(t, start) or 0, _bound(t, end)
+    if (first == 0 and last is None and step == 1) or _covers(x.shape[axis], first, last, step):
+        return x
+    return slice_axis(t, x, axis, first, last, t.shape[axis], step)
+
+
+def _covers(size: Size, first: Dim, last: Dim | None, step: int) -> bool:
+    whole = isinstance(size, int) and isinstance(last, int) and last >= size
+    return first == 0 and step == 1 and whole
+
+
+@handles("narrow.default")
+def narrow(t: Builder, x: Activation, dim: int, start: Size, length: Size) -> Operand:
+    return slice_axis(t, x, x.axis(dim), t.dim(start), combine("+", t.dim(start), t.dim(length)), length)
+
+
+@handles("select.int")
+def select(t: Builder, x: Activation, dim: int, index: Size) -> Operand:
+    axis = x.axis(dim)
+    first = t.dim(index)
+    # The slice -1:0 would be empty, -1: is the last element.
+    last = None if first == -1 else combine("+", first, 1)
+    return reshape_to(t, slice_axis(t, x, axis, first, last, 1), t.shape)
+
+
+@handles("unbind.int")
+def unbind(t: Builder, x: Activation, dim: int) -> list[Operand]:
+    axis = x.axis(dim)
+    parts = [slice_axis(t, x, axis, index, index + 1, 1) for index in range(x.fixed(axis))]
+    return [reshape_to(t, part, shape) for part, shape in zip(parts, t.shapes, strict=True)]
+
+
+@handles("split", "split_with_sizes", "chunk.default", "tensor_split.sections", "unsafe_chunk.default", "unsafe_split")
+def split(t: Builder, x: Activation, dim: int) -> list[Operand]:
+    axis = x.axis(dim)
+    if len(t.shapes) == 1:
+        return [x]
+    parts: list[Operand] = []
+    start: Dim = 0
+    for shape in t.shapes:
+        stop = combine("+", start, t.dim(shape[axis]))
+        last = len(parts) == len(t.shapes) - 1
+        parts.append(slice_axis(t, x, axis, start, None if last else stop, shape[axis]))
+        start = stop
+    return parts
+
+
+@handles("cat.default", "concat.default", "concatenate.default")
+def cat(t: Builder, tensors: Sequence[Operand], dim: int) -> Operand:
+    # torch lets an empty vector take part in any cat.
+    parts = [part for part in tensors if not (isinstance(part, Tensor) and part.numel() == 0)]
+    if len(parts) == 1:
+        return parts[0]
+    return t.emit(ops.Concat(dim % len(t.shape)), *parts)
+
+
+@handles("stack.default")
+def stack(t: Builder, tensors: Sequence[Operand], dim: int) -> Operand:
+    axis = dim % len(t.shape)
+    parts = [reshape_to(t, part, (*part.shape[:axis], 1, *part.shape[axis:])) for part in tensors]
+    return parts[0] if len(parts) == 1 else t.emit(ops.Concat(axis), *parts)
+
+
+@handles("roll.default")
+def roll(t: Builder, x: Activation, shifts: Sequence[Size], dims: Sequence[int]) -> Operand:
+    if not dims:
+        raise UnsupportedError("roll without axes")
+    for shift, dim in zip(shifts, dims, strict=True):
+        x = _roll_axis(t, x, x.axis(dim), shift)
+    return x
+
+
+def _roll_axis(t: Builder, x: Activation, axis: int, shift: Size) -> Activation:
+    size = x.shape[axis]
+    if isinstance(size, int) and isinstance(shift, int):
+        shift = shift % size
+        if shift == 0:
+            return x
+    # A positive shift brings the last elements to the front: Python's negative bounds need no size for that.
+    cut = combine("-", 0, t.dim(shift))
+    tail = slice_axis(t, x, axis, cut, None, shift if isinstance(shift, int) and shift > 0 else size)
+    head = slice_axis(t, x, axis, 0, cut, size)
+    return t.emit(ops.Concat(axis), tail, head, shape=x.shape)
+
+
+_PAD_MODES = {
+    "reflection_pad1d": "reflect",
+    "reflection_pad2d": "reflect",
+    "replication_pad1d": "replicate",
+    "replication_pad2d": "replicate",
+    "_pad_circular": "circular",
+}
+
+
+def pad_axes(t: Builder, x: Operand, pad: Sequence[Size], mode: str, value: float) -> Operand:
+    """``x`` padded by pairs (before, after), the last axis first, as ``torch.nn.functional.pad`` takes them."""
+    x = need_activation(x, "the operand")
+    if all(isinstance(size, int) and size == 0 for size in pad):
+        return x
+    begin: list[Dim] = [0] * x.rank
+    end: list[Dim] = [0] * x.rank
+    for index in range(len(pad) // 2):
+        begin[x.rank - 1 - index] = t.dim(pad[2 * index])
+        end[x.rank - 1 - index] = t.dim(pad[2 * index + 1])
+    if not math.isfinite(value):
+        raise UnsupportedError(f"padding with {value}")
+    return t.emit(ops.Pad(tuple(begin), tuple(end), mode, value), x)  # type: ignore[arg-type]
+
+
+@handles("pad.default")
+def pad(t: Builder, x: Operand, pad: Sequence[Size], mode: str, value: float | None) -> Operand:
+    return pad_axes(t, x, pad, mode, float(value or 0.0))
+
+
+@handles("constant_pad_nd.default")
+def constant_pad(t: Builder, x: Operand, pad: Sequence[Size], value: float) -> Operand:
+    return pad_axes(t, x, pad, "constant", float(value))
+
+
+def _register_pad(operator: str, mode: str) -> None:
+    def handler(t: Builder, x: Operand, padding: Sequence[Size] | None = None, pad: Sequence[Size] = ()) -> Operand:
+        return pad_axes(t, x, pad if padding is None else padding, mode, 0.0)
+
+    handles(f"{operator}.default")(handler)
+
+
+for _operator, _mode in _PAD_MODES.items():
+    _register_pad(_operator, _mode)
+
+
+@handles("pixel_shuffle.default")
+def pixel_shuffle(t: Builder, x: Activation, upscale_factor: int) -> Operand:
+    factor, rank = upscale_factor, x.rank
+    *lead, channels, height, width = x.shape
+    if not isinstance(channels, int):
+        raise UnsupportedError("a dynamic number of channels", static=True)
+    split = reshape_to(t, x, (*lead, channels // factor**2, factor, factor, height, width))
+    order = [*range(rank - 3), *(rank - 3 + axis for axis in (0, 3, 1, 4, 2))]
+    return reshape_to(t, permute_to(t, split, order), t.shape)
+
+
+@handles("pixel_unshuffle.default")
+def pixel_unshuffle(t: Builder, x: Activation, downscale_factor: int) -> Operand:
+    factor, rank = downscale_factor, x.rank
+    *_, height, width = t.shape
+    split = reshape_to(t, x, (*x.shape[:-2], height, factor, width, factor))
+    order = [*range(rank - 3), *(rank - 3 + axis for axis in (0, 2, 4, 1, 3))]
+    return reshape_to(t, permute_to(t, split, order), t.shape)
+
+
+@handles("channel_shuffle.default", "native_channel_shuffle.default")
+def channel_shuffle(t: Builder, x: Activation, groups: int) -> Operand:
+    batch, channels, *rest = x.shape
+    if not isinstance(channels, int):
+        raise UnsupportedError("a dynamic number of channels", static=True)
+    split = reshape_to(t, x, (batch, groups, channels // groups, *rest))
+    return reshape_to(t, swap(t, split, 1, 2), t.shape)
+
+
+@handles("slice_scatter.default")
+def slice_scatter(
+    t: Builder, x: Operand, src: Operand, dim: int, start: Size | None, end: Size | None, step: int
+) -> Operand:
+    if step != 1:
+        raise UnsupportedError("an assignment to every n-th element")
+    first, last = _bound(t, start) or 0, _bound(t, end)
+    return _overwrite(t, x, src, dim % len(x.shape), first, last)
+
+
+@handles("select_scatter.default")
+def select_scatter(t: Builder, x: Operand, src: Operand, dim: int, index: Size) -> Operand:
+    axis = dim % len(x.shape)
+    first = t.dim(index)
+    part = reshape_to(t, src, (*src.shape[:axis], 1, *src.shape[axis:]))
+    return _overwrite(t, x, part, axis, first, None if first == -1 else combine("+", first, 1))
+
+
+def _overwrite(t: Builder, x: Operand, part: Operand, axis: int, first: Dim, last: Dim | None) -> Operand:
+    """``x`` with ``part`` in place of ``first:last`` along ``axis``: what is before, the part, what is behind."""
+    if not (isinstance(first, int) and (last is None or isinstance(last, int))):
+        raise UnsupportedError("an assignment to a range that depends on the input's size", static=True)
+    pieces = [part]
+    if first != 0:
+        pieces.insert(0, _piece(t, x, axis, 0, first))
+    size = x.shape[axis]
+    if last is not None and not (isinstance(size, int) and last >= size):
+        pieces.append(_piece(t, x, axis, last, None))
+    return part if len(pieces) == 1 else t.emit(ops.Concat(axis), *pieces)
+
+
+def _piece(t: Builder, x: Operand, axis: int, start: int, stop: int | None) -> Operand:
+    if is_activation(x):
+        return slice_axis(t, x, axis, start, stop, x.shape[axis])
+    if isinstance(x, Tensor):
+        return x[(slice(None),) * axis + (slice(start, stop),)]
+    raise UnsupportedError("an assignment to something that is no tensor")
+
+
+@handles("flip.default")
+def flip(t: Builder, x: Activation, dims: Sequence[int]) -> Operand:
+    for dim in dims:
+        axis = x.axis(dim)
+        indices = torch.arange(x.fixed(axis) - 1, -1, -1)
+        x = t.emit(ops.Gather(axis), x, indices, shape=x.shape)
+    return x

@@ -1,0 +1,62 @@
+"""The table of operators: which function turns which ATen operator into nodes of the graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvant.capture.builder import Builder
+
+Handler = Callable[..., Any]
+
+
+class UnsupportedError(Exception):
+    """Raised by a handler for arguments that it has no answer to; the message says what they are.
+
+    Attributes:
+        static: whether fixed input sizes might help.
+    """
+
+    def __init__(self, reason: str, *, static: bool = False) -> None:
+        self.static = static
+        super().__init__(reason)
+
+
+_HANDLERS: dict[str, tuple[Handler, tuple[str, ...]]] = {}
+
+
+def handles(*operators: str) -> Callable[[Handler], Handler]:
+    """Declare a function to be the handler of ATen operators, named ``relu`` (all overloads) or ``add.Tensor``.
+
+    The function gets the builder, the operator's first argument, and those further arguments of the operator's schema
+    that it names as parameters, defaults filled in.
+    """
+
+    def register(function: Handler) -> Handler:
+        names = tuple(inspect.signature(function).parameters)[2:]
+        for operator in operators:
+            _HANDLERS[operator] = (function, names)
+        return function
+
+    return register
+
+
+def find(operator: str) -> Handler | None:
+    """The handler of ``add.Tensor``, called with the builder and all of the operator's arguments by name."""
+    entry = _HANDLERS.get(operator) or _HANDLERS.get(operator.partition(".")[0])
+    if entry is None:
+        return None
+    function, names = entry
+
+    def call(builder: Builder, arguments: Mapping[str, Any]) -> Any:
+        first = next(iter(arguments.values()))
+        return function(builder, first, **{name: arguments[name] for name in names if name in arguments})
+
+    return call
+
+
+def supported() -> list[str]:
+    """Names of all ATen operators that have a handler, sorted."""
+    return sorted(_HANDLERS)

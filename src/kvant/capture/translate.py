@@ -1,0 +1,304 @@
+"""From the exported ATen program to a float graph: constants evaluated, in-place operators resolved, sources kept."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from kvant.capture import operators as _operators  # noqa: F401  (fills the registry)
+from kvant.capture import registry
+from kvant.capture.aliases import stale_reads
+from kvant.capture.builder import Activation, Builder, Operand, Size, to_numpy_safe
+from kvant.capture.export import WRAPPED, Export, decompose, decompositions
+from kvant.capture.registry import UnsupportedError
+from kvant.capture.source import module_path, output_name, source_of, user_line
+from kvant.capture.structure import INPUT_DTYPES, Arguments
+from kvant.capture.symbols import NotExpressibleError, Symbols
+from kvant.errors import CaptureError, UnsupportedOperatorError
+from kvant.graph import Graph, Source, TensorType
+
+# Checks of the program on itself; the graph has its own.
+_IGNORED = ("aten._assert", "aten.sym_constrain_range", "aten._assert_tensor_metadata", "aten._assert_async")
+_MAX_DECOMPOSITIONS = 4
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_NUMBERS = (*_SYMBOLIC, int, float, bool)
+
+
+class TooDynamicError(CaptureError):
+    """The program cannot become a graph with these dynamic dimensions; fixed ones may help."""
+
+
+class _Missing:
+    """Stands for what an unsupported operator would have returned, so that all of them are found in one pass."""
+
+
+_MISSING = _Missing()
+
+
+def translate(export: Export, arguments: Arguments) -> Graph:
+    """The graph of an exported program.
+
+    An operator without a handler is replaced by torch's own decomposition of it where there is one.
+
+    Raises:
+        UnsupportedOperatorError: listing every operator that is left.
+        TooDynamicError: an operator is supported for fixed sizes only.
+    """
+    program = export.program
+    for _ in range(_MAX_DECOMPOSITIONS):
+        unknown = _decomposable(program)
+        if not unknown and not stale_reads(program.graph):
+            break
+        program = decompose(program, unknown)
+    return _Translation(program, arguments).run(export)
+
+
+def _decomposable(program: ExportedProgram) -> list[Any]:
+    targets = {node.target for node in program.graph.nodes if _computes_tensors(node)}
+    unknown = [target for target in targets if registry.find(_functional_name(target)) is None]
+    if not unknown:
+        return []
+    table = decompositions()
+    functional = {target: _functional(target) for target in unknown}
+    return sorted({twin for twin in functional.values() if twin in table}, key=str)
+
+
+def _computes_tensors(node: fx.Node) -> bool:
+    sizes = isinstance(node.meta.get("val"), _NUMBERS) or str(node.target).startswith(_IGNORED)
+    return isinstance(node.target, torch._ops.OpOverload) and not sizes
+
+
+def _functional(target: Any) -> Any:
+    """The twin of an in-place operator that returns its result instead: ``aten.relu_`` -> ``aten.relu``."""
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    if not target._schema.is_mutable or not name.endswith("_"):
+        return target
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+    return getattr(packet, overload, target)
+
+
+def _functional_name(target: Any) -> str:
+    return str(_functional(target)).removeprefix("aten.")
+
+
+class _Translation:
+    """One pass over an exported program."""
+
+    def __init__(self, program: ExportedProgram, arguments: Arguments) -> None:
+        self._program = program
+        self._arguments = arguments
+        self._symbols = Symbols()
+        self._builder = Builder(Graph(), self._symbols)
+        self._unsupported: list[str] = []
+        self._static_helps = False
+
+    def run(self, export: Export) -> Graph:
+        """The whole translation."""
+        outputs = self._interpret(self._program.graph_module, self._inputs())
+        self._check_mutations()
+        if self._unsupported and self._static_helps:
+            raise TooDynamicError("\n".join(self._unsupported))
+        if self._unsupported:
+            raise UnsupportedOperatorError(list(dict.fromkeys(self._unsupported)))
+        graph = self._builder.graph
+        graph.outputs = tuple(self._output(value) for value in outputs)
+        graph.structure = export.structure
+        graph.example = dict(self._symbols.example)
+        return graph
+
+    def _inputs(self) -> list[Any]:
+        """A value for every placeholder: an activation for what the caller gives, a tensor for weights."""
+        values: list[Any] = []
+        given = iter(zip(self._arguments.names, self._arguments.tensors, strict=True))
+        nodes = [node for node in self._program.graph.nodes if node.op == "placeholder"]
+        for node, spec in zip(nodes, self._program.graph_signature.input_specs, strict=True):
+            if spec.kind == InputKind.USER_INPUT:
+                values.append(self._declare_input(*next(given), node.meta["val"]))
+            else:
+                values.append(self._weight(str(spec.target)))
+        return values
+
+    def _declare_input(self, name: str, example: Tensor, traced: Any) -> Activation:
+        names = _axis_names(example)
+        sizes = tuple(_size(size) for size in traced.shape)
+        try:
+            shape = tuple(
+                self._symbols.declare(size, axis_name, actual)
+                for size, axis_name, actual in zip(sizes, names, example.shape, strict=True)
+            )
+        except NotExpressibleError as error:
+            raise TooDynamicError(str(error)) from error
+        dtype = INPUT_DTYPES[example.dtype]
+        self._builder.graph.add_input(name, shape, TensorType(dtype))  # type: ignore[arg-type]
+        return Activation(name, sizes, example.dtype)
+
+    def _weight(self, target: str) -> Tensor:
+        value = self._program.state_dict.get(target)
+        if value is None:
+            value = self._program.constants[target]
+        self._builder.name_constant(value, target.removeprefix(f"{WRAPPED}."))
+        return value
+
+    def _check_mutations(self) -> None:
+        kinds = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+        for spec in self._program.graph_signature.output_specs:
+            if spec.kind in kinds:
+                name = str(spec.target).removeprefix(f"{WRAPPED}.")
+                self._unsupported.append(f"forward() changes the buffer {name!r}; a graph keeps no state between calls")
+
+    def _interpret(self, module: fx.GraphModule, given: Sequence[Any]) -> list[Any]:
+        values: dict[fx.Node, Any] = {}
+        placeholders = iter(given)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(placeholders)
+            elif node.op == "get_attr":
+                values[node] = operator.attrgetter(str(node.target))(module)
+            elif node.op == "call_function":
+                values[node] = self._call(node, values)
+            elif node.op == "output":
+                skipped = self._mutation_outputs() if module is self._program.graph_module else 0
+                return list(_resolve(node.args[0], values))[skipped:]
+        raise CaptureError("the exported program has no output")
+
+    def _mutation_outputs(self) -> int:
+        return sum(spec.kind != OutputKind.USER_OUTPUT for spec in self._program.graph_signature.output_specs)
+
+    def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        target = node.target
+        result = node.meta.get("val")
+        if isinstance(result, _NUMBERS):
+            return result
+        if str(target).startswith(_IGNORED):
+            return None
+        args, kwargs = _resolve(node.args, values), _resolve(node.kwargs, values)
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return self._region(node, args)
+        if not isinstance(target, torch._ops.OpOverload):
+            return _MISSING if _holds(_MISSING, args) else target(*args, **kwargs)  # type: ignore[operator]
+        value = self._operator(node, _functional(target), args, kwargs)
+        if target._schema.is_mutable and isinstance(node.args[0], fx.Node):
+            values[node.args[0]] = value
+        return value
+
+    def _region(self, node: fx.Node, args: Sequence[Any]) -> Any:
+        """The body of ``with torch.no_grad():`` and its like, which torch keeps as a program of its own."""
+        bodies = [index for index, value in enumerate(args) if isinstance(value, fx.GraphModule)]
+        if "set_grad_enabled" not in str(node.target) or len(bodies) != 1:
+            return self._refuse(node, str(node.target), "")
+        return self._interpret(args[bodies[0]], args[bodies[0] + 1 :])
+
+    def _operator(self, node: fx.Node, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        name = str(target)
+        handler = registry.find(name.removeprefix("aten.")) if name.startswith("aten.") else None
+        random = torch.Tag.nondeterministic_seeded in target.tags and "dropout" not in name
+        constant = not _holds_type(Activation, (args, kwargs)) and not _holds_type(_SYMBOLIC, (args, kwargs))
+        if constant and not random and not _holds(_MISSING, (args, kwargs)):
+            return _evaluate(target, args, kwargs)
+        if handler is None or random:
+            return self._refuse(node, name, "its result is random" if random else "")
+        if _holds(_MISSING, (args, kwargs)):
+            return _MISSING
+        try:
+            return self._handle(node, handler, _bind(target, args, kwargs))
+        except UnsupportedError as error:
+            self._static_helps |= error.static
+            return self._refuse(node, name, str(error))
+
+    def _handle(self, node: fx.Node, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        results = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+        shapes = [tuple(_size(size) for size in entry.shape) for entry in results if isinstance(entry, Tensor)]
+        dtype = next(entry.dtype for entry in results if isinstance(entry, Tensor))
+        source = source_of(node)
+        self._builder.begin(output_name(node), source, shapes, dtype)
+        return handler(self._builder, arguments)
+
+    def _refuse(self, node: fx.Node, operator_name: str, reason: str) -> _Missing:
+        path = module_path(node)
+        where = f" in module path {path!r}" if path else ""
+        line = user_line(node)
+        text = f"{operator_name}{where}" + (f" at {line}" if line else "")
+        self._unsupported.append(f"{text} ({reason})" if reason else text)
+        return _MISSING
+
+    def _output(self, value: Operand) -> str:
+        graph = self._builder.graph
+        if isinstance(value, Activation):
+            return value.name
+        try:
+            return graph.add_constant("output", to_numpy_safe(value).numpy().copy())
+        except UnsupportedError as error:
+            raise CaptureError(f"the model returns {error}, which kvant cannot store") from error
+
+
+def _evaluate(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of an operator on constants; a constant never changes, so in-place operators get a copy."""
+    if target._schema.is_mutable:
+        args = [value.clone() if isinstance(value, Tensor) else value for value in args]
+    with torch.no_grad():
+        return target(*args, **kwargs)
+
+
+def _size(size: Any) -> Size:
+    if isinstance(size, torch.SymInt) and size.node.expr.is_Integer:
+        return int(size.node.expr)
+    return size  # type: ignore[no-any-return]
+
+
+def _axis_names(example: Tensor) -> list[str]:
+    """What the symbols of an input are called, axis by axis."""
+    rank = example.dim()
+    if rank == 4:
+        return ["batch", "channels", "height", "width"]
+    names = ["batch", *[f"size_{axis}" for axis in range(1, rank)]]
+    if rank in (2, 3):
+        # (N, length), (N, length, features) or (N, channels, length): what is not a length turns out to be fixed.
+        names[1:] = ["length"] * (rank - 1)
+    return names[:rank]
+
+
+def _resolve(value: Any, values: Mapping[fx.Node, Any]) -> Any:
+    """fx nodes in nested arguments replaced by their values."""
+    if isinstance(value, fx.Node):
+        return values[value]
+    if isinstance(value, tuple | list):
+        return [_resolve(entry, values) for entry in value]
+    if isinstance(value, dict):
+        return {key: _resolve(entry, values) for key, entry in value.items()}
+    return value
+
+
+def _holds_type(kind: Any, value: Any) -> bool:
+    return _any(value, lambda entry: isinstance(entry, kind))
+
+
+def _holds(wanted: object, value: Any) -> bool:
+    return _any(value, lambda entry: entry is wanted)
+
+
+def _any(value: Any, test: Callable[[Any], bool]) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_any(entry, test) for entry in value)
+    if isinstance(value, dict):
+        return any(_any(entry, test) for entry in value.values())
+    return test(value)
+
+
+def _bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments by the names of the operator's schema, defaults included."""
+    bound: dict[str, Any] = {}
+    for index, argument in enumerate(target._schema.arguments):
+        if index < len(args) and not argument.kwarg_only:
+            bound[argument.name] = args[index]
+        else:
+            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return bound
+
+
+__all__ = ["Source", "TooDynamicError", "translate"]
