@@ -1,11 +1,17 @@
-"""What several rooms' tests are made of: one small quantized graph, and a golden vector for it."""
+"""What several rooms' tests are made of: one small quantized graph, a golden vector for it, and a type."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from kvant.format import Golden
 from kvant.graph import Graph, Quantization, Source, TensorType, ops
+
+# Runs the command with the given arguments (tests/cli/conftest.py).
+Kvant = Callable[..., Any]
 
 
 def _scale(value: float) -> float:

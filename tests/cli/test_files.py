@@ -1,0 +1,129 @@
+"""``kvant info``, ``run`` and ``verify``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kvant
+from kvant.cli.output import clean
+from kvant.format import Golden, write_file
+from samples import Kvant, build_small_graph
+
+
+class TestInfo:
+    def test_for_a_person(self, run: Kvant, model_file: Path) -> None:
+        result = run("info", model_file)
+        assert result.exit_code == 0
+        for text in ("small.kvant", "conv", "dequantize", "uint8 x int8", "100.0%", "1 x 2 x height x width", "author"):
+            assert text in result.stdout
+        assert result.stderr == ""
+
+    def test_tensors(self, run: Kvant, model_file: Path) -> None:
+        result = run("info", "--tensors", model_file)
+        assert "0.001 to 0.004 (4)" in result.stdout
+        assert "128" in result.stdout
+
+    def test_json(self, run: Kvant, model_file: Path) -> None:
+        facts = json.loads(run("info", "--json", model_file).stdout)
+        assert facts["operators"] == {"conv": 1, "dequantize": 1, "quantize": 1}
+        assert facts["multiplications"] == {"uint8 x int8": {"count": 4 * 18 * 30, "share": 1.0}}
+        assert facts["file_bytes"] == model_file.stat().st_size
+        assert facts["weights"] == 4 * 2 * 9 + 4
+        assert facts["metadata"] == {"author": "tests"}
+        tensors = {entry["name"]: entry for entry in facts["tensors"]}
+        assert tensors["x_q"]["zero_point"] == 128
+        assert len(tensors["conv.weight"]["scale"]) == 4
+        assert tensors["conv.weight"]["shape"] == [4, 2, 3, 3]
+
+    def test_names_cannot_steer_the_terminal(self, run: Kvant, tmp_path: Path) -> None:
+        graph = build_small_graph()
+        graph.add_constant("evil\x1b[2J[bold]\u202e", np.zeros(1, np.float32))
+        write_file(tmp_path / "a.kvant", graph, metadata={"a\x1b": "b\nkvant: error: c"})
+        out = run("info", "--tensors", tmp_path / "a.kvant").stdout
+        assert "\x1b" not in out
+        assert "\u202e" not in out
+        assert "evil\\x1b[2J[bold]\\u202e" in out.replace("\n", "")
+        assert "\nkvant: error" not in out
+
+
+class TestRun:
+    def test_outputs_are_those_of_the_library(self, run: Kvant, model_file: Path, tmp_path: Path) -> None:
+        x = np.random.default_rng(1).normal(size=(1, 2, 5, 7)).astype(np.float32)
+        np.savez(tmp_path / "in.npz", x=x)
+        result = run("run", model_file, tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--backend", "reference")
+        assert result.exit_code == 0, result.output
+        assert result.output == ""
+        with np.load(tmp_path / "out.npz") as out:
+            np.testing.assert_array_equal(out["output"], kvant.load(model_file, backend="reference")(x))
+
+    def test_unnamed_arrays_are_taken_in_order(self, run: Kvant, model_file: Path, tmp_path: Path) -> None:
+        x = np.zeros((1, 2, 3, 3), np.float32)
+        np.savez(tmp_path / "in.npz", x)
+        np.save(tmp_path / "in.npy", x)
+        for name in ("in.npz", "in.npy"):
+            assert run("run", model_file, tmp_path / name, "-o", tmp_path / "out.npz").exit_code == 0
+
+    def test_inputs_that_do_not_fit(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out.npz"
+        np.savez(tmp_path / "a.npz", y=np.zeros(1))
+        assert "holds y; the model takes x" in fail("run", model_file, tmp_path / "a.npz", "-o", out)
+        np.savez(tmp_path / "b.npz", x=np.zeros((1, 3, 4, 4), np.float32))
+        assert "1 x 3 x 4 x 4" in fail("run", model_file, tmp_path / "b.npz", "-o", out)
+        np.savez(tmp_path / "c.npz", x=np.array([{}], dtype=object))
+        assert "plain arrays" in fail("run", model_file, tmp_path / "c.npz", "-o", out)
+        (tmp_path / "d.npz").write_bytes(b"PK\x03\x04 not really")
+        assert "d.npz cannot be read" in fail("run", model_file, tmp_path / "d.npz", "-o", out)
+        assert "missing.npz" in fail("run", model_file, tmp_path / "missing.npz", "-o", out)
+        assert not out.exists()
+
+    def test_an_output_that_cannot_be_written(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
+        message = fail("run", model_file, tmp_path / "in.npz", "-o", tmp_path / "no" / "out.npz")
+        assert "does not exist" in message
+
+
+class TestVerify:
+    def test_a_sound_file(self, run: Kvant, model_file: Path) -> None:
+        result = run("verify", model_file, "--backend", "reference")
+        assert result.exit_code == 0
+        assert "1 golden vector gave the same bits on the reference back end" in result.stdout
+
+    def test_without_golden_vectors_it_says_so(self, run: Kvant, tmp_path: Path) -> None:
+        write_file(tmp_path / "a.kvant", build_small_graph())
+        result = run("verify", tmp_path / "a.kvant", "--backend", "reference")
+        assert result.exit_code == 0
+        assert "no golden vectors" in result.stdout
+
+    def test_other_bits(self, fail: Callable[..., str], tmp_path: Path) -> None:
+        golden = Golden({"x": np.ones((1, 2, 3, 3), np.float32)}, [np.full((1, 4, 3, 3), 0.3, np.float32)])
+        write_file(tmp_path / "a.kvant", build_small_graph(), golden=[golden])
+        assert "golden vector 0" in fail("verify", tmp_path / "a.kvant", "--backend", "reference")
+
+
+@pytest.mark.parametrize("command", [("info",), ("verify",), ("run", "x.npz", "-o", "y.npz")])
+def test_files_that_are_none(
+    fail: Callable[..., str], tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, rest = command[0], command[1:]
+    assert "No such file" in fail(name, "missing.kvant", *rest)
+    assert "irectory" in fail(name, tmp_path, *rest)
+    (tmp_path / "a.kvant").write_bytes(b"PK\x03\x04")
+    assert "zip archive" in fail(name, "a.kvant", *rest)
+
+
+def test_damage_is_one_line(fail: Callable[..., str], model_file: Path) -> None:
+    data = bytearray(model_file.read_bytes())
+    data[-1] ^= 1
+    model_file.write_bytes(data)
+    assert len(fail("info", model_file).strip().splitlines()) == 1
+
+
+def test_clean_keeps_text_and_drops_control() -> None:
+    assert clean("naïve 重み") == "naïve 重み"
+    assert clean("a\x1b[31m\u202e\n") == "a\\x1b[31m\\u202e\\n"

@@ -1,0 +1,109 @@
+"""Exit codes, versions, help, and what happens when something is missing or stops."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import kvant
+from kvant.cli import files
+from samples import Kvant
+
+COMMANDS = ["quantize", "info", "run", "verify", "pose", "pose quantize", "pose run"]
+
+
+def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "kvant.cli", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_as_a_process(model_file: Path) -> None:
+    done = command("verify", model_file, "--backend", "reference")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 golden vector" in done.stdout
+
+
+def test_an_error_as_a_process(tmp_path: Path) -> None:
+    done = command("info", tmp_path / "missing.kvant")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("kvant: error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_version(run: Kvant) -> None:
+    assert run("--version").stdout == f"kvant {kvant.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(run: Kvant, name: str) -> None:
+    result = run(*name.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("nothing",), ("info",), ("info", "--what", "x"), ("run", "a.kvant")])
+def test_wrong_usage(run: Kvant, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_ctrl_c(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "read_file", interrupted)
+    result = run("info", model_file)
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+def test_a_reader_that_stops(model_file: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "kvant.cli", "info", "--json", os.fspath(model_file)]
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""
+
+
+def test_a_bug_is_not_hidden(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: object) -> object:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(files, "read_file", broken)
+    assert isinstance(run("info", model_file).exception, AssertionError)
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_packages_of_the_command_line(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from kvant.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'kvant[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_torch(
+    tmp_path: Path, pictures: Path, fail: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = fail(
+        "quantize", "nets:Net", "--example", "1,3,8,8", "--calibration", pictures, "-o", tmp_path / "a.kvant"
+    )
+    assert "pip install 'kvant[torch]'" in message
+    message = fail(
+        "pose",
+        "quantize",
+        "--network",
+        "openpose-mobilenet-thin",
+        "--calibration",
+        pictures,
+        "-o",
+        tmp_path / "a.kvant",
+    )
+    assert "pip install 'kvant[torch]'" in message

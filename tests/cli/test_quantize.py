@@ -1,0 +1,180 @@
+"""``kvant quantize`` and ``kvant pose``, from files to files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import kvant
+from kvant.cli.calibration import PictureSpec
+from kvant.cli.pose import output_names
+from samples import Kvant
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    path = tmp_path / "samples.npz"
+    np.savez(path, x=np.random.default_rng(0).normal(size=(6, 3, 12, 10)).astype(np.float32))
+    return path
+
+
+def arguments(factory: str, calibration: Path, out: Path) -> list[object]:
+    return ["quantize", f"{factory}:Net", "--example", "1,3,12,10", "--calibration", calibration, "-o", out]
+
+
+def test_from_arrays(run: Kvant, factory: str, samples: Path, tmp_path: Path) -> None:
+    out = tmp_path / "net.kvant"
+    result = run(*arguments(factory, samples, out), "--golden", 2)
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+    model = kvant.load(out, backend="reference")
+    assert model.verify() == 2
+    maps = model(np.zeros((1, 3, 12, 10), np.float32))
+    assert set(maps) == {"maps", "mean"}
+    assert run("info", out).exit_code == 0
+    done = run("run", out, samples, "-o", tmp_path / "out.npz")
+    assert done.exit_code in (0, 1)
+
+
+def test_from_pictures_with_weights(run: Kvant, factory: str, pictures: Path, tmp_path: Path) -> None:
+    weights = {"conv.weight": torch.full((4, 3, 3, 3), 0.25), "conv.bias": torch.zeros(4)}
+    torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "w.pth")
+    save_file(weights, tmp_path / "w.safetensors")
+    files = []
+    for name in ("w.pth", "w.safetensors"):
+        out = tmp_path / f"{name}.kvant"
+        result = run(*arguments(factory, pictures, out), "--weights", tmp_path / name, "--color", "bgr")
+        assert result.exit_code == 0, result.output
+        files.append(out.read_bytes())
+    assert files[0] == files[1]
+    model = kvant.load(out, backend="reference")
+    assert json.loads(model.metadata["preprocessing"])["color"] == "bgr"
+
+
+class TestMistakes:
+    def test_of_the_model(self, fail: Callable[..., str], factory: str, samples: Path, tmp_path: Path) -> None:
+        def message(target: str) -> str:
+            options = ["--example", "1,3,12,10", "--calibration", samples, "-o", tmp_path / "a.kvant"]
+            return fail("quantize", target, *options)
+
+        assert "no_such_module" in message("no_such_module:Net")
+        assert "has no 'Missing'" in message(f"{factory}:Missing")
+        assert "RuntimeError: no such luck" in message(f"{factory}:broken")
+        assert f"{factory}.py:" in message(f"{factory}:broken")
+        assert "gave a int" in message(f"{factory}:build_number")
+        assert not (tmp_path / "a.kvant").exists()
+
+    def test_of_the_weights(self, fail: Callable[..., str], factory: str, samples: Path, tmp_path: Path) -> None:
+        def message(content: object) -> str:
+            torch.save(content, tmp_path / "w.pth")
+            return fail(*arguments(factory, samples, tmp_path / "a.kvant"), "--weights", tmp_path / "w.pth")
+
+        text = message({"conv.weight": torch.zeros(4, 3, 1, 1), "extra": torch.zeros(1)})
+        assert "missing: conv.bias" in text
+        assert "surplus: extra" in text
+        assert "wrong shape: conv.weight is (4, 3, 1, 1), expected (4, 3, 3, 3)" in text
+        assert "no state dict" in message([1, 2])
+        assert "plain tensors" in message(torch.nn.Linear(1, 1))
+        (tmp_path / "w.safetensors").write_bytes(b"nothing")
+        options = ["--weights", tmp_path / "w.safetensors"]
+        assert "safetensors" in fail(*arguments(factory, samples, tmp_path / "a.kvant"), *options)
+
+    def test_of_the_data(self, fail: Callable[..., str], factory: str, tmp_path: Path) -> None:
+        def message(source: Path) -> str:
+            return fail(*arguments(factory, source, tmp_path / "a.kvant"))
+
+        (tmp_path / "empty").mkdir()
+        assert "no pictures" in message(tmp_path / "empty")
+        (tmp_path / "empty" / "a.jpg").write_bytes(b"no picture")
+        assert "a.jpg" in message(tmp_path / "empty")
+        np.savez(tmp_path / "none.npz", x=np.zeros((0, 3, 12, 10), np.float32))
+        assert "not empty" in message(tmp_path / "none.npz")
+        np.savez(tmp_path / "name.npz", y=np.zeros((1, 3, 12, 10), np.float32))
+        assert "holds y; the model takes x" in message(tmp_path / "name.npz")
+        np.savez(tmp_path / "nan.npz", x=np.full((1, 3, 12, 10), np.nan, np.float32))
+        assert "NaN" in message(tmp_path / "nan.npz")
+        (tmp_path / "text.npz").write_text("text")
+        assert "text.npz cannot be read" in message(tmp_path / "text.npz")
+
+    def test_of_usage(self, run: Kvant, factory: str, samples: Path, tmp_path: Path) -> None:
+        good = arguments(factory, samples, tmp_path / "a.kvant")
+        for wrong in (["--std", "0"], ["--mean", "a"], ["--size", "1,2,3"], ["--bits", "4"], ["--limit", "0"]):
+            assert run(*good, *wrong).exit_code == 2
+        assert run("quantize", "no-colon", *good[2:]).exit_code == 2
+        assert run(*good[:3], "3,x", *good[4:]).exit_code == 2
+        assert run(*good[:3], "1,0,3", *good[4:]).exit_code == 2
+
+    def test_the_folder_is_looked_at_before_the_work(
+        self, fail: Callable[..., str], samples: Path, tmp_path: Path
+    ) -> None:
+        options = ["--example", "1,3", "--calibration", samples]
+        assert "does not exist" in fail("quantize", "nothing:here", *options, "-o", tmp_path / "no" / "a.kvant")
+        assert "is a folder" in fail("quantize", "nothing:here", *options, "-o", tmp_path)
+
+
+class TestPictureSpec:
+    def test_values(self) -> None:
+        picture = np.zeros((10, 20, 3), np.uint8)
+        picture[..., 0] = 255
+        values = PictureSpec((4, 4), (0.5,), (0.25,)).apply(picture)
+        assert values.shape == (1, 3, 4, 4)
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values[0, :, 0, 0], np.array([-2, -2, 2], np.float32))
+        reversed_ = PictureSpec((4, 4), (0.5,), (0.25,), "bgr").apply(picture)
+        np.testing.assert_array_equal(reversed_, values[:, ::-1])
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 7), (50, 30)])
+    def test_any_picture_covers_the_size(self, shape: tuple[int, int]) -> None:
+        assert PictureSpec((8, 6)).apply(np.zeros((*shape, 3), np.uint8)).shape == (1, 3, 8, 6)
+
+    def test_the_middle_is_kept(self) -> None:
+        picture = np.zeros((8, 24, 3), np.uint8)
+        picture[:, 8:16] = 255
+        assert PictureSpec((8, 8), (0.0,), (1.0,)).apply(picture).min() == 1
+
+
+class TestPose:
+    def test_output_names_never_meet(self, tmp_path: Path) -> None:
+        images = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.png", tmp_path / "x.pose.png"]
+        names = output_names([*images, tmp_path / "x.jpg"], tmp_path)
+        assert len(set(names)) == 4
+        assert not set(names) & set(images)
+
+    def test_mistakes(
+        self, run: Kvant, fail: Callable[..., str], model_file: Path, pictures: Path, tmp_path: Path
+    ) -> None:
+        out = ["-o", tmp_path / "a.kvant"]
+        common = ["--calibration", pictures, *out]
+        assert run("pose", "quantize", "--network", "alexnet", *common).exit_code == 2
+        assert run("pose", "quantize", "--network", "openpose-vgg", *common).exit_code == 2
+        network = ["--network", "openpose-mobilenet-thin"]
+        assert run("pose", "quantize", *network, *common, "--height", "100").exit_code == 2
+        message = fail("pose", "run", model_file, pictures / "a.png", "-o", tmp_path / "drawn")
+        assert "does not say which pose network" in message
+
+    @pytest.mark.slow
+    def test_from_pictures_to_skeletons(self, run: Kvant, tmp_path: Path) -> None:
+        folder = tmp_path / "people"
+        folder.mkdir()
+        numbers = np.random.default_rng(0)
+        for index in range(2):
+            picture = cv2.resize(numbers.integers(0, 256, (8, 8, 3), dtype=np.uint8), (96, 96))
+            cv2.imwrite(str(folder / f"{index}.png"), picture)
+        out = tmp_path / "pose.kvant"
+        common = ["--network", "openpose-mobilenet-thin", "--height", 64, "--golden", 1]
+        result = run("pose", "quantize", *common, "--calibration", folder, "-o", out)
+        assert result.exit_code == 0, result.output
+        assert run("verify", out).exit_code == 0
+        drawn = tmp_path / "drawn"
+        images = sorted(folder.iterdir())
+        result = run("pose", "run", out, *images, "-o", drawn, "--height", 64, "--json")
+        assert result.exit_code == 0, result.output
+        assert sorted(path.name for path in drawn.iterdir()) == ["0.pose.png", "1.pose.png", "people.json"]
+        assert set(json.loads((drawn / "people.json").read_text())) == {str(path) for path in images}
