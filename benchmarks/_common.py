@@ -1,0 +1,137 @@
+"""What the benchmarks share: data, memory, conditions of the measurement, JSON, one subprocess a measurement."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvant.pose import network_spec, prepare, read_image
+from kvant.pose.demo.environment import cpu_count, cpu_name, versions
+from kvant.pose.layout import Float32Array
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("KVANT_SHARED", REPOSITORY.parent / "shared"))
+COCO = SHARED / "data" / "coco"
+SPEC = network_spec("openpose-mobilenet-thin")
+PACKAGES = ("torch", "numpy", "openvino", "nncf", "onnx", "onnxruntime")
+
+
+def arguments(description: str | None, **defaults: int) -> argparse.ArgumentParser:
+    """A parser with --output, --threads, --height and an integer option for each of `defaults`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "build" / "benchmarks", help="folder of the JSON")
+    for name, value in {"threads": cpu_count(), "height": 368, **defaults}.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=" ")
+    return parser
+
+
+def require_coco() -> None:
+    """Stop with a sentence if the photos are not there."""
+    if not COCO.is_dir():
+        raise SystemExit(f"no COCO photos at {COCO}: set KVANT_SHARED to the folder that holds data/coco")
+
+
+def calibration_tensors(count: int, height: int) -> list[Float32Array]:
+    """The first `count` train photos as the network takes them."""
+    paths = sorted((COCO / "train2017").glob("*.jpg"))[:count]
+    return [prepare(read_image(path), SPEC, height)[0] for path in paths]
+
+
+def validation_subset(count: int, folder: Path) -> Path:
+    """COCO's annotations of the first `count` fully annotated val photos, written to `folder`."""
+    content = json.loads((COCO / "person_keypoints_val2017.json").read_text())
+    complete = [image for image in content["images"] if image.get("ignore_complete", True) is not False]
+    chosen = {image["id"] for image in complete[:count]}
+    content["images"] = [image for image in complete if image["id"] in chosen]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in chosen]
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+class PeakMemory:
+    """Peak of this process's resident memory, in MB, since the object was made; Linux only."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
+        self.before = _status("VmRSS")
+
+    def peak(self) -> float:
+        """The peak."""
+        return _status("VmHWM")
+
+    def grown(self) -> float:
+        """The peak minus what was resident at the start."""
+        return self.peak() - self.before
+
+
+def _status(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no field {field}: the benchmarks need Linux")
+
+
+def in_new_process(script: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run `script --job JOB`, a function of this benchmark in a process of its own, and return its result."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        threads = str(job["threads"])
+        environment = os.environ | {"KVANT_THREADS": threads, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, script, "--job", json.dumps({**job, "result": str(result)})]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+
+
+def job_of(argv: Sequence[str]) -> dict[str, Any] | None:
+    """The job given by `in_new_process`, or None if a user called."""
+    return json.loads(argv[2]) if len(argv) == 3 and argv[1] == "--job" else None
+
+
+def finish(job: dict[str, Any], result: dict[str, Any]) -> None:
+    """Hand `result` to the process that started this one."""
+    Path(job["result"]).write_text(json.dumps(result))
+
+
+def conditions(threads: int) -> dict[str, Any]:
+    """Where, when and with what a measurement was made."""
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu_name(),
+        "cpus": cpu_count(),
+        "threads": threads,
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": versions(PACKAGES),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+    print(f"wrote {path}")
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns that line up."""
+    widths = [max(len(row[index]) for row in (titles, *rows)) for index in range(len(titles))]
+    for row in (titles, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def random_input(height: int = 368, width: int = 432) -> Float32Array:
+    """An input of the size at which times are measured."""
+    return np.random.default_rng(0).uniform(0, 255, (1, 3, height, width)).astype(np.float32)

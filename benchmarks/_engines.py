@@ -1,0 +1,163 @@
+"""The tools that are compared: each runs the same network in float and quantizes it on the same tensors.
+
+An engine is made from the exported ONNX file (peers) or the PyTorch network (torch, kvant). Peers run with the
+defaults that their documentation shows. Each engine imports its own packages only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from _common import SPEC
+
+from kvant.pose.layout import Float32Array
+
+Infer = Callable[[Float32Array], Float32Array]
+
+
+class Engine(Protocol):
+    """Float inference, and quantization on a list of inputs to int8 inference."""
+
+    def float_infer(self) -> Infer: ...
+
+    def quantize(self, tensors: Sequence[Float32Array]) -> tuple[Infer, dict[str, Any]]: ...
+
+
+def export_onnx(path: Path) -> None:
+    """Write the float network as ONNX, height and width free."""
+    import torch
+
+    size = torch.export.Dim
+    rows, columns = 8 * size("rows", min=4, max=400), 8 * size("columns", min=4, max=400)
+    torch.onnx.export(
+        SPEC.build(),
+        (torch.zeros(1, 3, 368, 432),),
+        path,
+        dynamo=True,
+        input_names=["image"],
+        output_names=["maps"],
+        dynamic_shapes=({2: rows, 3: columns},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+class Kvant:
+    """kvant with its default recipe; in float, torch."""
+
+    def __init__(self, onnx: Path, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.net = SPEC.build()
+        self.folder = onnx.parent
+
+    def float_infer(self) -> Infer:
+        def infer(array: Float32Array) -> Float32Array:
+            with self.torch.inference_mode():
+                return np.asarray(self.net(self.torch.from_numpy(array)).numpy())
+
+        return infer
+
+    def quantize(self, tensors: Sequence[Float32Array]) -> tuple[Infer, dict[str, Any]]:
+        import kvant
+        from kvant.pose.demo.run import multiplication_shares
+
+        inputs = [self.torch.from_numpy(tensor) for tensor in tensors]
+        quantized = kvant.quantize(self.net, inputs[0], calibration=inputs)
+        path = self.folder / "kvant.kvant"
+        quantized.save(path)
+        facts = {**multiplication_shares(quantized), "backend": quantized.backend, "bytes": path.stat().st_size}
+        return kvant.load(path), facts
+
+
+class OpenVino:
+    """NNCF's post-training quantization, run by OpenVINO."""
+
+    def __init__(self, onnx: Path, threads: int) -> None:
+        import openvino
+
+        self.openvino = openvino
+        self.model = openvino.convert_model(str(onnx))
+        self.threads = threads
+        self.folder = onnx.parent
+
+    def _infer(self, model: Any) -> Infer:
+        options = {"INFERENCE_NUM_THREADS": self.threads, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = self.openvino.compile_model(model, "CPU", options)
+        return lambda array: np.asarray(compiled(array)[0])
+
+    def float_infer(self) -> Infer:
+        return self._infer(self.model)
+
+    def quantize(self, tensors: Sequence[Float32Array]) -> tuple[Infer, dict[str, Any]]:
+        import nncf
+
+        quantized = nncf.quantize(self.model, nncf.Dataset(tensors))
+        path = self.folder / "nncf.xml"
+        self.openvino.save_model(quantized, path)
+        size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+        return self._infer(quantized), {"bytes": size}
+
+
+class OnnxRuntime:
+    """ONNX Runtime's static quantization, QDQ, weights per channel."""
+
+    def __init__(self, onnx: Path, threads: int) -> None:
+        self.onnx = onnx
+        self.threads = threads
+
+    def _infer(self, path: Path) -> Infer:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda array: np.asarray(session.run(None, {"image": array})[0])
+
+    def float_infer(self) -> Infer:
+        return self._infer(self.onnx)
+
+    def preprocessed(self) -> Path:
+        """The file after the preparation that ONNX Runtime asks for before quantization."""
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        path = self.onnx.parent / "preprocessed.onnx"
+        quant_pre_process(self.onnx, path)
+        return path
+
+    def quantize(self, tensors: Sequence[Float32Array]) -> tuple[Infer, dict[str, Any]]:
+        from onnxruntime.quantization import quantize_static
+
+        path = self.onnx.parent / "onnxruntime.onnx"
+        quantize_static(self.preprocessed(), path, Reader(tensors), per_channel=True)
+        return self._infer(path), {"bytes": path.stat().st_size}
+
+
+class Reader:
+    """Calibration data as ONNX Runtime reads it."""
+
+    def __init__(self, tensors: Sequence[Float32Array]) -> None:
+        self.inputs: Iterator[Float32Array] = iter(tensors)
+
+    def get_next(self) -> dict[str, Float32Array] | None:
+        array = next(self.inputs, None)
+        return None if array is None else {"image": array}
+
+
+ENGINES: dict[str, Callable[[Path, int], Engine]] = {
+    "kvant": Kvant,
+    "nncf": OpenVino,
+    "onnxruntime": OnnxRuntime,
+}
+TITLES = {
+    "float": "float32 (torch)",
+    "kvant": "kvant",
+    "nncf": "NNCF (OpenVINO)",
+    "onnxruntime": "ONNX Runtime (QDQ)",
+    "torch.ao": "torch.ao (FX)",
+}

@@ -1,0 +1,246 @@
+"""What a pass over the calibration data costs, against plain float passes over the same data in the same process.
+
+kvant: reading ranges (extremes or histograms), statistics of channels and samples to keep. ONNX Runtime: its
+calibrators. NNCF does not offer the pass alone: its row is the whole quantization, with a row of kvant's beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import (
+    SPEC,
+    PeakMemory,
+    arguments,
+    calibration_tensors,
+    conditions,
+    finish,
+    in_new_process,
+    job_of,
+    print_table,
+    require_coco,
+    write_json,
+)
+from _engines import TITLES, Kvant, OnnxRuntime, OpenVino, Reader, export_onnx
+
+from kvant.pose.layout import Float32Array
+
+MAX_TIME_RATIO = 1.5
+MAX_EXTRA_MB = 200
+MORE = 3  # how many times the pictures are repeated to show that memory does not grow with them
+FEW = 10  # pictures for calibrators that keep every activation
+
+Row = dict[str, Any]
+
+
+def measured(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and the peak of resident memory in MB."""
+    memory, start = PeakMemory(), time.perf_counter()
+    call()
+    return time.perf_counter() - start, memory.peak()
+
+
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds, and the largest peak, of calls that take turns."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            found[name].append(measured(call))
+    return {
+        name: (float(np.median([seconds for seconds, _ in runs])), max(peak for _, peak in runs))
+        for name, runs in found.items()
+    }
+
+
+def row(
+    tool: str, what: str, images: int, run: tuple[float, float], plain: tuple[float, float], times: float = 1
+) -> Row:
+    """One line of the report; `times` is how many times more pictures `run` saw than `plain`."""
+    return {
+        "tool": tool,
+        "what": what,
+        "images": images,
+        "seconds": round(run[0], 2),
+        "float_seconds": round(plain[0] * times, 2),
+        "ratio": round(run[0] / (plain[0] * times), 3),
+        "extra_mb": round(run[1] - plain[1]),
+    }
+
+
+def all_of(infer: Callable[[Float32Array], object], tensors: list[Float32Array]) -> Callable[[], None]:
+    """A call that runs every tensor and keeps no output."""
+
+    def call() -> None:
+        for tensor in tensors:
+            infer(tensor)
+
+    return call
+
+
+def measure_kvant(job: Row, onnx: Path, tensors: list[Float32Array]) -> list[Row]:
+    import torch
+
+    import kvant
+    from kvant.capture import capture, prepare
+    from kvant.quantization.progress import Progress
+    from kvant.quantization.statistics import collect
+
+    engine = Kvant(onnx, job["threads"])
+    graph = prepare(capture(engine.net, (torch.from_numpy(tensors[0]),), {}))
+    inputs = [torch.from_numpy(tensor) for tensor in tensors]
+
+    def calibrate(observer: str, times: int = 1) -> Callable[[], object]:
+        def call() -> None:
+            data = ([tensor] for tensor in islice(cycle(inputs), times * len(inputs)))
+            collect(graph, data, observer, kvant.Recipe().samples, Progress(False))
+
+        return call
+
+    infer = engine.float_infer()
+    infer(tensors[0])
+    found = interleaved(
+        {
+            "float": all_of(infer, tensors),
+            "minmax": calibrate("minmax"),
+            "histogram": calibrate("histogram"),
+        },
+        job["rounds"],
+    )
+    more = measured(calibrate("histogram", MORE))
+    count = len(tensors)
+    whole = measured(lambda: kvant.quantize(engine.net, inputs[0], calibration=inputs, progress=False))
+    return [
+        row("kvant", "extremes", count, found["minmax"], found["float"]),
+        row("kvant", "histograms", count, found["histogram"], found["float"]),
+        row("kvant", "histograms", MORE * count, more, found["float"], MORE),
+        row("kvant", "whole quantization", count, whole, found["float"]),
+    ]
+
+
+def measure_nncf(job: Row, onnx: Path, tensors: list[Float32Array]) -> list[Row]:
+    import nncf
+
+    engine = OpenVino(onnx, job["threads"])
+    infer = engine.float_infer()
+    infer(tensors[0])
+    plain = measured(all_of(infer, tensors))
+    whole = measured(lambda: nncf.quantize(engine.model, nncf.Dataset(tensors)))
+    return [row("nncf", "whole quantization", len(tensors), whole, plain)]
+
+
+def measure_onnxruntime(job: Row, onnx: Path, tensors: list[Float32Array]) -> list[Row]:
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    engine = OnnxRuntime(onnx, job["threads"])
+    infer, model = engine.float_infer(), engine.preprocessed()
+    infer(tensors[0])
+
+    def calibrate(method: CalibrationMethod, data: list[Float32Array]) -> None:
+        augmented = str(onnx.parent / "augmented.onnx")
+        create_calibrator(model, augmented_model_path=augmented, calibrate_method=method).collect_data(Reader(data))
+
+    plain = measured(all_of(infer, tensors))
+    few = tensors[:FEW]
+    extremes = measured(lambda: calibrate(CalibrationMethod.MinMax, tensors))
+    histograms = measured(lambda: calibrate(CalibrationMethod.Percentile, few))
+    return [
+        row("onnxruntime", "extremes", len(tensors), extremes, plain),
+        row("onnxruntime", "histograms", len(few), histograms, plain, len(few) / len(tensors)),
+    ]
+
+
+def measure_torch_ao(job: Row, onnx: Path, tensors: list[Float32Array]) -> list[Row]:
+    import torch
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    engine = Kvant(onnx, job["threads"])
+    infer = engine.float_infer()
+    infer(tensors[0])
+    plain = measured(all_of(infer, tensors))
+    observed = prepare_fx(engine.net, get_default_qconfig_mapping("x86"), (torch.from_numpy(tensors[0]),))
+    with torch.inference_mode():
+        run = measured(all_of(lambda tensor: observed(torch.from_numpy(tensor)), tensors))
+    return [row("torch.ao", "histograms", len(tensors), run, plain)]
+
+
+MEASURES: dict[str, Callable[[Row, Path, list[Float32Array]], list[Row]]] = {
+    "kvant": measure_kvant,
+    "nncf": measure_nncf,
+    "onnxruntime": measure_onnxruntime,
+    "torch.ao": measure_torch_ao,
+}
+COLUMNS = ["", "pass", "pictures", "time", "float passes", "ratio", "more memory"]
+
+
+def compare(options: Any) -> dict[str, Any]:
+    """Measure every tool in a process of its own and return the report."""
+    report: dict[str, Any] = {"network": SPEC.name, "rounds": options.rounds, **conditions(options.threads), "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = Path(folder) / "float.onnx"
+        export_onnx(onnx)
+        for tool in options.tools:
+            print(f"{TITLES[tool]} ...", flush=True)
+            job = {"tool": tool, "onnx": str(onnx), "images": options.images, "rounds": options.rounds}
+            job |= {"threads": options.threads, "height": options.height}
+            report["rows"] += in_new_process(__file__, job)["rows"]
+    return report
+
+
+def rows(report: dict[str, Any]) -> list[list[str]]:
+    """A row for each measurement."""
+    return [
+        [
+            TITLES[entry["tool"]],
+            entry["what"],
+            str(entry["images"]),
+            f"{entry['seconds']:.1f} s",
+            f"{entry['float_seconds']:.1f} s",
+            f"{entry['ratio']:.2f} x",
+            f"{entry['extra_mb']} MB",
+        ]
+        for entry in report["rows"]
+    ]
+
+
+def broken_promises(report: dict[str, Any]) -> list[str]:
+    """A sentence for each promise about kvant's calibration that does not hold."""
+    return [
+        f"{entry['what']} of {entry['images']} pictures: {entry['ratio']} x the time, {entry['extra_mb']} MB more"
+        for entry in report["rows"]
+        if entry["tool"] == "kvant"
+        and entry["what"] != "whole quantization"
+        and (entry["ratio"] > MAX_TIME_RATIO or entry["extra_mb"] > MAX_EXTRA_MB)
+    ]
+
+
+def main() -> int:
+    job = job_of(sys.argv)
+    if job is not None:
+        tensors = calibration_tensors(job["images"], job["height"])
+        finish(job, {"rows": MEASURES[job["tool"]](job, Path(job["onnx"]), tensors)})
+        return 0
+    require_coco()
+    parser = arguments(__doc__, images=100, rounds=3)
+    tools = ["kvant", "nncf", "onnxruntime"]
+    parser.add_argument("--tools", nargs="*", choices=list(MEASURES), default=tools, help="torch.ao takes long")
+    options = parser.parse_args()
+    report = compare(options)
+    print_table(COLUMNS, rows(report))
+    write_json(options.output / "calibration.json", report)
+    broken = broken_promises(report)
+    for sentence in broken:
+        print(f"over {MAX_TIME_RATIO} x the time or {MAX_EXTRA_MB} MB more: {sentence}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""Write the tables of docs/benchmarks.md and README.md, and README's picture, from what was measured last.
+
+Each table lies between the lines `<!-- table: NAME -->` and `<!-- end -->`. Tables whose JSON is missing stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import accuracy
+import calibration
+import cv2
+from _common import REPOSITORY
+
+Report = dict[str, Any]
+PAGES = ("docs/benchmarks.md", "README.md")
+PICTURE = "docs/images/demo.jpg"
+PICTURE_WIDTH = 1280
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def conditions(report: Report) -> str:
+    """One line: where and with what it was measured."""
+    packages = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    threads = f"{report['threads']} thread{'s' if report['threads'] != 1 else ''}"
+    measured = ", ".join(
+        part
+        for part in (report.get("date"), f"load {report['load_before']} before" if "load_before" in report else "")
+        if part
+    )
+    return f"{report['cpu']}, {threads}; {packages}" + (f" ({measured})" if measured else "") + "."
+
+
+def demo_table(report: Report) -> str:
+    """README's table: the demo's summary."""
+    found = report["people_found"]
+    size = " x ".join(map(str, report["input"][2:]))
+    rows = [
+        ["size of the file", f"{report['float_bytes'] / 1e6:.2f} MB", f"{report['file_bytes'] / 1e6:.2f} MB"],
+        [f"time a picture, {size}", f"{report['float_ms']:.0f} ms", f"{report['int8_ms']:.0f} ms"],
+        ["people found", str(report["people_float"]), f"{found} of these {report['people_float']}"],
+        ["key points found", str(report["keypoints_float"]), f"{report['keypoint_agreement']:.1%} of these"],
+        [
+            "multiplications",
+            "float32",
+            f"{report['int8xint8']:.1%} int8 x int8, {report['int16xint8']:.1%} int16 x int8",
+        ],
+    ]
+    table = markdown(["", "float32, torch", f"kvant, {report['backend']} back end"], rows)
+    pictures = f"{len(report['pictures'])} frames of the sample video; quantized in {report['quantize_seconds']:.0f} s"
+    return f"{table}\n\n{pictures}. {conditions(report)}"
+
+
+def accuracy_table(report: Report) -> str:
+    """Average precision of every tool."""
+    table = markdown(accuracy.COLUMNS, accuracy.rows(report))
+    photos = f"{report['val_photos']} val photos, calibrated on {report['calibration_photos']} train photos"
+    lines = [table, "", f"{photos}. {conditions(report)}"]
+    if "kvant" in report["results"]:
+        shares = report["results"]["kvant"]
+        narrow, wide = shares["int8xint8"], shares["int16xint8"]
+        lines += ["", f"kvant does {narrow:.1%} of the multiplications in int8 x int8 and {wide:.1%} in int16 x int8."]
+    return "\n".join(lines)
+
+
+def calibration_table(report: Report) -> str:
+    """Cost of calibration."""
+    table = markdown(calibration.COLUMNS, calibration.rows(report))
+    how = f"kvant's passes took turns with plain float passes, medians of {report['rounds']}"
+    return f"{table}\n\n{how}. {conditions(report)}"
+
+
+TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "demo": ("demo/summary.json", demo_table),
+    "accuracy": ("benchmarks/accuracy.json", accuracy_table),
+    "calibration": ("benchmarks/calibration.json", calibration_table),
+}
+
+
+def rewrite(text: str, build: Path) -> str:
+    """`text` with every marked table whose JSON exists replaced."""
+    for name, (file, table) in TABLES.items():
+        if (build / file).exists():
+            body = table(json.loads((build / file).read_text()))
+            pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            text = pattern.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
+    return text
+
+
+def write_picture(build: Path, name: str | None, target: Path) -> None:
+    """README's picture: one of the demo's, smaller."""
+    summary = build / "demo" / "summary.json"
+    if not summary.exists():
+        return
+    names = json.loads(summary.read_text())["pictures"]
+    name = name or names[len(names) // 2]
+    picture = cv2.imread(str(build / "demo" / name))
+    if picture is None:
+        raise SystemExit(f"{build / 'demo' / name} is not a picture")
+    height = round(picture.shape[0] * PICTURE_WIDTH / picture.shape[1])
+    smaller = cv2.resize(picture, (PICTURE_WIDTH, height), interpolation=cv2.INTER_AREA)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(target), smaller, [cv2.IMWRITE_JPEG_QUALITY, 88])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, default=REPOSITORY / "build", help="folder of the measurements")
+    parser.add_argument("--picture", help="which of the demo's pictures README shows, such as frame_105.png")
+    options = parser.parse_args()
+    for page in PAGES:
+        path = REPOSITORY / page
+        path.write_text(rewrite(path.read_text(), options.build))
+    write_picture(options.build, options.picture, REPOSITORY / PICTURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONDITIONS = {"cpu": "A CPU", "threads": 2, "date": "2026-01-02", "load_before": 0.1, "versions": {"kvant": "1.2.3"}}
+SCORES = {"AP": 0.25, "AP50": 0.5, "AP75": 0.2, "AR": 0.3, "ms": 80.0, "bytes": 7_720_000}
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    yield import_module("tables")
+    for name in set(sys.modules) - before:
+        if name in {"tables", "accuracy", "calibration", "_common", "_engines"}:
+            del sys.modules[name]
+
+
+def _write(folder: Path, name: str, content: dict[str, Any]) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps({**CONDITIONS, **content}))
+
+
+def _accuracy(folder: Path) -> None:
+    kvant = {**SCORES, "AP": 0.248, "sqnr_db": {"heat": 12.0, "paf": 13.0}, "quantize_seconds": 60.2}
+    kvant |= {"quantize_extra_mb": 300, "int8xint8": 0.8, "int16xint8": 0.2}
+    _write(
+        folder,
+        "benchmarks/accuracy.json",
+        {"val_photos": 83, "calibration_photos": 134, "results": {"float": SCORES, "kvant": kvant}},
+    )
+
+
+def test_marked_regions_are_rewritten_and_nothing_else(tables: Any, tmp_path: Path) -> None:
+    _accuracy(tmp_path)
+    page = (
+        "before\n<!-- table: accuracy -->\nold\n<!-- end -->\nafter\n<!-- table: calibration -->\nstays\n<!-- end -->\n"
+    )
+    text = tables.rewrite(page, tmp_path)
+    assert text.startswith("before\n<!-- table: accuracy -->\n| ") and "old" not in text
+    assert "after\n<!-- table: calibration -->\nstays\n<!-- end -->\n" in text
+    for part in ("| 0.2480 | -0.0020 |", "A CPU, 2 threads; kvant 1.2.3", "80.0% of the multiplications", "load 0.1"):
+        assert part in text
+    assert tables.rewrite(text, tmp_path) == text
+
+
+def test_calibration_table_and_promise(tables: Any, tmp_path: Path) -> None:
+    calibration = import_module("calibration")
+    row = calibration.row("kvant", "extremes", 100, (30.0, 700.0), (25.0, 650.0))
+    assert (row["ratio"], row["extra_mb"]) == (1.2, 50)
+    assert calibration.row("kvant", "histograms", 300, (90.0, 700.0), (25.0, 650.0), 3)["ratio"] == 1.2
+    slow = {**row, "ratio": 1.6}
+    whole = {**slow, "what": "whole quantization"}
+    assert calibration.broken_promises({"rows": [row, whole, {**slow, "tool": "nncf"}]}) == []
+    assert len(calibration.broken_promises({"rows": [slow, {**row, "extra_mb": 201}]})) == 2
+    _write(tmp_path, "benchmarks/calibration.json", {"rounds": 3, "rows": [row]})
+    page = tables.rewrite("<!-- table: calibration -->\n<!-- end -->\n", tmp_path)
+    assert "| kvant | extremes | 100 | 30.0 s | 25.0 s | 1.20 x | 50 MB |" in page
+
+
+def test_pages_have_their_tables(tables: Any) -> None:
+    for page in tables.PAGES:
+        text = (REPOSITORY / page).read_text()
+        assert text.count("<!-- table: ") == text.count("<!-- end -->") >= 2
+        assert all(f"<!-- table: {name} -->" in text for name in ("demo", "accuracy"))
