@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from kvant.capture.export import LEVELS, Dynamic, export
+from kvant.capture.export import LEVELS, Dynamic, export, levels
 from kvant.capture.model import check_model
 from kvant.capture.structure import flatten_arguments
-from kvant.capture.translate import TooDynamicError, translate
+from kvant.capture.translate import translate
 from kvant.errors import CaptureError, UnsupportedOperatorError
 from kvant.graph import Graph, validate
 
@@ -43,7 +43,7 @@ def capture(
     model = check_model(model)
     arguments = flatten_arguments(model, args, kwargs or {})
     first: CaptureError | None = None
-    for level in LEVELS[dynamic]:
+    for level in levels(arguments, dynamic):
         try:
             graph = translate(export(model, arguments, level), arguments)
         except UnsupportedOperatorError:

@@ -1,4 +1,4 @@
-"""Running a float graph with torch in float32: what calibration watches and what quantized results are compared with."""
+"""Running a float graph with torch in float32: what calibration watches, and quantized results are compared with."""
 
 from __future__ import annotations
 
@@ -68,9 +68,8 @@ class Executor:
             raise InputError(f"{len(inputs)} inputs are given, the graph takes {len(self.graph.inputs)}: {names}")
         for entry, value in zip(self.graph.inputs, inputs, strict=True):
             if value.dtype != getattr(torch, entry.type.dtype):
-                raise InputError(
-                    f"input {entry.name!r} ({show_shape(entry.shape)}) has dtype {value.dtype}, expected {entry.type.dtype}"
-                )
+                wanted = f"{show_shape(entry.shape)} of {entry.type.dtype}"
+                raise InputError(f"input {entry.name!r} has dtype {value.dtype}, expected {wanted}")
         try:
             return bind(
                 self.graph, {entry.name: tuple(x.shape) for entry, x in zip(self.graph.inputs, inputs, strict=True)}

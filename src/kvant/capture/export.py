@@ -14,16 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from kvant.capture.structure import Arguments, flatten_outputs
 from kvant.errors import CaptureError
 from kvant.graph import Structure
 
 Dynamic = Literal["auto", "batch", "none"]
-Level = Literal["sizes", "batch", "none"]
+Level = Literal["sizes", "length", "batch", "none"]
 # What is tried, one after the other, until an export succeeds.
 LEVELS: dict[Dynamic, tuple[Level, ...]] = {
-    "auto": ("sizes", "batch", "none"),
+    "auto": ("sizes", "length", "batch", "none"),
     "batch": ("batch", "none"),
     "none": ("none",),
 }
@@ -52,13 +53,13 @@ class _Flat(nn.Module):
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         super().__init__()
         self.add_module(WRAPPED, model)
-        self.eval_arguments = arguments
+        self._arguments = arguments
         self.structure: Structure = 0
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = self.eval_arguments.rebuild(tensors)
+        args, kwargs = self._arguments.rebuild(tensors)
         # Non-strict tracing runs this very code, so the nesting of the outputs can be noted on the way.
-        outputs, self.structure = flatten_outputs(self.model(*args, **kwargs))
+        outputs, self.structure = flatten_outputs(self.get_submodule(WRAPPED)(*args, **kwargs))
         return tuple(outputs)
 
 
@@ -73,7 +74,7 @@ def export(model: nn.Module, arguments: Arguments, level: Level) -> Export:
     tensors = _traced_tensors(arguments.tensors, level)
     shapes = None if level == "none" else (tuple(dynamic_dims(tensor, level) for tensor in tensors),)
     try:
-        with _quiet(), _slow_attention(), torch.inference_mode(False), torch.enable_grad():
+        with _quiet(), _slow_attention(), _SymbolicPooling(), torch.inference_mode(False), torch.enable_grad():
             program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
     except CaptureError:
         raise
@@ -91,13 +92,56 @@ def _traced_tensors(tensors: Sequence[Tensor], level: Level) -> tuple[Tensor, ..
 
 
 def dynamic_dims(tensor: Tensor, level: Level) -> dict[int, Any]:
-    """The dimensions of an input that may be dynamic: the batch, and sizes; channels of images are not."""
-    if level == "batch":
-        candidates = [0]
-    else:
-        candidates = [axis for axis in range(tensor.dim()) if axis != 1 or tensor.dim() <= 3]
-    candidates = [axis for axis in candidates if axis < tensor.dim() and tensor.shape[axis] > 1]
-    return {axis: Dim.AUTO for axis in candidates}
+    """The dimensions of an input that may be dynamic, by what is to be tried.
+
+    Level "sizes" is all but the channels of images; "length" is batch and length of (N, length, features), the
+    features fixed; "batch" is the first dimension alone.
+    """
+    rank = tensor.dim()
+    axes = {
+        "sizes": [axis for axis in range(rank) if axis != 1 or rank <= 3],
+        "length": [0, 1] if 2 <= rank <= 3 else [0],
+        "batch": [0],
+        "none": [],
+    }
+    wanted = [axis for axis in axes[level] if axis < rank and tensor.shape[axis] > 1]
+    return dict.fromkeys(wanted, Dim.AUTO)
+
+
+def levels(arguments: Arguments, dynamic: Dynamic) -> list[Level]:
+    """The levels worth trying, each with fewer dynamic dimensions than the one before."""
+    kept: dict[str, Level] = {}
+    for level in LEVELS[dynamic]:
+        kept.setdefault(str([dynamic_dims(tensor, level) for tensor in arguments.tensors]), level)
+    return list(kept.values())
+
+
+class _SymbolicPooling(TorchFunctionMode):
+    """torch.max_pool1d fixes the length that it sees in an export; max_pool2d does not, so it takes over."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.max_pool1d:
+            return _max_pool1d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _max_pool1d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    kernel, step, pad, gap = (_only(value) for value in (kernel_size, stride or kernel_size, padding, dilation))
+    pooled = torch.max_pool2d(input.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), ceil_mode)
+    return pooled.squeeze(-2)
+
+
+def _only(value: int | Sequence[int]) -> int:
+    return value if isinstance(value, int) else value[0]
 
 
 @contextmanager
@@ -127,7 +171,9 @@ def _slow_attention() -> Iterator[None]:
 def decompose(program: ExportedProgram, operators: Sequence[Any]) -> ExportedProgram:
     """``program`` without in-place operators, and with ``operators`` written in terms of simpler ones."""
     with _quiet(), torch.inference_mode(False):
-        return program.run_decompositions({operator: decompositions()[operator] for operator in operators})
+        table = decompositions()
+        simpler: ExportedProgram = program.run_decompositions({operator: table[operator] for operator in operators})
+        return simpler
 
 
 def decompositions() -> Any:
@@ -137,6 +183,8 @@ def decompositions() -> Any:
 
 def _explain(model: nn.Module, error: Exception) -> str:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "data-dependent" in reason:
+        reason = f"{reason} (what depends on data, such as the decoding of heat maps, must stay outside the model)"
     if not isinstance(error, RuntimeError | torch._dynamo.exc.UserError):
         reason = f"{type(error).__name__}: {reason}"
     return f"torch.export cannot trace {type(model).__name__}{_user_line(error)}: {reason}"

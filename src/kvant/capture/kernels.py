@@ -48,9 +48,9 @@ def _conv(op: ops.Conv, constants: Sequence[Tensor | None]) -> Kernel:
     padded = any(extra)
 
     def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
-        x, weight, bias = (*given, None)[:3]
-        x = F.pad(x, extra) if padded else x  # type: ignore[arg-type]
-        return activate(function(x, weight, bias, op.strides, inner, op.dilations, op.groups))
+        x, weight, *bias = given
+        x = F.pad(x, extra) if padded else x
+        return activate(function(x, weight, bias[0] if bias else None, op.strides, inner, op.dilations, op.groups))
 
     return kernel
 
@@ -61,16 +61,17 @@ def _conv_transpose(op: ops.ConvTranspose, constants: Sequence[Tensor | None]) -
     weight = constants[1]
     # torch wants the input's channels first.
     prepared = None if weight is None else _inputs_first(weight, op.groups)
+    inner = tuple(map(min, op.pads_begin, op.pads_end))
     crop = _spatial(
-        [least - size for size, least in zip(op.pads_begin, map(min, op.pads_begin, op.pads_end), strict=True)],
-        [least - size for size, least in zip(op.pads_end, map(min, op.pads_begin, op.pads_end), strict=True)],
+        [least - size for size, least in zip(op.pads_begin, inner, strict=True)],
+        [least - size for size, least in zip(op.pads_end, inner, strict=True)],
     )
 
     def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
-        x, given_weight, bias = (*given, None)[:3]
-        weight = _inputs_first(given_weight, op.groups) if prepared is None else prepared  # type: ignore[arg-type]
-        inner = tuple(map(min, op.pads_begin, op.pads_end))
-        y = function(x, weight, bias, op.strides, inner, op.output_padding, op.groups, op.dilations)
+        x, weight, *bias = given
+        weight = _inputs_first(weight, op.groups) if prepared is None else prepared
+        offset = bias[0] if bias else None
+        y = function(x, weight, offset, op.strides, inner, op.output_padding, op.groups, op.dilations)
         return activate(F.pad(y, crop) if any(crop) else y)
 
     return kernel
@@ -102,7 +103,7 @@ def _batch_norm(op: ops.BatchNorm, constants: Sequence[Tensor | None]) -> Kernel
     return kernel
 
 
-_BINARY = {
+_BINARY: dict[str, Callable[..., Tensor]] = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "min": torch.minimum, "max": torch.maximum,
 }  # fmt: skip
 
@@ -213,7 +214,7 @@ def _resize(op: ops.Resize, constants: Sequence[Tensor | None]) -> Kernel:
     def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
         size = None if op.size is None else [evaluate(dim, bindings) for dim in op.size]
         scale = None if op.scale is None else list(op.scale)
-        return F.interpolate(given[0], size, scale, mode, align)  # type: ignore[arg-type]
+        return F.interpolate(given[0], size, scale, mode, align)
 
     return kernel
 

@@ -21,7 +21,7 @@ def _elu(x: Tensor, alpha: float, scale: float) -> Tensor:
 
 _UNARY: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "clamp": lambda x, a, b: torch.relu(x) if (a, b) == (0.0, torch.inf) else x.clamp(a, b),
-    "threshold": lambda x, a, b: F.threshold(x, a, b),
+    "threshold": F.threshold,
     "leaky_relu": lambda x, a, b: F.leaky_relu(x, a),
     "elu": _elu,
     "celu": lambda x, a, b: F.celu(x, a),
@@ -32,7 +32,7 @@ _UNARY: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "gelu": lambda x, a, b: F.gelu(x, approximate="tanh" if a else "none"),
     "hardswish": lambda x, a, b: F.hardswish(x),
     "hardsigmoid": lambda x, a, b: F.hardsigmoid(x),
-    "softplus": lambda x, a, b: F.softplus(x, a, b),
+    "softplus": F.softplus,
     "logsigmoid": lambda x, a, b: F.logsigmoid(x),
     "exp": lambda x, a, b: x.exp(),
     "expm1": lambda x, a, b: x.expm1(),
@@ -60,14 +60,14 @@ def _minimum(x: Value, y: Value) -> Value:
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         return torch.minimum(x, y)
     tensor, bound = (x, y) if isinstance(x, Tensor) else (y, x)
-    return torch.clamp(tensor, max=bound) if isinstance(tensor, Tensor) else min(tensor, bound)  # type: ignore[call-overload,type-var,no-any-return]
+    return torch.clamp(tensor, max=bound) if isinstance(tensor, Tensor) else min(tensor, bound)
 
 
 def _maximum(x: Value, y: Value) -> Value:
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         return torch.maximum(x, y)
     tensor, bound = (x, y) if isinstance(x, Tensor) else (y, x)
-    return torch.clamp(tensor, min=bound) if isinstance(tensor, Tensor) else max(tensor, bound)  # type: ignore[call-overload,type-var,no-any-return]
+    return torch.clamp(tensor, min=bound) if isinstance(tensor, Tensor) else max(tensor, bound)
 
 
 _BINARY: dict[str, Callable[[Value, Value], Value]] = {

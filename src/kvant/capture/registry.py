@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from kvant.capture.builder import Builder
 
 Handler = Callable[..., Any]
+Function = TypeVar("Function", bound=Handler)
 
 
 class UnsupportedError(Exception):
@@ -27,14 +28,14 @@ class UnsupportedError(Exception):
 _HANDLERS: dict[str, tuple[Handler, tuple[str, ...]]] = {}
 
 
-def handles(*operators: str) -> Callable[[Handler], Handler]:
+def handles(*operators: str) -> Callable[[Function], Function]:
     """Declare a function to be the handler of ATen operators, named ``relu`` (all overloads) or ``add.Tensor``.
 
     The function gets the builder, the operator's first argument, and those further arguments of the operator's schema
     that it names as parameters, defaults filled in.
     """
 
-    def register(function: Handler) -> Handler:
+    def register(function: Function) -> Function:
         names = tuple(inspect.signature(function).parameters)[2:]
         for operator in operators:
             _HANDLERS[operator] = (function, names)

@@ -46,7 +46,7 @@ def user_line(node: fx.Node) -> str:
 
 
 def output_name(node: fx.Node) -> str:
-    """A name for the node's output that a user recognizes: the module's path, and the operator unless torch.nn made it."""
+    """A name for the node's output: the module's path, and the operator unless a layer of torch.nn made it."""
     path = module_path(node)
     operator = re.sub(r"^_+|_+$|(_\d+)$", "", str(node.target).removeprefix("aten.").partition(".")[0])
     stack = node.meta.get("nn_module_stack") or {}

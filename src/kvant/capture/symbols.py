@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import reduce
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 
 from kvant.graph import Dim, combine

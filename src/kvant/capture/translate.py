@@ -21,10 +21,11 @@ from kvant.capture.source import module_path, output_name, source_of, user_line
 from kvant.capture.structure import INPUT_DTYPES, Arguments
 from kvant.capture.symbols import NotExpressibleError, Symbols
 from kvant.errors import CaptureError, UnsupportedOperatorError
-from kvant.graph import Graph, Source, TensorType
+from kvant.graph import Graph, TensorType
 
 # Checks of the program on itself; the graph has its own.
 _IGNORED = ("aten._assert", "aten.sym_constrain_range", "aten._assert_tensor_metadata", "aten._assert_async")
+_READ_OUT = ("aten.item", "aten._local_scalar_dense")
 _MAX_DECOMPOSITIONS = 4
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _NUMBERS = (*_SYMBOLIC, int, float, bool)
@@ -134,14 +135,15 @@ class _Translation:
             )
         except NotExpressibleError as error:
             raise TooDynamicError(str(error)) from error
+        if any(isinstance(dim, int) and dim != size for dim, size in zip(shape, example.shape, strict=True)):
+            raise TooDynamicError(f"input {name!r} is fixed to another size than the example's: {shape}")
         dtype = INPUT_DTYPES[example.dtype]
-        self._builder.graph.add_input(name, shape, TensorType(dtype))  # type: ignore[arg-type]
+        self._builder.graph.add_input(name, shape, TensorType(dtype))
         return Activation(name, sizes, example.dtype)
 
     def _weight(self, target: str) -> Tensor:
-        value = self._program.state_dict.get(target)
-        if value is None:
-            value = self._program.constants[target]
+        state, constants = self._program.state_dict, self._program.constants
+        value: Tensor = state[target] if target in state else constants[target]
         self._builder.name_constant(value, target.removeprefix(f"{WRAPPED}."))
         return value
 
@@ -173,6 +175,8 @@ class _Translation:
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         target = node.target
         result = node.meta.get("val")
+        if str(target).startswith(_READ_OUT):
+            return self._refuse(node, str(target), "a number is read out of a tensor, so what follows depends on data")
         if isinstance(result, _NUMBERS):
             return result
         if str(target).startswith(_IGNORED):
@@ -184,6 +188,8 @@ class _Translation:
             return _MISSING if _holds(_MISSING, args) else target(*args, **kwargs)  # type: ignore[operator]
         value = self._operator(node, _functional(target), args, kwargs)
         if target._schema.is_mutable and isinstance(node.args[0], fx.Node):
+            if node.args[0].op == "placeholder" and isinstance(values[node.args[0]], Tensor):
+                return self._refuse(node, str(target), "it changes a buffer, and a graph keeps no state between calls")
             values[node.args[0]] = value
         return value
 
@@ -197,7 +203,7 @@ class _Translation:
     def _operator(self, node: fx.Node, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         name = str(target)
         handler = registry.find(name.removeprefix("aten.")) if name.startswith("aten.") else None
-        random = torch.Tag.nondeterministic_seeded in target.tags and "dropout" not in name
+        random = handler is None and torch.Tag.nondeterministic_seeded in target.tags
         constant = not _holds_type(Activation, (args, kwargs)) and not _holds_type(_SYMBOLIC, (args, kwargs))
         if constant and not random and not _holds(_MISSING, (args, kwargs)):
             return _evaluate(target, args, kwargs)
@@ -299,6 +305,3 @@ def _bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[s
         else:
             bound[argument.name] = kwargs.get(argument.name, argument.default_value)
     return bound
-
-
-__all__ = ["Source", "TooDynamicError", "translate"]

@@ -24,16 +24,16 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 def _sigmoid(x: Array) -> Array:
     # One side at a time, so that exp never overflows.
     small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+    return np.asarray(np.where(x >= 0, 1 / (1 + small), small / (1 + small)), np.float64)
 
 
 def _softplus(x: Array, beta: float, threshold: float) -> Array:
-    return np.where(x * beta > threshold, x, np.logaddexp(0.0, x * beta) / beta)
+    return np.asarray(np.where(x * beta > threshold, x, np.logaddexp(0.0, x * beta) / beta), np.float64)
 
 
 def _gelu(x: Array, tanh: float) -> Array:
     if tanh:
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), np.float64)
     return 0.5 * x * (1 + np.asarray(_erf(x * math.sqrt(0.5)), np.float64))
 
 
@@ -105,7 +105,7 @@ def evaluate(program: Sequence[Step], x: np.ndarray, param: np.ndarray | None = 
             _apply(step, stack, np.asarray(x, np.float64), param)
     if len(stack) != 1:
         raise GraphError(f"a pointwise program leaves {len(stack)} entries on its stack, expected one: {program}")
-    return np.broadcast_to(stack[0], np.broadcast_shapes(stack[0].shape, np.shape(x))).copy()
+    return np.array(np.broadcast_to(stack[0], np.broadcast_shapes(stack[0].shape, np.shape(x))), np.float64)
 
 
 def _apply(step: Step, stack: list[Array], x: Array, param: np.ndarray | None) -> None:

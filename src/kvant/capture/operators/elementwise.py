@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kvant.capture.builder import Activation, Builder, Operand, is_activation, need_activation, need_constant
+from kvant.capture.builder import Activation, Builder, Operand, Size, is_activation, need_activation, need_constant
 from kvant.capture.registry import Handler, UnsupportedError, handles
 from kvant.graph import ops
 from kvant.graph.ops import BinaryFunction, Step
@@ -123,7 +124,7 @@ def softshrink(t: Builder, x: Operand, lambd: Scalar) -> Activation:
 def prelu(t: Builder, x: Operand, weight: Operand) -> Activation:
     x, slope = need_activation(x, "the operand"), need_constant(weight, "the slope")
     if slope.numel() == 1:
-        return t.pointwise(x, Step("leaky_relu", float(slope)))
+        return t.pointwise(x, Step("leaky_relu", float(slope.detach())))
     program = (Step("x"), Step("param"), Step("prelu"))
     return t.emit(ops.Pointwise(program, axis=1), x, slope)
 
@@ -156,8 +157,15 @@ def binary(t: Builder, fn: BinaryFunction, a: Operand | Scalar, b: Operand | Sca
         program = (Step("const", left), Step("x"), Step(fn))
         return t.emit(ops.Pointwise(program), b, shape=b.shape)
     if isinstance(a, Tensor | Activation) and isinstance(b, Tensor | Activation):
-        return t.emit(ops.Binary(fn), a, b, shape=torch.broadcast_shapes(a.shape, b.shape))
+        return t.emit(ops.Binary(fn), a, b, shape=broadcast(a.shape, b.shape))
     raise UnsupportedError("an operand that is no tensor")
+
+
+def broadcast(left: Sequence[Size], right: Sequence[Size]) -> tuple[Size, ...]:
+    """The shape of two traced shapes broadcast against each other; torch has checked that they fit."""
+    rank = max(len(left), len(right))
+    pairs = zip([1] * (rank - len(left)) + [*left], [1] * (rank - len(right)) + [*right], strict=True)
+    return tuple(b if isinstance(a, int) and a == 1 else a for a, b in pairs)
 
 
 def _scalar(value: object) -> float | None:

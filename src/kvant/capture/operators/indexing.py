@@ -49,7 +49,7 @@ def index(t: Builder, x: Operand, indices: Sequence[Operand | None]) -> Operand:
 
 
 def _index_grid(t: Builder, x: Activation, chosen: Sequence[tuple[int, Operand]]) -> Activation:
-    """Several index tensors that broadcast to a grid, each along its own axis, such as ``x[:, :, rows[:, None], columns]``.
+    """Several indices that broadcast to a grid, each along its own axis, such as ``x[:, :, rows[:, None], columns]``.
 
     Torch puts the grid where the first of the axes was if they are neighbours; a grid is then one gather after another.
     """

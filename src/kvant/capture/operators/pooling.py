@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from kvant.capture.builder import Activation, Builder, Operand, Size, ints, need_activation
+from kvant.capture.operators.shape import reshape_to
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 
@@ -55,6 +56,30 @@ def _average_pool(rank: int) -> None:
         return t.emit(ops.AveragePool(kernel, strides, pads, pads, ceil_mode, count_include_pad, divisor_override), x)
 
     handles(f"avg_pool{rank}d.default")(handler)
+
+
+@handles("avg_pool3d.default")
+def avg_pool3d(
+    t: Builder,
+    x: Operand,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None = None,
+) -> Operand:
+    """Over the first of three axes alone, which is what local response normalization does: two axes are enough."""
+    x = _pooled(x, 3)
+    kernel, pads = ints(kernel_size, 3), ints(padding, 3)
+    strides = ints(stride or kernel, 3)
+    if kernel[1:] != (1, 1) or strides[1:] != (1, 1) or any(pads):
+        raise UnsupportedError("average pooling over three axes")
+    *lead, height, width = x.shape
+    flat = need_activation(reshape_to(t, x, (*lead, height * width)), "the operand")
+    pool = ops.AveragePool(kernel[:2], strides[:2], (0, 0), (0, 0), ceil_mode, count_include_pad, divisor_override)
+    pooled = t.emit(pool, flat, shape=(*t.shape[:-2], height * width))
+    return reshape_to(t, pooled, t.shape)
 
 
 def _adaptive_pool(rank: int, fn: Literal["average", "max"], *operators: str) -> None:

@@ -138,8 +138,8 @@ def arange(t: Builder, first: object) -> Operand:
 def repeat(
     t: Builder, x: Activation, repeats: Sequence[Size] | None = None, dims: Sequence[Size] | None = None
 ) -> Operand:
-    counts = list(repeats if repeats is not None else dims or ())
-    counts = [1] * (x.rank - len(counts)) + counts
+    given = repeats if repeats is not None else dims or ()
+    counts: list[Size] = [*[1] * (x.rank - len(given)), *given]
     value: Operand = x
     if len(counts) > x.rank:
         value = reshape_to(t, x, (*[1] * (len(counts) - x.rank), *x.shape))

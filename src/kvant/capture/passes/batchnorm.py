@@ -75,7 +75,7 @@ def affine(graph: Graph, norm: Node) -> tuple[Vector, Vector]:
 
 
 def replace_batch_norm(graph: Graph) -> Graph:
-    """Turn each BatchNorm that is left into a depthwise 1x1 Conv (activations of rank 3 and 4) or a product and a sum."""
+    """Turn each BatchNorm that is left into a depthwise 1x1 Conv (for rank 3 and 4), else into a product and a sum."""
     shapes = infer_shapes(graph, example_shapes(graph))
     copy = graph.copy()
     nodes: list[Node] = []
