@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
@@ -122,9 +123,10 @@ class _SymbolicPooling(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.max_pool1d:
-            return _max_pool1d(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in (torch.max_pool1d, F.max_pool1d) and not given.get("return_indices"):
+            return _max_pool1d(*args, **given)
+        return func(*args, **given)
 
 
 def _max_pool1d(
@@ -134,6 +136,7 @@ def _max_pool1d(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Tensor:
     kernel, step, pad, gap = (_only(value) for value in (kernel_size, stride or kernel_size, padding, dilation))
     pooled = torch.max_pool2d(input.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), ceil_mode)
