@@ -244,7 +244,8 @@ def test_other_spellings_of_the_same_header() -> None:
 
 def test_unicode_tricks() -> None:
     text = header_text()
-    refuse(seal_header(text.replace('"y_q"', '"y_q\\u0000"', 1)))
+    for character in ("\\u0000", "\\u001b", "\\u009b", "\x7f"):
+        refuse(seal_header(text.replace('"y_q"', f'"y_q{character}"')), "control characters")
     refuse(seal_header(text.replace('"x_q"', '"\\ud800"', 2)))
     # Full-width and combining look-alikes are other names, so what they should define is missing.
     refuse(seal_header(text.replace('"output":"y_q"', '"output":"ｙ_q"', 1)))

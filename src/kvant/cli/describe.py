@@ -87,7 +87,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
         "file_bytes": info.file_bytes,
         "header_bytes": info.header_bytes,
         "weights": weights,
-        "compression": 4 * weights / info.file_bytes,
+        "float_bytes": 4 * weights,
         "inputs": [
             {"name": entry.name, "dtype": entry.type.dtype, "shape": show_shape(entry.shape)} for entry in graph.inputs
         ],

@@ -47,7 +47,7 @@ def _print_summary(file: Path, description: Description) -> None:
     lines = {
         "file": file,
         "size": f"{output.megabytes(facts['file_bytes'])}, "
-        f"{facts['compression']:.2f} x smaller than its {facts['weights']:,} weights in float32",
+        f"{facts['file_bytes'] / (facts['float_bytes'] or 1):.1%} of its {facts['weights']:,} weights in float32",
         "written by": f"{facts['producer']}, format {facts['format']}",
         "sha256": facts["sha256"],
         "inputs": ", ".join(f"{entry['name']} {entry['dtype']} {entry['shape']}" for entry in facts["inputs"]),
@@ -60,7 +60,6 @@ def _print_summary(file: Path, description: Description) -> None:
     width = max(map(len, lines))
     for label, value in lines.items():
         print(f"{output.clean(label):{width}}  {output.clean(value)}")
-    print()
 
 
 def run(

@@ -41,7 +41,7 @@ def say(message: str) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on standard output; numbers are set to the right, long names are wrapped, never cut."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     shown = [[value if isinstance(value, str) else f"{value:,}" for value in row] for row in rows]
     for index, column in enumerate(columns):
         numeric = any(row[index][:1].isdigit() for row in shown)
@@ -51,6 +51,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console = Console()
     if not console.is_terminal:
         console.width = 160
+    print(f"\n{title}\n")
     console.print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from kvant.format.limits import MAX_GOLDEN, MAX_NAME_BYTES, MAX_RANK, MAX_TENSOR
 from kvant.format.names import Names, storage_names
 from kvant.format.records import Header, constant_order, to_graph
 from kvant.graph import DTYPES, Graph, example_shapes, infer_shapes, validate
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ def check(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) ->
         GraphError: the graph breaks its own rules, or a golden vector's shapes do not fit it.
         FormatError: a limit is passed.
     """
+    for name in graph.types:
+        if _CONTROL.search(name):
+            raise FormatError(f"tensor name {name[:MAX_NAME_BYTES]!r} holds control characters")
     validate(graph)
     check_planned_memory(graph, infer_shapes(graph, example_shapes(graph)))
     for name, value in graph.constants.items():
