@@ -59,11 +59,13 @@ def one_op(
     return graph
 
 
-def run(graph: Graph, *inputs: np.ndarray, backend: str = "reference") -> np.ndarray:
-    """The graph's only output."""
-    result = QuantizedModel(graph, backend=backend)(*inputs)
-    assert isinstance(result, np.ndarray)
-    return result
+def run(graph: Graph, *inputs: np.ndarray) -> np.ndarray:
+    """The graph's only output, the same bits from both back ends."""
+    expected = QuantizedModel(graph, backend="reference")(*inputs)
+    found = QuantizedModel(graph, backend="native")(*inputs)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, expected, strict=True)
+    return found
 
 
 def weighted_graph(

@@ -63,7 +63,10 @@ def test_binary_takes_a_constant_and_clamps_in_real_values():
     x_type, y_type = typed("uint8", 0.1, 0), typed("uint8", 0.1, 50)
     constant = np.array([[3], [-3]], np.int8)
     graph = one_op(
-        ops.Binary("add", (0.0, 6.0)), {"x": ((2, 4), x_type)}, y_type, {"c": (constant, typed("int8", 1.0).quantization)}
+        ops.Binary("add", (0.0, 6.0)),
+        {"x": ((2, 4), x_type)},
+        y_type,
+        {"c": (constant, typed("int8", 1.0).quantization)},
     )
     result = run(graph, np.array([[0, 10, 29, 31], [0, 29, 30, 200]], np.uint8))
     assert result.tolist() == [[80, 90, 109, 110], [50, 50, 50, 110]]

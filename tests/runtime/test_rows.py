@@ -64,9 +64,8 @@ def test_layer_norm_within_one_step(dtype):
     graph = one_op(
         ops.LayerNorm(2, 1e-5), {"x": (x.shape, x_type)}, y_type, {"gamma": (gamma, None), "beta": (beta, None)}
     )
-    expected = functional.layer_norm(
-        torch.from_numpy(real(x, x_type)), (6, 8), torch.from_numpy(gamma).double(), torch.from_numpy(beta).double(), 1e-5
-    ).numpy()  # fmt: skip
+    factors = [torch.from_numpy(values).double() for values in (gamma, beta)]
+    expected = functional.layer_norm(torch.from_numpy(real(x, x_type)), (6, 8), *factors, 1e-5).numpy()
     assert np.abs(run(graph, x) - to_integers(expected, y_type)).max() <= 1
 
 

@@ -11,7 +11,7 @@ import torch
 from kvant.errors import AccumulatorOverflowError
 from kvant.graph import ops
 
-from .graphs import random_integers, run, typed, weighted_graph, one_op, real, to_integers
+from .graphs import one_op, random_integers, real, run, to_integers, typed, weighted_graph
 
 
 def requantized(sums: np.ndarray, scale_x: float, scale_w: np.ndarray, y: object) -> np.ndarray:
@@ -58,7 +58,9 @@ def test_conv_equals_torch_float64_sums(dtype, groups, strides, begin, end, dila
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
-@pytest.mark.parametrize(("stride", "pad", "extra", "dilation", "groups"), [(2, 1, 1, 1, 1), (3, 0, 2, 2, 2), (1, 1, 0, 1, 4)])
+@pytest.mark.parametrize(
+    ("stride", "pad", "extra", "dilation", "groups"), [(2, 1, 1, 1, 1), (3, 0, 2, 2, 2), (1, 1, 0, 1, 4)]
+)
 def test_conv_transpose_equals_torch_float64_sums(dtype, stride, pad, extra, dilation, groups):
     rng = np.random.default_rng(1)
     x_type, y_type = typed(dtype), typed("int16", 0.001)
@@ -81,7 +83,9 @@ def test_conv1d_equals_torch():
     rng = np.random.default_rng(2)
     x = random_integers(rng, (2, 6, 20), "uint8")
     weight = random_integers(rng, (4, 6, 5), "int8")
-    result = run(weighted_graph(ops.Conv((2,), (3,), (1,), (2,)), x.shape, typed("uint8"), weight, None, typed("int16", 0.01)), x)
+    result = run(
+        weighted_graph(ops.Conv((2,), (3,), (1,), (2,)), x.shape, typed("uint8"), weight, None, typed("int16", 0.01)), x
+    )
     centred = torch.nn.functional.pad(torch.from_numpy(x.astype(np.float64) - 120), (3, 1))
     sums = torch.nn.functional.conv1d(centred, torch.from_numpy(weight.astype(np.float64)), None, 2, 0, 2).numpy()
     expected = requantized(sums, 0.05, np.full(4, 0.01), typed("int16", 0.01))

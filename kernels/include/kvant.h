@@ -1,0 +1,191 @@
+/* kvant's native library: one function for each kind of work in a plan. Plain C ABI, no dependency, no global state but
+ * the thread pool.
+ *
+ * Every function is a function from bits to bits: results do not depend on the instruction set or the number of
+ * threads (docs/numerics.md defines them). Every function checks its arguments and returns a kvant_status; on anything
+ * but KVANT_OK the output's contents are undefined. Buffers are row-major, hold what the arguments say, and must not
+ * overlap. Element types are given as kvant_dtype; "activations" are uint8, int8 or int16, outputs uint8 or int16.
+ */
+#ifndef KVANT_H
+#define KVANT_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define KVANT_API __attribute__((visibility("default")))
+#else
+#define KVANT_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KVANT_ABI_VERSION 1
+
+typedef enum kvant_status {
+  KVANT_OK = 0,
+  KVANT_NULL_POINTER = 1,
+  KVANT_BAD_ARGUMENT = 2, /* a negative size, an unknown dtype, bounds outside the type's range */
+  KVANT_OVERFLOW = 3,     /* a product of sizes does not fit 63 bits */
+  KVANT_NO_MEMORY = 4,
+  KVANT_BAD_INDEX = 5 /* kvant_gather: an index is out of range */
+} kvant_status;
+
+typedef enum kvant_dtype { KVANT_UINT8 = 0, KVANT_INT8 = 1, KVANT_INT16 = 2 } kvant_dtype;
+
+typedef enum kvant_function {
+  KVANT_ADD = 0,
+  KVANT_SUB = 1,
+  KVANT_MUL = 2,
+  KVANT_DIV = 3,
+  KVANT_MIN = 4,
+  KVANT_MAX = 5
+} kvant_function;
+
+/* What is written: min(max(rne(v) + zero_point, low), high) as dtype. */
+typedef struct kvant_target {
+  int32_t dtype;
+  int32_t zero_point;
+  int32_t low;
+  int32_t high;
+} kvant_target;
+
+/* An activation that is read. */
+typedef struct kvant_source {
+  const void *data;
+  int32_t dtype;
+  int32_t zero_point;
+} kvant_source;
+
+/* Size and version. */
+KVANT_API int32_t kvant_abi_version(void);
+KVANT_API const char *kvant_isa(void); /* "avx512vnni", "avx2" or "portable"; KVANT_ISA in the environment lowers it */
+KVANT_API int32_t kvant_num_threads(void);
+KVANT_API int32_t kvant_set_num_threads(int32_t count); /* 1 to 1024; 0 is as many as the process may use */
+
+/* Element-wise work. */
+KVANT_API int32_t kvant_quantize(int64_t count, const float *x, float scale, const kvant_target *target, void *y);
+KVANT_API int32_t kvant_dequantize(int64_t count, const kvant_source *x, float scale, float *y);
+KVANT_API int32_t kvant_rescale(int64_t count, const kvant_source *x, float multiplier, const kvant_target *target,
+                                void *y);
+/* y[i, c, j] = table[c, x[i, c, j] - lowest value of x's dtype]; element_size is that of table and y: 1, 2, 4 or 8. */
+KVANT_API int32_t kvant_table(int64_t outer, int64_t channels, int64_t inner, const kvant_source *x, const void *table,
+                              int64_t element_size, void *y);
+
+/* rank axes; strides in elements, 0 where an operand is broadcast. */
+KVANT_API int32_t kvant_binary(int32_t function, int64_t rank, const int64_t *shape, const kvant_source *a,
+                               const int64_t *strides_a, float multiplier_a, const kvant_source *b,
+                               const int64_t *strides_b, float multiplier_b, const kvant_target *target, void *y);
+
+/* Movement: elements of element_size 1, 2, 4 or 8 bytes. */
+KVANT_API int32_t kvant_copy(int64_t rank, const int64_t *shape, const int64_t *strides, int64_t offset,
+                             int64_t element_size, const void *x, void *y);
+KVANT_API int32_t kvant_concat(int64_t outer, int64_t count, const int64_t *sizes, int64_t element_size,
+                               const void *const *x, void *y);
+/* y[i, j, ...] = x[tables[0][i], tables[1][j], ...], or *fill where a table holds -1. */
+KVANT_API int32_t kvant_index(int64_t rank, const int64_t *shape, const int64_t *counts, const int64_t *const *tables,
+                              int64_t element_size, const void *x, const void *fill, void *y);
+/* On KVANT_BAD_INDEX *bad_index is the position of the first one. */
+KVANT_API int32_t kvant_gather(int64_t outer, int64_t size, int64_t inner, int64_t element_size, const void *x,
+                               int64_t count, const int64_t *indices, void *y, int64_t *bad_index);
+
+/* Windows of one axis: window i covers start[i], start[i] + step, ... below stop[i]. */
+typedef struct kvant_windows {
+  int64_t count;
+  const int64_t *start;
+  const int64_t *stop;
+  int64_t step;
+} kvant_windows;
+
+KVANT_API int32_t kvant_max_pool(int64_t outer, int64_t height, int64_t width, const kvant_windows *rows,
+                                 const kvant_windows *columns, const kvant_source *x, void *y);
+/* multipliers: one for each output pixel (rows->count * columns->count). */
+KVANT_API int32_t kvant_mean_pool(int64_t outer, int64_t height, int64_t width, const kvant_windows *rows,
+                                  const kvant_windows *columns, const kvant_source *x, const float *multipliers,
+                                  const kvant_target *target, void *y);
+
+/* Interpolation along one axis: x[lower] * (one - weight) + x[upper] * weight. one is at most 2048. */
+typedef struct kvant_taps {
+  int64_t count;
+  const int64_t *lower;
+  const int64_t *upper;
+  const int64_t *weight;
+  int64_t one;
+} kvant_taps;
+
+KVANT_API int32_t kvant_resize(int64_t outer, int64_t height, int64_t width, const kvant_taps *rows,
+                               const kvant_taps *columns, const kvant_source *x, float multiplier,
+                               const kvant_target *target, void *y);
+
+/* Along the middle of (outer, size, inner). */
+KVANT_API int32_t kvant_sum(int64_t outer, int64_t size, int64_t inner, const kvant_source *x, float multiplier,
+                            const kvant_target *target, void *y);
+KVANT_API int32_t kvant_extreme(int32_t function, int64_t outer, int64_t size, int64_t inner, const kvant_source *x,
+                                void *y);
+KVANT_API int32_t kvant_arg_max(int64_t outer, int64_t size, int64_t inner, const kvant_source *x, int64_t *y);
+/* exponentials: one for each distance from the maximum, 256 or 65536 entries, none negative, the first positive. */
+KVANT_API int32_t kvant_softmax(int64_t outer, int64_t size, int64_t inner, const kvant_source *x,
+                                const int32_t *exponentials, float inverse_scale, const kvant_target *target, void *y);
+
+/* Layer and group norm of (rows, size): element j of row i takes gamma[(i % groups) * (size / inner) + j / inner]. */
+typedef struct kvant_norm {
+  int64_t rows;
+  int64_t groups;
+  int64_t size;
+  int64_t inner;
+  double scale;
+  double eps;
+  float output_scale;
+} kvant_norm;
+
+KVANT_API int32_t kvant_normalize(const kvant_norm *norm, const kvant_source *x, const float *gamma, const float *beta,
+                                  const kvant_target *target, void *y);
+
+/* Weighted sums. terms: that many products surely sum up within int32. wide: the whole sum may leave int32. */
+typedef struct kvant_sums {
+  int64_t terms;
+  int32_t wide;
+} kvant_sums;
+
+typedef struct kvant_weights kvant_weights;
+
+/* Prepare weights once. values: int8, (outputs, depth), outputs divided into groups of consecutive ones; bias and
+ * multipliers: one for each output. kvant_pack_conv is for kvant_conv, kvant_pack_linear for kvant_linear. The arrays
+ * are copied. */
+KVANT_API int32_t kvant_pack_conv(int64_t outputs, int64_t depth, int64_t groups, const int8_t *values,
+                                  const int64_t *bias, const float *multipliers, const kvant_sums *sums,
+                                  kvant_weights **packed);
+KVANT_API int32_t kvant_pack_linear(int64_t outputs, int64_t depth, const int8_t *values, const int64_t *bias,
+                                    const float *multipliers, const kvant_sums *sums, kvant_weights **packed);
+KVANT_API void kvant_free_weights(kvant_weights *packed);
+
+/* [0] is the vertical axis, [1] the horizontal one. */
+typedef struct kvant_conv_shape {
+  int64_t batch;
+  int64_t channels;
+  int64_t size[2];
+  int64_t output_size[2];
+  int64_t kernel[2];
+  int64_t strides[2];
+  int64_t pads[2]; /* before the first pixel; what lies behind the last one follows from output_size */
+  int64_t dilations[2];
+  int32_t transposed;
+} kvant_conv_shape;
+
+/* x: (batch, channels, *size), y: (batch, outputs, *output_size). */
+KVANT_API int32_t kvant_conv(const kvant_conv_shape *shape, const kvant_weights *weights, const kvant_source *x,
+                             const kvant_target *target, void *y);
+/* x: (rows, depth), y: (rows, outputs). */
+KVANT_API int32_t kvant_linear(int64_t rows, const kvant_weights *weights, const kvant_source *x,
+                               const kvant_target *target, void *y);
+/* count products of (m, k) and (k, n) matrices; index_a and index_b name the matrices of each. */
+KVANT_API int32_t kvant_matmul(int64_t m, int64_t k, int64_t n, int64_t count, const int64_t *index_a,
+                               const int64_t *index_b, const kvant_source *a, const kvant_source *b, float multiplier,
+                               const kvant_sums *sums, const kvant_target *target, void *y);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

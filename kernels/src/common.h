@@ -1,0 +1,46 @@
+// Checked arithmetic, argument checks and scratch memory that all functions share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "kvant.h"
+
+namespace kvant {
+
+// Products of sizes, false on overflow or a negative factor.
+bool product(std::initializer_list<int64_t> factors, int64_t *result);
+bool product(const int64_t *factors, int64_t count, int64_t *result);
+
+// A known dtype and a zero point inside it; that of int16 is 0, so that q - zero_point fits 16 bits.
+bool valid(const kvant_source *source);
+// uint8 or int16 (zero point 0), bounds inside the type, low <= high.
+bool valid(const kvant_target *target);
+bool valid_element_size(int64_t size);
+int64_t size_of(int32_t dtype);
+
+// Memory of the calling thread that is kept for its next use, 64-byte aligned. Null when there is none.
+// The slots are independent of each other.
+void *scratch(int slot, int64_t bytes);
+
+template <typename T>
+T *scratch_array(int slot, int64_t count) {
+  int64_t bytes;
+  if (!product({count, static_cast<int64_t>(sizeof(T))}, &bytes)) return nullptr;
+  return static_cast<T *>(scratch(slot, bytes));
+}
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+// Elements that one thread handles at a time: small enough for the first-level cache.
+constexpr int64_t kChunk = 1024;
+
+}  // namespace kvant
+
+// Leave the function with a status unless a condition holds.
+#define KVANT_REQUIRE(condition, status) \
+  do {                                   \
+    if (!(condition)) return (status);   \
+  } while (0)

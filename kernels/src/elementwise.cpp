@@ -1,0 +1,135 @@
+// Quantization, requantization, tables and binary functions.
+#include <algorithm>
+
+#include "common.h"
+#include "loops.h"
+#include "threads.h"
+
+namespace kvant {
+namespace {
+
+// Work on less than this is not worth waking a thread.
+constexpr int64_t kGrain = 32768;
+
+// Call `work(first, count)` for pieces that fit the first-level cache, in parallel.
+template <typename Piece>
+int32_t in_pieces(int64_t count, Piece work) {
+  return parallel(count, kGrain, [&](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t i = begin; i < end; i += kChunk) work(i, std::min(kChunk, end - i));
+    return KVANT_OK;
+  });
+}
+
+const uint8_t *at(const kvant_source *x, int64_t index) {
+  return static_cast<const uint8_t *>(x->data) + index * size_of(x->dtype);
+}
+
+uint8_t *at(void *y, const kvant_target *target, int64_t index) {
+  return static_cast<uint8_t *>(y) + index * size_of(target->dtype);
+}
+
+struct Operand {
+  const kvant_source *source;
+  const int64_t *strides;
+
+  void read(int64_t offset, int64_t stride, int64_t count, int32_t *out) const {
+    const void *from = at(source, offset);
+    if (stride != 0) return loops().centre32(count, from, source->dtype, stride, source->zero_point, out);
+    loops().centre32(1, from, source->dtype, 1, source->zero_point, out);
+    std::fill(out + 1, out + count, out[0]);
+  }
+};
+
+// Offset of row `row` (all axes but the last) of an operand.
+int64_t offset_of(int64_t row, int64_t rank, const int64_t *shape, const int64_t *strides) {
+  int64_t offset = 0;
+  for (int64_t axis = rank - 2; axis >= 0; --axis) {
+    offset += row % shape[axis] * strides[axis];
+    row /= shape[axis];
+  }
+  return offset;
+}
+
+}  // namespace
+}  // namespace kvant
+
+using namespace kvant;
+
+extern "C" int32_t kvant_quantize(int64_t count, const float *x, float scale, const kvant_target *target, void *y) {
+  KVANT_REQUIRE(x && target && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(count >= 0 && scale > 0 && valid(target), KVANT_BAD_ARGUMENT);
+  return in_pieces(
+      count, [=](int64_t i, int64_t n) { loops().quantize(n, x + i, scale, target, at(y, target, i)); });
+}
+
+extern "C" int32_t kvant_dequantize(int64_t count, const kvant_source *x, float scale, float *y) {
+  KVANT_REQUIRE(x && x->data && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(count >= 0 && valid(x), KVANT_BAD_ARGUMENT);
+  return in_pieces(count, [=](int64_t i, int64_t n) {
+    int32_t centred[kChunk];
+    loops().centre32(n, at(x, i), x->dtype, 1, x->zero_point, centred);
+    loops().to_float(n, centred, scale, y + i);
+  });
+}
+
+extern "C" int32_t kvant_rescale(int64_t count, const kvant_source *x, float multiplier, const kvant_target *target,
+                                 void *y) {
+  KVANT_REQUIRE(x && x->data && target && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(count >= 0 && valid(x) && valid(target), KVANT_BAD_ARGUMENT);
+  return in_pieces(count, [=](int64_t i, int64_t n) {
+    int32_t centred[kChunk];
+    loops().centre32(n, at(x, i), x->dtype, 1, x->zero_point, centred);
+    loops().settle32(n, centred, multiplier, target, at(y, target, i));
+  });
+}
+
+extern "C" int32_t kvant_table(int64_t outer, int64_t channels, int64_t inner, const kvant_source *x,
+                               const void *table, int64_t element_size, void *y) {
+  KVANT_REQUIRE(x && x->data && table && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(valid(x) && valid_element_size(element_size), KVANT_BAD_ARGUMENT);
+  int64_t rows, count;
+  KVANT_REQUIRE(product({outer, channels}, &rows) && product({rows, inner}, &count), KVANT_OVERFLOW);
+  const int64_t entries = x->dtype == KVANT_INT16 ? 65536 : 256;
+  const uint8_t *tables = static_cast<const uint8_t *>(table);
+  uint8_t *out = static_cast<uint8_t *>(y);
+  if (channels == 1) {
+    return in_pieces(count, [=](int64_t i, int64_t n) {
+      loops().table(n, at(x, i), x->dtype, tables, element_size, out + i * element_size);
+    });
+  }
+  return parallel(rows, divide_up(kGrain, std::max<int64_t>(1, inner)), [=](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t row = begin; row < end; ++row) {
+      const uint8_t *own = tables + row % channels * entries * element_size;
+      loops().table(inner, at(x, row * inner), x->dtype, own, element_size, out + row * inner * element_size);
+    }
+    return KVANT_OK;
+  });
+}
+
+extern "C" int32_t kvant_binary(int32_t function, int64_t rank, const int64_t *shape, const kvant_source *a,
+                                const int64_t *strides_a, float multiplier_a, const kvant_source *b,
+                                const int64_t *strides_b, float multiplier_b, const kvant_target *target, void *y) {
+  KVANT_REQUIRE(shape && a && a->data && strides_a && b && b->data && strides_b && target && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(rank >= 1 && function >= KVANT_ADD && function <= KVANT_MAX, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(valid(a) && valid(b) && valid(target), KVANT_BAD_ARGUMENT);
+  int64_t rows, count;
+  KVANT_REQUIRE(product(shape, rank - 1, &rows) && product(shape, rank, &count), KVANT_OVERFLOW);
+  const int64_t width = shape[rank - 1];
+  const Operand left{a, strides_a}, right{b, strides_b};
+  // Pieces of kChunk elements of a row; the last one of each row may be shorter.
+  const int64_t pieces = divide_up(width, kChunk);
+  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, std::min(width, kChunk)));
+  return parallel(rows * pieces, grain, [=](int64_t begin, int64_t end) -> int32_t {
+    int32_t first[kChunk], second[kChunk];
+    float values[kChunk];
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t row = item / pieces, i = item % pieces * kChunk, n = std::min(kChunk, width - i);
+      const int64_t step_a = strides_a[rank - 1], step_b = strides_b[rank - 1];
+      left.read(offset_of(row, rank, shape, strides_a) + i * step_a, step_a, n, first);
+      right.read(offset_of(row, rank, shape, strides_b) + i * step_b, step_b, n, second);
+      loops().binary(function, n, first, second, multiplier_a, multiplier_b, values);
+      loops().settle_float(n, values, target, at(y, target, row * width + i));
+    }
+    return KVANT_OK;
+  });
+}

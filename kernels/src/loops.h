@@ -1,0 +1,72 @@
+// The inner loops: compiled once for each instruction set, from the same source, and chosen when the library is loaded.
+//
+// Integer results are exact and float operations are single, correctly rounded ones in a fixed order, so that every
+// build gives the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "kvant.h"
+
+namespace kvant {
+
+// A requantized result: bias and multiplier of row r (or column c, where per_column) of a tile of sums.
+struct Finish {
+  const int64_t *bias;  // null: none
+  const float *multipliers;
+  bool per_column;
+  bool one_multiplier;  // multipliers holds a single one
+  kvant_target target;
+};
+
+// Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
+// a[pair][row][2], v[pair][column][2]; tile[row][column].
+struct Loops {
+  const char *name;
+  int64_t rows;     // most rows that `multiply` takes: a power of two
+  int64_t lanes;    // columns of one vector
+  int64_t vectors;  // most vectors of columns
+  void (*multiply)(int64_t rows, int64_t vectors, int64_t pairs, const int16_t *a, const int16_t *v, int32_t *tile);
+
+  // Two rows of 16-bit integers, element by element side by side.
+  void (*interleave)(int64_t count, const int16_t *first, const int16_t *second, int16_t *out);
+  // x[i * stride] - zero_point.
+  void (*centre16)(int64_t count, const void *x, int32_t dtype, int64_t stride, int32_t zero_point, int16_t *out);
+  void (*centre32)(int64_t count, const void *x, int32_t dtype, int64_t stride, int32_t zero_point, int32_t *out);
+
+  // Requantize: a row of sums with one multiplier, or with one for each element.
+  void (*settle32)(int64_t count, const int32_t *sums, float multiplier, const kvant_target *target, void *y);
+  void (*settle64)(int64_t count, const int64_t *sums, float multiplier, const kvant_target *target, void *y);
+  void (*settle32_each)(int64_t count, const int32_t *sums, const float *multipliers, const kvant_target *target,
+                        void *y);
+  void (*settle64_each)(int64_t count, const int64_t *sums, const float *multipliers, const kvant_target *target,
+                        void *y);
+  void (*settle_float)(int64_t count, const float *values, const kvant_target *target, void *y);
+
+  // sums[i] += values[i] or bias[i]; narrow sums stay within int32.
+  void (*add_each32)(int64_t count, const int64_t *bias, int32_t *sums);
+  void (*add_one32)(int64_t count, int32_t bias, int32_t *sums);
+  void (*widen_add)(int64_t count, const int32_t *values, int64_t *sums);
+
+  // A row of a depthwise convolution: sums[i] = bias + sum over t of weights[t] * x[offsets[t] + i * stride].
+  void (*depthwise)(int64_t count, int64_t taps, const int16_t *x, const int64_t *offsets, const int16_t *weights,
+                    int64_t stride, int32_t bias, int32_t *sums);
+
+  void (*quantize)(int64_t count, const float *x, float scale, const kvant_target *target, void *y);
+  void (*to_float)(int64_t count, const int32_t *x, float multiplier, float *y);
+  // out[i] = a[i] * multiplier_a + or - b[i] * multiplier_b, and so on, before rounding.
+  void (*binary)(int32_t function, int64_t count, const int32_t *a, const int32_t *b, float multiplier_a,
+                 float multiplier_b, float *out);
+  void (*table)(int64_t count, const void *x, int32_t dtype, const void *entries, int64_t element_size, void *y);
+  // best[i] = max or min(best[i], x[i]).
+  void (*extreme)(int64_t count, bool largest, int32_t dtype, const void *x, void *best);
+  // sums[i] += x[i] - zero_point.
+  void (*accumulate32)(int64_t count, const void *x, int32_t dtype, int32_t zero_point, int32_t *sums);
+  // out[i] = lower[i] * (one - weight) + upper[i] * weight.
+  void (*blend)(int64_t count, const int64_t *lower, const int64_t *upper, int64_t weight, int64_t one, int64_t *out);
+};
+
+// The loops for this machine.
+const Loops &loops();
+
+}  // namespace kvant

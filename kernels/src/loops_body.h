@@ -1,0 +1,236 @@
+// Bodies of the inner loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
+// namespace) and, before this, `multiply` and its tile's measures in that namespace. Nothing here may call an inline
+// function of a header: the linker could keep the copy of another instruction set.
+namespace kvant {
+namespace KVANT_ISA {
+namespace {
+
+// 1.5 * 2^23: adding and subtracting it rounds a float below 2^22 to an integer, half to even.
+constexpr float kRounder = 12582912.0f;
+
+struct Bounds {
+  float zero, low, high;
+};
+
+Bounds bounds_of(const kvant_target *target) {
+  return {static_cast<float>(target->zero_point), static_cast<float>(target->low - target->zero_point),
+          static_cast<float>(target->high - target->zero_point)};
+}
+
+// min(max(rne(v) + zero, low), high). Clamping first gives the same, since the bounds are integers, and keeps v small.
+inline int32_t settle(float v, const Bounds &bounds) {
+  v = v < bounds.low ? bounds.low : v;
+  v = v > bounds.high ? bounds.high : v;
+  return static_cast<int32_t>((v + kRounder) - kRounder + bounds.zero);
+}
+
+template <typename Out, typename Value>
+void settle_all(int64_t count, const kvant_target *target, Out *y, Value value) {
+  const Bounds bounds = bounds_of(target);
+  for (int64_t i = 0; i < count; ++i) y[i] = static_cast<Out>(settle(value(i), bounds));
+}
+
+template <typename Value>
+void settle_as(int64_t count, const kvant_target *target, void *y, Value value) {
+  if (target->dtype == KVANT_UINT8) {
+    settle_all(count, target, static_cast<uint8_t *>(y), value);
+  } else {
+    settle_all(count, target, static_cast<int16_t *>(y), value);
+  }
+}
+
+template <typename Sum>
+void settle_row(int64_t count, const Sum *__restrict sums, float multiplier, const kvant_target *target, void *y) {
+  settle_as(count, target, y, [=](int64_t i) { return static_cast<float>(sums[i]) * multiplier; });
+}
+
+template <typename Sum>
+void settle_each(int64_t count, const Sum *__restrict sums, const float *__restrict multipliers,
+                 const kvant_target *target, void *y) {
+  settle_as(count, target, y, [=](int64_t i) { return static_cast<float>(sums[i]) * multipliers[i]; });
+}
+
+void settle_float(int64_t count, const float *__restrict values, const kvant_target *target, void *y) {
+  settle_as(count, target, y, [=](int64_t i) { return values[i]; });
+}
+
+void quantize(int64_t count, const float *__restrict x, float scale, const kvant_target *target, void *y) {
+  settle_as(count, target, y, [=](int64_t i) { return x[i] / scale; });
+}
+
+void interleave(int64_t count, const int16_t *__restrict first, const int16_t *__restrict second,
+                int16_t *__restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[2 * i] = first[i];
+    out[2 * i + 1] = second[i];
+  }
+}
+
+template <typename In, typename Out>
+void centre_all(int64_t count, const In *__restrict x, int32_t zero_point, Out *__restrict out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Out>(x[i] - zero_point);
+}
+
+template <typename Call>
+void with_type(int32_t dtype, const void *x, Call call) {
+  switch (dtype) {
+    case KVANT_UINT8:
+      return call(static_cast<const uint8_t *>(x));
+    case KVANT_INT8:
+      return call(static_cast<const int8_t *>(x));
+    default:
+      return call(static_cast<const int16_t *>(x));
+  }
+}
+
+template <typename Out>
+void centre(int64_t count, const void *x, int32_t dtype, int64_t stride, int32_t zero_point, Out *__restrict out) {
+  with_type(dtype, x, [=](const auto *typed) {
+    if (stride == 1) return centre_all(count, typed, zero_point, out);
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Out>(typed[i * stride] - zero_point);
+  });
+}
+
+void add_each32(int64_t count, const int64_t *__restrict bias, int32_t *__restrict sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<int32_t>(bias[i]);
+}
+
+void add_one32(int64_t count, int32_t bias, int32_t *__restrict sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += bias;
+}
+
+void widen_add(int64_t count, const int32_t *__restrict values, int64_t *__restrict sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += values[i];
+}
+
+template <int64_t kStride, int64_t kTaps>
+void depthwise_taps(int64_t count, const int16_t *const *x, const int16_t *weights, int32_t bias,
+                    int32_t *__restrict sums) {
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t sum = bias;
+    for (int64_t t = 0; t < kTaps; ++t) sum += static_cast<int32_t>(weights[t]) * x[t][i * kStride];
+    sums[i] = sum;
+  }
+}
+
+template <int64_t kStride>
+void depthwise_row(int64_t count, int64_t taps, const int16_t *x, const int64_t *offsets, const int16_t *weights,
+                   int64_t stride, int32_t bias, int32_t *__restrict sums) {
+  if (kStride != 0 && taps == 9) {
+    const int16_t *rows[9];
+    int16_t own[9];
+    for (int t = 0; t < 9; ++t) rows[t] = x + offsets[t], own[t] = weights[t];
+    return depthwise_taps<kStride, 9>(count, rows, own, bias, sums);
+  }
+  const int64_t step = kStride == 0 ? stride : kStride;
+  for (int64_t i = 0; i < count; ++i) sums[i] = bias;
+  for (int64_t t = 0; t < taps; ++t) {
+    const int16_t *__restrict row = x + offsets[t];
+    const int32_t weight = weights[t];
+    for (int64_t i = 0; i < count; ++i) sums[i] += weight * row[i * step];
+  }
+}
+
+void depthwise(int64_t count, int64_t taps, const int16_t *x, const int64_t *offsets, const int16_t *weights,
+               int64_t stride, int32_t bias, int32_t *sums) {
+  if (stride == 1) return depthwise_row<1>(count, taps, x, offsets, weights, stride, bias, sums);
+  if (stride == 2) return depthwise_row<2>(count, taps, x, offsets, weights, stride, bias, sums);
+  depthwise_row<0>(count, taps, x, offsets, weights, stride, bias, sums);
+}
+
+void to_float(int64_t count, const int32_t *__restrict x, float multiplier, float *__restrict y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = static_cast<float>(x[i]) * multiplier;
+}
+
+// a / b * multiplier; 0 / 0 is 0, and anything else over 0 lies beyond every bound, with its own sign.
+inline float quotient(int32_t a, int32_t b, float multiplier) {
+  const float beyond = a == 0 ? 0.0f : (a < 0 ? -1e9f : 1e9f);
+  return b == 0 ? beyond : static_cast<float>(a) / static_cast<float>(b == 0 ? 1 : b) * multiplier;
+}
+
+template <typename Function>
+void binary_all(int64_t count, const int32_t *__restrict a, const int32_t *__restrict b, float ma, float mb,
+                float *__restrict out, Function function) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = function(static_cast<float>(a[i]) * ma, static_cast<float>(b[i]) * mb);
+  }
+}
+
+void binary(int32_t function, int64_t count, const int32_t *a, const int32_t *b, float ma, float mb, float *out) {
+  switch (function) {
+    case KVANT_ADD:
+      return binary_all(count, a, b, ma, mb, out, [](float x, float y) { return x + y; });
+    case KVANT_SUB:
+      return binary_all(count, a, b, ma, mb, out, [](float x, float y) { return x - y; });
+    case KVANT_MIN:
+      return binary_all(count, a, b, ma, mb, out, [](float x, float y) { return x < y ? x : y; });
+    case KVANT_MAX:
+      return binary_all(count, a, b, ma, mb, out, [](float x, float y) { return x > y ? x : y; });
+    case KVANT_MUL:  // the product of two 16-bit integers fits 32 bits
+      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(a[i] * b[i]) * ma;
+      return;
+    default:
+      for (int64_t i = 0; i < count; ++i) out[i] = quotient(a[i], b[i], ma);
+  }
+}
+
+template <typename Entry>
+void table_all(int64_t count, const void *x, int32_t dtype, const void *entries, void *y) {
+  const Entry *from = static_cast<const Entry *>(entries);
+  Entry *to = static_cast<Entry *>(y);
+  const int32_t lowest = dtype == KVANT_UINT8 ? 0 : dtype == KVANT_INT8 ? -128 : -32768;
+  with_type(dtype, x, [=](const auto *typed) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[typed[i] - lowest];
+  });
+}
+
+void table(int64_t count, const void *x, int32_t dtype, const void *entries, int64_t element_size, void *y) {
+  if (element_size == 1) return table_all<uint8_t>(count, x, dtype, entries, y);
+  if (element_size == 2) return table_all<uint16_t>(count, x, dtype, entries, y);
+  if (element_size == 4) return table_all<uint32_t>(count, x, dtype, entries, y);
+  table_all<uint64_t>(count, x, dtype, entries, y);
+}
+
+template <typename T>
+void extreme_all(int64_t count, bool largest, const T *__restrict x, T *__restrict best) {
+  if (largest) {
+    for (int64_t i = 0; i < count; ++i) best[i] = best[i] > x[i] ? best[i] : x[i];
+  } else {
+    for (int64_t i = 0; i < count; ++i) best[i] = best[i] < x[i] ? best[i] : x[i];
+  }
+}
+
+void extreme(int64_t count, bool largest, int32_t dtype, const void *x, void *best) {
+  if (dtype == KVANT_UINT8) {
+    return extreme_all(count, largest, static_cast<const uint8_t *>(x), static_cast<uint8_t *>(best));
+  }
+  if (dtype == KVANT_INT8) {
+    return extreme_all(count, largest, static_cast<const int8_t *>(x), static_cast<int8_t *>(best));
+  }
+  extreme_all(count, largest, static_cast<const int16_t *>(x), static_cast<int16_t *>(best));
+}
+
+void accumulate32(int64_t count, const void *x, int32_t dtype, int32_t zero_point, int32_t *__restrict sums) {
+  with_type(dtype, x, [=](const auto *typed) {
+    for (int64_t i = 0; i < count; ++i) sums[i] += typed[i] - zero_point;
+  });
+}
+
+void blend(int64_t count, const int64_t *__restrict lower, const int64_t *__restrict upper, int64_t weight,
+           int64_t one, int64_t *__restrict out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = lower[i] * (one - weight) + upper[i] * weight;
+}
+
+}  // namespace
+
+extern const Loops kLoops;
+const Loops kLoops = {
+    kName,       kRows,        kLanes,          kVectors,        multiply,  interleave,
+    centre<int16_t>, centre<int32_t>, settle_row<int32_t>, settle_row<int64_t>, settle_each<int32_t>,
+    settle_each<int64_t>, settle_float, add_each32, add_one32,  widen_add, depthwise,
+    quantize,    to_float,     binary,          table,           extreme,   accumulate32,
+    blend,
+};
+
+}  // namespace KVANT_ISA
+}  // namespace kvant

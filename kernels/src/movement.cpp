@@ -1,0 +1,247 @@
+// Elements that move and never change.
+#include <algorithm>
+#include <cstring>
+
+#include "common.h"
+#include "threads.h"
+
+namespace kvant {
+namespace {
+
+constexpr int64_t kGrain = 32768;
+constexpr int64_t kMostAxes = 8;
+
+// Call `call` with a value of the unsigned type of this size.
+template <typename Call>
+int32_t with_element(int64_t element_size, Call call) {
+  switch (element_size) {
+    case 1:
+      return call(uint8_t{});
+    case 2:
+      return call(uint16_t{});
+    case 4:
+      return call(uint32_t{});
+    default:
+      return call(uint64_t{});
+  }
+}
+
+template <typename T>
+void copy_strided(int64_t count, const T *from, int64_t stride, T *to) {
+  if (stride == 1) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+  } else if (stride == 0) {
+    std::fill(to, to + count, *from);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
+  }
+}
+
+// Rows of the output, all axes but the last; where the last but one is dense in x instead, square tiles keep both
+// sides in the cache.
+template <typename T>
+int32_t copy_rows(int64_t rank, const int64_t *shape, const int64_t *strides, int64_t rows, const T *x, T *y) {
+  const int64_t width = shape[rank - 1], stride = strides[rank - 1];
+  return parallel(rows, divide_up(kGrain, std::max<int64_t>(1, width)), [=](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t row = begin; row < end; ++row) {
+      int64_t offset = 0, rest = row;
+      for (int64_t axis = rank - 2; axis >= 0; --axis) {
+        offset += rest % shape[axis] * strides[axis];
+        rest /= shape[axis];
+      }
+      copy_strided(width, x + offset, stride, y + row * width);
+    }
+    return KVANT_OK;
+  });
+}
+
+constexpr int64_t kTile = 16;
+
+template <typename T>
+void transpose_tiles(int64_t height, int64_t width, int64_t stride, const T *x, T *y) {
+  for (int64_t top = 0; top < height; top += kTile) {
+    const int64_t bottom = std::min(height, top + kTile);
+    for (int64_t left = 0; left < width; left += kTile) {
+      const int64_t right = std::min(width, left + kTile);
+      for (int64_t i = top; i < bottom; ++i) {
+        for (int64_t j = left; j < right; ++j) y[i * width + j] = x[j * stride + i];
+      }
+    }
+  }
+}
+
+// The last two axes of the output swapped in x: (height, width) with strides (1, stride).
+template <typename T>
+int32_t copy_transposed(int64_t rank, const int64_t *shape, const int64_t *strides, int64_t rows, const T *x, T *y) {
+  const int64_t height = shape[rank - 2], width = shape[rank - 1], stride = strides[rank - 1];
+  const int64_t planes = height == 0 ? 0 : rows / height;
+  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, height * width));
+  return parallel(planes, grain, [=](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      int64_t offset = 0, rest = plane;
+      for (int64_t axis = rank - 3; axis >= 0; --axis) {
+        offset += rest % shape[axis] * strides[axis];
+        rest /= shape[axis];
+      }
+      transpose_tiles(height, width, stride, x + offset, y + plane * height * width);
+    }
+    return KVANT_OK;
+  });
+}
+
+template <typename T>
+struct Indexed {
+  int64_t rank;
+  const int64_t *shape;
+  const int64_t *counts;
+  const int64_t *const *tables;
+  int64_t run_begin, run_end;  // of the last table: positions where it counts up by one
+  const T *x;
+  T fill;
+
+  // Offset in x of an output row, -1 where it is filled.
+  int64_t offset_of(int64_t row) const {
+    int64_t offset = 0, step = shape[rank - 1];
+    for (int64_t axis = rank - 2; axis >= 0; --axis) {
+      const int64_t from = tables[axis][row % counts[axis]];
+      if (from < 0) return -1;
+      offset += from * step;
+      step *= shape[axis];
+      row /= counts[axis];
+    }
+    return offset;
+  }
+
+  void write(int64_t row, T *to) const {
+    const int64_t width = counts[rank - 1], offset = offset_of(row);
+    if (offset < 0) {
+      std::fill(to, to + width, fill);
+      return;
+    }
+    const int64_t *table = tables[rank - 1];
+    const T *from = x + offset;
+    for (int64_t i = 0; i < run_begin; ++i) to[i] = table[i] < 0 ? fill : from[table[i]];
+    if (run_end > run_begin) {
+      std::memcpy(to + run_begin, from + table[run_begin], static_cast<size_t>(run_end - run_begin) * sizeof(T));
+    }
+    for (int64_t i = run_end; i < width; ++i) to[i] = table[i] < 0 ? fill : from[table[i]];
+  }
+};
+
+// The longest stretch of a table that counts up by one.
+void find_run(const int64_t *table, int64_t count, int64_t *begin, int64_t *end) {
+  *begin = *end = 0;
+  for (int64_t first = 0; first < count;) {
+    int64_t last = first + 1;
+    while (last < count && table[last] == table[last - 1] + 1) ++last;
+    if (table[first] >= 0 && last - first > *end - *begin) {
+      *begin = first;
+      *end = last;
+    }
+    first = last;
+  }
+  if (*end - *begin < 8) *begin = *end = count;
+}
+
+bool tables_are_valid(int64_t rank, const int64_t *shape, const int64_t *counts, const int64_t *const *tables) {
+  for (int64_t axis = 0; axis < rank; ++axis) {
+    for (int64_t i = 0; i < counts[axis]; ++i) {
+      if (tables[axis][i] < -1 || tables[axis][i] >= shape[axis]) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace kvant
+
+using namespace kvant;
+
+extern "C" int32_t kvant_copy(int64_t rank, const int64_t *shape, const int64_t *strides, int64_t offset,
+                              int64_t element_size, const void *x, void *y) {
+  KVANT_REQUIRE(shape && strides && x && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(rank >= 1 && rank <= kMostAxes && offset >= 0 && valid_element_size(element_size),
+                KVANT_BAD_ARGUMENT);
+  int64_t rows, count;
+  KVANT_REQUIRE(product(shape, rank - 1, &rows) && product(shape, rank, &count), KVANT_OVERFLOW);
+  const bool swapped = rank >= 2 && strides[rank - 2] == 1 && strides[rank - 1] > 1;
+  return with_element(element_size, [=](auto element) {
+    using T = decltype(element);
+    const T *from = static_cast<const T *>(x) + offset;
+    return swapped ? copy_transposed(rank, shape, strides, rows, from, static_cast<T *>(y))
+                   : copy_rows(rank, shape, strides, rows, from, static_cast<T *>(y));
+  });
+}
+
+extern "C" int32_t kvant_concat(int64_t outer, int64_t count, const int64_t *sizes, int64_t element_size,
+                                const void *const *x, void *y) {
+  KVANT_REQUIRE(sizes && x && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(outer >= 0 && count >= 0 && valid_element_size(element_size), KVANT_BAD_ARGUMENT);
+  int64_t width = 0, total;
+  for (int64_t i = 0; i < count; ++i) {
+    KVANT_REQUIRE(x[i], KVANT_NULL_POINTER);
+    KVANT_REQUIRE(sizes[i] >= 0, KVANT_BAD_ARGUMENT);
+    KVANT_REQUIRE(!__builtin_add_overflow(width, sizes[i], &width), KVANT_OVERFLOW);
+  }
+  KVANT_REQUIRE(product({outer, width, element_size}, &total), KVANT_OVERFLOW);
+  uint8_t *to = static_cast<uint8_t *>(y);
+  for (int64_t row = 0; row < outer; ++row) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t bytes = sizes[i] * element_size;
+      std::memcpy(to, static_cast<const uint8_t *>(x[i]) + row * bytes, static_cast<size_t>(bytes));
+      to += bytes;
+    }
+  }
+  return KVANT_OK;
+}
+
+extern "C" int32_t kvant_index(int64_t rank, const int64_t *shape, const int64_t *counts,
+                               const int64_t *const *tables, int64_t element_size, const void *x, const void *fill,
+                               void *y) {
+  KVANT_REQUIRE(shape && counts && tables && x && fill && y, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(rank >= 1 && rank <= kMostAxes && valid_element_size(element_size), KVANT_BAD_ARGUMENT);
+  int64_t rows, count, given;
+  KVANT_REQUIRE(product(counts, rank - 1, &rows) && product(counts, rank, &count) && product(shape, rank, &given),
+                KVANT_OVERFLOW);
+  for (int64_t axis = 0; axis < rank; ++axis) KVANT_REQUIRE(tables[axis], KVANT_NULL_POINTER);
+  KVANT_REQUIRE(tables_are_valid(rank, shape, counts, tables), KVANT_BAD_ARGUMENT);
+  int64_t run_begin, run_end;
+  const int64_t width = counts[rank - 1];
+  find_run(tables[rank - 1], width, &run_begin, &run_end);
+  return with_element(element_size, [=](auto element) {
+    using T = decltype(element);
+    const Indexed<T> indexed{rank,    shape,   counts, tables, run_begin, run_end, static_cast<const T *>(x),
+                             *static_cast<const T *>(fill)};
+    T *to = static_cast<T *>(y);
+    const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, width));
+    return parallel(rows, grain, [=](int64_t begin, int64_t end) -> int32_t {
+      for (int64_t row = begin; row < end; ++row) indexed.write(row, to + row * width);
+      return KVANT_OK;
+    });
+  });
+}
+
+extern "C" int32_t kvant_gather(int64_t outer, int64_t size, int64_t inner, int64_t element_size, const void *x,
+                                int64_t count, const int64_t *indices, void *y, int64_t *bad_index) {
+  KVANT_REQUIRE(x && indices && y && bad_index, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(size >= 0 && count >= 0 && valid_element_size(element_size), KVANT_BAD_ARGUMENT);
+  int64_t read, written;
+  KVANT_REQUIRE(product({outer, size, inner, element_size}, &read), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({outer, count, inner, element_size}, &written), KVANT_OVERFLOW);
+  for (int64_t i = 0; i < count; ++i) {
+    if (indices[i] < -size || indices[i] >= size) {
+      *bad_index = i;
+      return KVANT_BAD_INDEX;
+    }
+  }
+  const int64_t bytes = inner * element_size;
+  uint8_t *to = static_cast<uint8_t *>(y);
+  for (int64_t row = 0; row < outer; ++row) {
+    const uint8_t *from = static_cast<const uint8_t *>(x) + row * size * bytes;
+    for (int64_t i = 0; i < count; ++i, to += bytes) {
+      const int64_t index = indices[i] < 0 ? indices[i] + size : indices[i];
+      std::memcpy(to, from + index * bytes, static_cast<size_t>(bytes));
+    }
+  }
+  return KVANT_OK;
+}

@@ -1,0 +1,98 @@
+#include "products.h"
+
+#include <algorithm>
+
+namespace kvant {
+
+bool depth_of(int64_t count, const kvant_sums &sums, Depth *depth) {
+  if (count < 1 || sums.terms < 2 || count > INT64_MAX / 64) return false;
+  *depth = {count, divide_up(count, 2), std::min(divide_up(count, 2), sums.terms / 2), sums.wide != 0};
+  return true;
+}
+
+int64_t block_rows(int64_t left) {
+  int64_t rows = 1;
+  while (rows < left && rows < loops().rows) rows *= 2;
+  return rows;
+}
+
+int64_t panel_vectors(int64_t count) {
+  const int64_t vectors = divide_up(count, loops().lanes);
+  return std::max<int64_t>(1, divide_up(vectors, divide_up(vectors, loops().vectors)));
+}
+
+void pack_block(int64_t rows, int64_t present, int64_t pairs, const int16_t *values, int16_t *block) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < pairs; ++p) {
+      int16_t *to = block + 2 * (p * rows + r);
+      to[0] = r < present ? values[2 * (r * pairs + p)] : int16_t{0};
+      to[1] = r < present ? values[2 * (r * pairs + p) + 1] : int16_t{0};
+    }
+  }
+}
+
+int64_t tile_bytes() {
+  // A tile of narrow sums and one of wide ones.
+  return loops().rows * loops().lanes * loops().vectors * static_cast<int64_t>(sizeof(int32_t) + sizeof(int64_t));
+}
+
+namespace {
+
+void finish_narrow(const Finish &finish, int64_t columns, int64_t row, int64_t column, int32_t *sums, void *y) {
+  const Loops &use = loops();
+  if (finish.per_column) {
+    if (finish.bias != nullptr) use.add_each32(columns, finish.bias + column, sums);
+    use.settle32_each(columns, sums, finish.multipliers + column, &finish.target, y);
+    return;
+  }
+  if (finish.bias != nullptr) use.add_one32(columns, static_cast<int32_t>(finish.bias[row]), sums);
+  use.settle32(columns, sums, finish.multipliers[finish.one_multiplier ? 0 : row], &finish.target, y);
+}
+
+void finish_wide(const Finish &finish, int64_t columns, int64_t row, int64_t column, int64_t *sums, void *y) {
+  if (finish.bias != nullptr) {
+    for (int64_t c = 0; c < columns; ++c) sums[c] += finish.bias[finish.per_column ? column + c : row];
+  }
+  if (finish.per_column) {
+    loops().settle64_each(columns, sums, finish.multipliers + column, &finish.target, y);
+  } else {
+    loops().settle64(columns, sums, finish.multipliers[finish.one_multiplier ? 0 : row], &finish.target, y);
+  }
+}
+
+// Sums of one stretch after the other: int32 within a stretch, int64 across them.
+void multiply_wide(const Block &block, const Depth &depth, int32_t *tile, int64_t *wide) {
+  const int64_t width = block.vectors * loops().lanes, count = block.rows * width;
+  std::fill(wide, wide + count, 0);
+  for (int64_t first = 0; first < depth.pairs; first += depth.stretch) {
+    const int64_t pairs = std::min(depth.stretch, depth.pairs - first);
+    loops().multiply(block.rows, block.vectors, pairs, block.a + first * block.rows * 2, block.v + first * width * 2,
+                     tile);
+    loops().widen_add(count, tile, wide);
+  }
+}
+
+}  // namespace
+
+void multiply_block(const Block &block, const Depth &depth, const Finish &finish, int64_t first_row,
+                    int64_t first_column, void *tile, uint8_t *y, int64_t stride) {
+  const int64_t width = block.vectors * loops().lanes;
+  const int64_t bytes = stride * size_of(finish.target.dtype);
+  int32_t *narrow = static_cast<int32_t *>(tile);
+  int64_t *wide = reinterpret_cast<int64_t *>(narrow + loops().rows * loops().lanes * loops().vectors);
+  if (depth.wide) {
+    multiply_wide(block, depth, narrow, wide);
+  } else {
+    loops().multiply(block.rows, block.vectors, depth.pairs, block.a, block.v, narrow);
+  }
+  for (int64_t r = 0; r < block.used_rows; ++r) {
+    void *to = y + r * bytes;
+    if (depth.wide) {
+      finish_wide(finish, block.used_columns, first_row + r, first_column, wide + r * width, to);
+    } else {
+      finish_narrow(finish, block.used_columns, first_row + r, first_column, narrow + r * width, to);
+    }
+  }
+}
+
+}  // namespace kvant

@@ -1,0 +1,137 @@
+"""Finding and loading the C library, and the structures of its header, kernels/include/kvant.h."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+
+from kvant.errors import BackendError
+
+ABI_VERSION = 1
+FILE_NAME = "libkvant.so"
+_HOW = "Install kvant with a C++17 compiler at hand, or set KVANT_LIBRARY to a built libkvant.so (docs/kernels.md)."
+
+
+class Target(ctypes.Structure):
+    """kvant_target."""
+
+    _fields_ = [("dtype", c_int32), ("zero_point", c_int32), ("low", c_int32), ("high", c_int32)]
+
+
+class Source(ctypes.Structure):
+    """kvant_source."""
+
+    _fields_ = [("data", c_void_p), ("dtype", c_int32), ("zero_point", c_int32)]
+
+
+class Windows(ctypes.Structure):
+    """kvant_windows."""
+
+    _fields_ = [("count", c_int64), ("start", c_void_p), ("stop", c_void_p), ("step", c_int64)]
+
+
+class Taps(ctypes.Structure):
+    """kvant_taps."""
+
+    _fields_ = [
+        ("count", c_int64), ("lower", c_void_p), ("upper", c_void_p), ("weight", c_void_p), ("one", c_int64),
+    ]  # fmt: skip
+
+
+class Norm(ctypes.Structure):
+    """kvant_norm."""
+
+    _fields_ = [
+        ("rows", c_int64), ("groups", c_int64), ("size", c_int64), ("inner", c_int64), ("scale", c_double),
+        ("eps", c_double), ("output_scale", c_float),
+    ]  # fmt: skip
+
+
+class Sums(ctypes.Structure):
+    """kvant_sums."""
+
+    _fields_ = [("terms", c_int64), ("wide", c_int32)]
+
+
+class ConvShape(ctypes.Structure):
+    """kvant_conv_shape."""
+
+    _fields_ = [
+        ("batch", c_int64), ("channels", c_int64), ("size", c_int64 * 2), ("output_size", c_int64 * 2),
+        ("kernel", c_int64 * 2), ("strides", c_int64 * 2), ("pads", c_int64 * 2), ("dilations", c_int64 * 2),
+        ("transposed", c_int32),
+    ]  # fmt: skip
+
+
+_FUNCTIONS = (
+    "quantize", "dequantize", "rescale", "table", "binary", "copy", "concat", "index", "gather", "max_pool",
+    "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "pack_conv", "pack_linear", "conv",
+    "linear", "matmul", "num_threads", "set_num_threads", "abi_version",
+)  # fmt: skip
+
+
+def _candidates() -> list[Path]:
+    """Where the library may lie: where the environment says, else beside this package."""
+    named = os.environ.get("KVANT_LIBRARY")
+    if named:
+        return [Path(named)]
+    import kvant.runtime
+
+    return [Path(folder) / FILE_NAME for folder in kvant.runtime.__path__]
+
+
+@lru_cache(maxsize=1)
+def load_library() -> ctypes.CDLL:
+    """The C library, loaded once.
+
+    Raises:
+        BackendError: it is not built, cannot be loaded, or belongs to another version of kvant.
+    """
+    candidates = _candidates()
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise BackendError(f"The native library is not built (looked for {', '.join(map(str, candidates))}). {_HOW}")
+    try:
+        library = ctypes.CDLL(str(path))
+        for name in _FUNCTIONS:
+            getattr(library, f"kvant_{name}").restype = c_int32
+        library.kvant_free_weights.restype = None
+        library.kvant_free_weights.argtypes = [c_void_p]
+        library.kvant_isa.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        raise BackendError(f"The native library {path} cannot be loaded: {error}. {_HOW}") from error
+    found = library.kvant_abi_version()
+    if found != ABI_VERSION:
+        raise BackendError(f"The native library {path} has version {found}, expected {ABI_VERSION}. {_HOW}")
+    return library
+
+
+def isa() -> str:
+    """The instruction set that the library uses: "avx512vnni", "avx2" or "portable"."""
+    return str(load_library().kvant_isa().decode())
+
+
+def num_threads() -> int:
+    """How many threads the native back end uses, the calling one included."""
+    return int(load_library().kvant_num_threads())
+
+
+def set_num_threads(count: int) -> None:
+    """Use this many threads, the calling one included, for all models of the process; 0 is as many as there are cores.
+
+    Raises:
+        BackendError: the count is not within 0 to 1024, or the native library is missing.
+    """
+    if load_library().kvant_set_num_threads(c_int32(count) if -1 < count <= 1024 else c_int32(-1)) != 0:
+        raise BackendError(f"cannot use {count} threads; give 1 to 1024, or 0 for as many as there are cores")
+
+
+STATUS = {
+    1: "a null pointer",
+    2: "an argument is out of range",
+    3: "sizes whose product overflows",
+    4: "there is not enough memory",
+}
