@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvant.capture.kernels import KERNELS
 from kvant.errors import InputError, ShapeError
-from kvant.graph import Graph, bind, show_shape
+from kvant.graph import Graph, Node, bind, show_shape
 
 Observe = Callable[[str, Tensor], Tensor | None]
 
@@ -32,23 +33,41 @@ class Executor:
         ]
         self._dead = _last_uses(graph)
 
-    def run(self, inputs: Sequence[Tensor], observe: Observe | None = None) -> list[Tensor]:
+    def run(self, inputs: Sequence[Tensor], observe: Observe | None = None, *, gradients: bool = False) -> list[Tensor]:
         """The graph's outputs, flat, in the order of ``graph.outputs``.
 
         Args:
             inputs: a tensor for each of ``graph.inputs``, in order, of its type and of a shape that fits.
             observe: called with the name and value of every activation, inputs included, as soon as it exists; what it
                 returns, unless None, takes the activation's place. It must not keep the tensor without a copy.
+            gradients: record what autograd needs, for activations that ``observe`` made require gradients.
 
         Raises:
             InputError: a wrong number of inputs, a wrong type or shape.
             ShapeError: a node's operands do not fit together at this input size.
         """
-        with torch.inference_mode():
+        with torch.enable_grad() if gradients else torch.inference_mode():
             return self._run(inputs, observe)
 
+    def step(self, node: Node, values: Mapping[str, Tensor], bindings: Mapping[str, int]) -> Tensor:
+        """The output of one node of the graph, or of a variant of it that reads the same constants.
+
+        Args:
+            node: the node; its operator's attributes may differ from the graph's own.
+            values: the activations it reads, by name.
+            bindings: sizes of the symbols, from ``bind``.
+        """
+        constants = [self._constants.get(name) for name in node.inputs]
+        kernel = KERNELS[type(node.op)](node.op, constants)
+        given = [values[name] if value is None else value for name, value in zip(node.inputs, constants, strict=True)]
+        return kernel(given, bindings)
+
+    def set_constant(self, name: str, value: np.ndarray) -> None:
+        """Let later calls of ``step`` see ``value`` (float32, the constant's shape) for the constant ``name``."""
+        self._constants[name] = torch.from_numpy(value)
+
     def _run(self, inputs: Sequence[Tensor], observe: Observe | None) -> list[Tensor]:
-        bindings = self._bind(inputs)
+        bindings = self.bind(inputs)
         values = dict(self._constants)
         for entry, value in zip(self.graph.inputs, inputs, strict=True):
             values[entry.name] = _seen(observe, entry.name, value)
@@ -62,7 +81,8 @@ class Executor:
                 del values[name]
         return [values[name] for name in self.graph.outputs]
 
-    def _bind(self, inputs: Sequence[Tensor]) -> Mapping[str, int]:
+    def bind(self, inputs: Sequence[Tensor]) -> Mapping[str, int]:
+        """The size of every symbol for ``inputs``, which are checked against the graph's."""
         if len(inputs) != len(self.graph.inputs):
             names = ", ".join(entry.name for entry in self.graph.inputs)
             raise InputError(f"{len(inputs)} inputs are given, the graph takes {len(self.graph.inputs)}: {names}")

@@ -1,0 +1,245 @@
+"""``kvant.quantize``: a float32 PyTorch model in, a quantized model that runs without PyTorch out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+import numpy as np
+import torch
+
+from kvant.capture import capture, prepare
+from kvant.errors import CalibrationError, RecipeError
+from kvant.graph import Graph, TensorType, ops, validate
+from kvant.quantization.convert import convert
+from kvant.quantization.correct import correct
+from kvant.quantization.equalize import equalize
+from kvant.quantization.observers import AnyObserver
+from kvant.quantization.progress import Progress
+from kvant.quantization.ranges import activation_type, choose_range
+from kvant.quantization.recipe import Recipe
+from kvant.quantization.sensitivity import widen
+from kvant.quantization.simulate import Plan
+from kvant.quantization.statistics import Channels, Sample, Statistics, Watch, collect
+from kvant.quantization.ties import makes_values, ties
+from kvant.quantization.weights import QuantizedWeight, quantize_weight
+from kvant.runtime import QuantizedModel
+
+
+def quantize(
+    model: torch.nn.Module,
+    example_inputs: Any,
+    *,
+    calibration: Iterable[Any] | None,
+    recipe: Recipe | None = None,
+    progress: bool | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> QuantizedModel:
+    """Quantize a trained float32 model to integers.
+
+    Args:
+        model: a module in evaluation mode, on the CPU. It is not changed.
+        example_inputs: one input as the model takes it: a tensor, a tuple of positional or a dict of keyword inputs.
+            Sizes of batch, height, width and sequence stay free where the model allows it.
+        calibration: any iterable of inputs of that kind, with a batch axis; read once, in constant memory. Some tens
+            to a hundred typical inputs are enough.
+        recipe: what to choose and how; the defaults are meant to hold accuracy.
+        progress: show progress bars; None shows them on a terminal.
+        metadata: strings to keep in the file, such as how to prepare pictures.
+
+    Returns:
+        A model that is called with NumPy arrays or tensors, and saved by ``save(path)``.
+
+    Raises:
+        CaptureError: the model cannot be captured (UnsupportedOperatorError lists every operator at fault).
+        CalibrationError: the data is empty, not finite, or does not fit.
+        RecipeError: the recipe names tensors that do not exist.
+
+    Example:
+        >>> import torch, kvant
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+        >>> images = [torch.rand(1, 3, 16, 16) for _ in range(4)]
+        >>> kvant.quantize(net, images[0], calibration=images)(images[0]).shape
+        torch.Size([1, 8, 14, 14])
+    """
+    recipe = recipe or Recipe()
+    show = Progress(progress)
+    if calibration is None:
+        raise CalibrationError("calibration data is needed: pass an iterable of typical inputs as calibration=")
+    args, kwargs = _call(example_inputs)
+    graph = prepare(capture(model, args, kwargs))
+    seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.samples, show)
+    plan = make_plan(graph, seen, recipe, show)
+    quantized = convert(plan.graph, plan.types, plan.weights, plan.biases)
+    validate(quantized)
+    return QuantizedModel(quantized, metadata=dict(metadata or {}))
+
+
+def _call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+
+
+def _batches(graph: Graph, calibration: Iterable[Any]) -> Iterator[Sample]:
+    for batch in calibration:
+        yield _flatten(graph, batch)
+
+
+def _flatten(graph: Graph, batch: Any) -> Sample:
+    """The tensors of one calibration input in the order of the graph's inputs."""
+    names = [entry.name for entry in graph.inputs]
+    if isinstance(batch, Mapping) and set(names) <= set(batch):
+        batch = [batch[name] for name in names]
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if leaf is not None]
+    if len(leaves) != len(names):
+        raise CalibrationError(
+            f"a calibration input holds {len(leaves)} tensors, the model takes {len(names)} ({', '.join(names)}); "
+            "for a loader of (image, label) pairs pass (image for image, label in loader)"
+        )
+    return [_tensor(entry.name, entry.type, leaf) for entry, leaf in zip(graph.inputs, leaves, strict=True)]
+
+
+def _tensor(name: str, type: TensorType, value: Any) -> torch.Tensor:
+    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if not isinstance(tensor, torch.Tensor):
+        raise CalibrationError(f"calibration input {name!r} is a {value.__class__.__name__}, expected a tensor or an array")
+    if str(tensor.dtype).removeprefix("torch.") != type.dtype:
+        raise CalibrationError(f"calibration input {name!r} is {tensor.dtype}, the model takes {type.dtype}")
+    return tensor.detach().cpu()
+
+
+def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
+    """Decide everything: scales between layers, weights, biases, and the type of each activation."""
+    channels = seen.channels
+    if recipe.equalize:
+        graph, channels = _equalized(graph, seen, recipe)
+    weights = {
+        node.output: _weight(graph, node.inputs, node.op, channels, recipe)
+        for node in graph.nodes
+        if isinstance(node.op, ops.WEIGHTED)
+    }
+    narrow, wide = _types(graph, seen.observers, recipe)
+    plan = Plan(graph, wide, weights, _biases(graph))
+    if recipe.correct_bias:
+        plan = correct(plan, seen.samples, show, compensate=recipe.compensate)
+    plan.types = narrow
+    if recipe.target_sqnr is not None:
+        plan.types = widen(plan, wide, seen.samples, recipe.target_sqnr, show).types
+    if recipe.correct_bias and plan.types != wide:
+        plan = correct(plan, seen.samples, show)
+    return plan
+
+
+def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:
+    """Equalize, then observe anew, on the kept samples, the tensors that changed."""
+    result = equalize(graph, seen.channels)
+    if not result.divisors:
+        return graph, seen.channels
+    channels = dict(seen.channels)
+    for name, divisor in result.divisors.items():
+        if name in channels:
+            channels[name] = channels[name].divided(divisor)
+    changed = set(result.divisors) & makes_values(graph)
+    again = Statistics()
+    watch = Watch(result.graph, changed, recipe.observer, again)
+    watch.axes = {}
+    run_all(result.graph, seen.samples, watch)
+    for name in changed:
+        seen.observers[name] = _at_least(again.observers[name], channels.get(name))
+    return result.graph, channels
+
+
+def run_all(graph: Graph, samples: list[Sample], watch: Watch) -> None:
+    """Run ``graph`` over ``samples`` for what ``watch`` sees."""
+    from kvant.capture import Executor
+
+    executor = Executor(graph)
+    for sample in samples:
+        executor.run(sample, watch)
+
+
+def _at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
+    """Extend the extremes seen on a few samples to those that all data reached before equalization."""
+    if channels is not None:
+        largest = float(channels.largest.max())
+        if observer.low < 0:
+            observer.low = min(observer.low, -largest) if -observer.low > observer.high else observer.low
+        if observer.high >= -observer.low:
+            observer.high = max(observer.high, largest)
+    return observer
+
+
+def _weight(
+    graph: Graph, inputs: tuple[str, ...], op: ops.AnyOp, channels: dict[str, Channels], recipe: Recipe
+) -> QuantizedWeight:
+    weight = graph.constants[inputs[1]]
+    moment = None
+    if recipe.weight_range == "mse" and inputs[0] in channels:
+        moment = _moment(weight, channels[inputs[0]].moment(), getattr(op, "groups", 1))
+    return quantize_weight(weight, moment, recipe.weight_range)
+
+
+def _moment(weight: np.ndarray, moment: np.ndarray, groups: int) -> np.ndarray | None:
+    """The second moment of the input that each weight multiplies: (O, C / groups, 1...)."""
+    if moment.size != weight.shape[1] * groups:
+        return None
+    rows = np.repeat(moment.reshape(groups, weight.shape[1]), weight.shape[0] // groups, axis=0)
+    return rows.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.ndim - 2))
+
+
+def _biases(graph: Graph) -> dict[str, np.ndarray]:
+    return {
+        node.output: graph.constants[node.inputs[2]]
+        for node in graph.nodes
+        if isinstance(node.op, ops.WEIGHTED) and len(node.inputs) > 2
+    }
+
+
+def _types(
+    graph: Graph, observers: dict[str, AnyObserver], recipe: Recipe
+) -> tuple[dict[str, TensorType], dict[str, TensorType]]:
+    """The types the recipe asks for, and the types with 16 bits everywhere."""
+    group_of = ties(graph)
+    members: dict[str, list[AnyObserver]] = {}
+    for name, observer in observers.items():
+        members.setdefault(group_of[name], []).append(observer)
+    _observe_constants(graph, group_of, members)
+    wanted = _wanted_wide(graph, group_of, recipe)
+    exact = Recipe(range_method="minmax")
+    narrow, wide = {}, {}
+    for name, group in group_of.items():
+        wide[name] = activation_type(choose_range(members[group], exact), 16)
+        narrow[name] = wide[name]
+        if recipe.activation_bits == 8 and group not in wanted:
+            narrow[name] = activation_type(choose_range(members[group], recipe), 8)
+    return narrow, wide
+
+
+def _observe_constants(graph: Graph, group_of: dict[str, str], members: dict[str, list[AnyObserver]]) -> None:
+    """Constants that are joined with activations, and padding values, must lie inside the range too."""
+    from kvant.quantization.observers import Extremes
+
+    def include(group: str, low: float, high: float) -> None:
+        extremes = Extremes()
+        extremes.observe(torch.empty(0), low, high)
+        members.setdefault(group, []).append(extremes)
+
+    for name, group in group_of.items():
+        if name in graph.constants:
+            include(group, float(graph.constants[name].min()), float(graph.constants[name].max()))
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Pad) and node.op.mode == "constant" and node.op.value != 0:
+            include(group_of[node.output], node.op.value, node.op.value)
+
+
+def _wanted_wide(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[str]:
+    modules = {node.output: node.source.module for node in graph.nodes}
+    wanted = set()
+    for pattern in recipe.wide:
+        hits = [name for name in group_of if fnmatch(name, pattern) or fnmatch(modules.get(name, ""), pattern)]
+        if not hits:
+            raise RecipeError(f"Recipe(wide=...): {pattern!r} matches no tensor and no module of this model")
+        wanted |= {group_of[name] for name in hits}
+    return wanted

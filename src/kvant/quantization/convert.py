@@ -1,0 +1,181 @@
+"""From a float graph, the types of its activations and its integer weights, to the integer graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from kvant.errors import QuantizationError
+from kvant.graph import Graph, Node, Quantization, TensorType, ops
+from kvant.quantization.ranges import activation_type
+from kvant.quantization.tables import pointwise_table, quantize_array, softmax_table
+from kvant.quantization.ties import moved_inputs, moves
+from kvant.quantization.weights import QuantizedWeight, bias_type, fit_bias, quantize_bias
+
+
+def convert(
+    graph: Graph, types: dict[str, TensorType], weights: dict[str, QuantizedWeight], biases: dict[str, np.ndarray]
+) -> Graph:
+    """The integer graph that computes what ``graph`` computes.
+
+    Args:
+        graph: float graph, prepared.
+        types: uint8 or int16 type of every float activation, equal where integers only move.
+        weights: integer weight of every weighted node, by the node's output.
+        biases: float32 bias (O) of every weighted node that has one, by the node's output.
+
+    Raises:
+        QuantizationError: a node has no integer form; the message names it.
+    """
+    return _Converter(graph, types, weights, biases).run()
+
+
+class _Converter:
+    def __init__(
+        self, graph: Graph, types: dict[str, TensorType], weights: dict[str, QuantizedWeight], biases: dict[str, np.ndarray]
+    ) -> None:
+        self.source = graph
+        self.types = types
+        self.weights = weights
+        self.biases = biases
+        self.target = Graph(structure=graph.structure, example=dict(graph.example))
+        self.names: dict[str, str] = {}
+        self.shared: dict[tuple[str, bytes], str] = {}
+
+    def run(self) -> Graph:
+        for entry in self.source.inputs:
+            self.target.add_input(entry.name, entry.shape, entry.type)
+        reserved = {node.output for node in self.source.nodes}
+        for entry in self.source.inputs:
+            self.names[entry.name] = entry.name
+            if entry.type.dtype == "float32":
+                name = self._free(f"{entry.name}.quantized", reserved)
+                self.names[entry.name] = self.target.add_node(ops.Quantize(), [entry.name], name, self.types[entry.name])
+        for node in self.source.nodes:
+            self._convert(node)
+        self.target.outputs = tuple(self._output(name, reserved) for name in self.source.outputs)
+        return self.target
+
+    def _free(self, name: str, reserved: set[str]) -> str:
+        while name in reserved or name in self.target.types:
+            name += "_"
+        return name
+
+    def _output(self, name: str, reserved: set[str]) -> str:
+        """The float tensor that the caller gets: the dequantized activation, or what was never quantized."""
+        if name in self.source.constants:
+            return self._float_constant(name)
+        if self.source.types[name].dtype != "float32":
+            return self.names[name]
+        real = f"{name}.real"
+        if real in self.target.types and real not in reserved:
+            return real
+        return self.target.add_node(ops.Dequantize(), [self.names[name]], self._free(real, reserved))
+
+    def _convert(self, node: Node) -> None:
+        handler = _HANDLERS.get(type(node.op))
+        if handler is None:
+            raise QuantizationError(f"{node.describe()} has no integer form")
+        op, inputs = handler(self, node)
+        type_ = self.types[node.output] if self.source.types[node.output].dtype == "float32" else (
+            self.source.types[node.output]
+        )  # fmt: skip
+        self.names[node.output] = self.target.add_node(op, inputs, node.output, type_, node.source)
+
+    def _plain(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        """Operands keep their own types; float constants become int16, precise enough beside any activation."""
+        return node.op, [self._operand(name) for name in node.inputs]
+
+    def _operand(self, name: str) -> str:
+        value = self.source.constants.get(name)
+        if value is None:
+            return self.names[name]
+        if value.dtype != np.float32:
+            return self._constant(name, value, None)
+        largest = float(np.abs(value).max(initial=0.0))
+        return self._quantized_constant(name, activation_type((-largest, largest), 16))
+
+    def _moving(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        """Constants that move among activations take the activations' type."""
+        moved = moved_inputs(node)
+        inputs = []
+        for position, name in enumerate(node.inputs):
+            value = self.source.constants.get(name)
+            if value is None:
+                inputs.append(self.names[name])
+            elif position < len(moved) and value.dtype == np.float32:
+                inputs.append(self._quantized_constant(name, self.types[node.output]))
+            else:
+                inputs.append(self._constant(name, value, None))
+        return node.op, inputs
+
+    def _either(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        return self._moving(node) if moves(node) else self._plain(node)
+
+    def _weighted(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        source = self._activation_type(node, node.inputs[0])
+        if node.inputs[1] not in self.source.constants:
+            raise QuantizationError(f"{node.describe()}: its weight is not a constant")
+        weight, bias = self.weights[node.output], self.biases.get(node.output)
+        scale = _scale(source)
+        if bias is not None:
+            weight = fit_bias(self.source.constants[node.inputs[1]], weight, bias, scale)
+        inputs = [self.names[node.inputs[0]], self._constant(node.inputs[1], weight.values, weight.quantization())]
+        if bias is not None:
+            values = quantize_bias(bias, scale, weight.scale, bias_type(source.dtype))
+            name = node.inputs[2] if len(node.inputs) > 2 else f"{node.inputs[1]}.bias"
+            inputs.append(self._constant(name, values, None))
+        return node.op, inputs
+
+    def _activation_type(self, node: Node, name: str) -> TensorType:
+        if name not in self.types:
+            raise QuantizationError(f"{node.describe()}: {name!r} is not a quantized activation")
+        return self.types[name]
+
+    def _pointwise(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        param = self.source.constants[node.inputs[1]] if len(node.inputs) > 1 else None
+        source = self._activation_type(node, node.inputs[0])
+        table = pointwise_table(node.op, source, self.types[node.output], param)
+        axis = node.op.axis if param is not None else None
+        return ops.Table(axis=axis), [self.names[node.inputs[0]], self._constant(f"{node.output}.table", table, None)]
+
+    def _softmax(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        table = softmax_table(self._activation_type(node, node.inputs[0]))
+        return node.op, [self.names[node.inputs[0]], self._constant(f"{node.output}.table", table, None)]
+
+    def _normalize(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        return node.op, [self.names[node.inputs[0]], *(self._float_constant(name) for name in node.inputs[1:])]
+
+    def _float_constant(self, name: str) -> str:
+        return self._constant(name, self.source.constants[name], None)
+
+    def _quantized_constant(self, name: str, type: TensorType) -> str:
+        return self._constant(name, quantize_array(self.source.constants[name], type), type.quantization)
+
+    def _constant(self, name: str, value: np.ndarray, quantization: Quantization | None) -> str:
+        """Store a constant once, however many nodes read the same integers at the same scale."""
+        scales = b"" if quantization is None else repr((quantization.scale, quantization.zero_point)).encode()
+        key = (name, hashlib.sha256(value.dtype.name.encode() + scales + value.tobytes()).digest())
+        if key not in self.shared:
+            taken = name in self.source.types and name not in self.source.constants
+            self.shared[key] = self.target.add_constant(f"{name}.constant" if taken else name, value, quantization)
+        return self.shared[key]
+
+
+def _scale(type: TensorType) -> float:
+    return type.quantization.scale[0] if type.quantization is not None else 1.0
+
+
+_Handler = Callable[[_Converter, Node], tuple[ops.AnyOp, list[str]]]
+_HANDLERS: dict[type, _Handler] = {
+    ops.Conv: _Converter._weighted, ops.ConvTranspose: _Converter._weighted, ops.Linear: _Converter._weighted,
+    ops.MatMul: _Converter._plain, ops.Binary: _Converter._plain, ops.Pointwise: _Converter._pointwise,
+    ops.Concat: _Converter._moving, ops.Slice: _Converter._moving, ops.Reshape: _Converter._moving,
+    ops.Transpose: _Converter._moving, ops.Expand: _Converter._moving, ops.Pad: _Converter._moving,
+    ops.MaxPool: _Converter._moving, ops.Gather: _Converter._moving, ops.Reduce: _Converter._either,
+    ops.Resize: _Converter._either, ops.AveragePool: _Converter._plain, ops.AdaptivePool: _Converter._either,
+    ops.Softmax: _Converter._softmax, ops.LayerNorm: _Converter._normalize, ops.GroupNorm: _Converter._normalize,
+    ops.ArgMax: _Converter._plain,
+}  # fmt: skip

@@ -1,0 +1,108 @@
+"""Rounding that looks at the layer's inputs: each weight's rounding error is made up for by the weights not yet rounded.
+
+With H the second moments of the layer's inputs (K x K), rounding weight k by an error e costs least when the weights that
+are still free move by -e H^-1[k, :] / H^-1[k, k] (Optimal Brain Surgeon; Frantar et al. 2022, "Optimal Brain Compression"
+and "GPTQ"). Before that, the float weight is fitted to the inputs that the quantized network really sees, so a layer also
+repairs some of what the layers before it lost. Both are closed forms: a Cholesky factor for each group of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kvant.graph import Node, ops
+from kvant.quantization.weights import HIGHEST, QuantizedWeight
+
+# Weights of one output channel beyond which the K x K matrices cost more than they give.
+LARGEST = 2400
+# Positions of one sample that enter the moments: this many, or twice the weights of an output channel if that is more.
+LEAST_POSITIONS = 256
+# Added to the diagonal, relative to its mean: keeps the factor stable and the fit close to the trained weight.
+DAMPING = 0.01
+
+
+@dataclass
+class Moments:
+    """Sums over positions, float64 (G, K, K): inputs of the quantized network with themselves, float inputs with them."""
+
+    own: torch.Tensor
+    cross: torch.Tensor
+
+
+def rounds_well(node: Node, weight: np.ndarray) -> bool:
+    """Whether the layer is one that ``compensated`` handles at a sensible cost."""
+    return isinstance(node.op, ops.Conv | ops.Linear) and weight[0].size <= LARGEST
+
+
+def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
+    """Moments of a layer's inputs over samples; each pair holds the float and the quantized network's input."""
+    own = cross = None
+    for exact, rough in pairs:
+        wanted, got = _columns(node, weight, exact), _columns(node, weight, rough)
+        first = torch.bmm(got, got.transpose(1, 2)).double()
+        second = torch.bmm(wanted, got.transpose(1, 2)).double()
+        own = first if own is None else own + first
+        cross = second if cross is None else cross + second
+    if own is None or cross is None:
+        raise ValueError("no samples")
+    return Moments(own, cross)
+
+
+def _columns(node: Node, weight: np.ndarray, values: torch.Tensor) -> torch.Tensor:
+    """(G, K, positions): what output positions' products read, thinned to an even grid of them."""
+    op, wanted = node.op, max(LEAST_POSITIONS, 2 * weight[0].size)
+    if isinstance(op, ops.Linear):
+        rows = values.reshape(1, -1, values.shape[-1])
+        return rows[:, :: max(rows.shape[1] // wanted, 1)].transpose(1, 2)
+    if not isinstance(op, ops.Conv):
+        raise TypeError(f"{node.describe()} is no convolution")
+    values = _padded(op, values)
+    strides = op.strides
+    if values.dim() == 3:
+        values, strides = values.unsqueeze(2), (1, *strides)
+    dilations = (1, *op.dilations) if len(op.dilations) == 1 else op.dilations
+    kernel = (1, *weight.shape[2:]) if weight.ndim == 3 else weight.shape[2:]
+    count = values.shape[0] * values.shape[2] * values.shape[3] / (strides[0] * strides[1])
+    skip = max(int((count / wanted) ** 0.5), 1)
+    columns = torch.nn.functional.unfold(values, kernel, dilations, 0, [stride * skip for stride in strides])
+    return columns.transpose(0, 1).reshape(op.groups, -1, columns.shape[0] * columns.shape[2])
+
+
+def _padded(op: ops.Conv, values: torch.Tensor) -> torch.Tensor:
+    begin, end = op.pads_begin, op.pads_end
+    if not any((*begin, *end)):
+        return values
+    widths = [width for pair in zip(reversed(begin), reversed(end), strict=True) for width in pair]
+    return torch.nn.functional.pad(values, widths)
+
+
+def compensated(weight: np.ndarray, scale: np.ndarray, moments: Moments, refit: bool = True) -> QuantizedWeight:
+    """Round ``weight`` (O, ...) to int8 at the scales ``scale`` (O) so that the layer's output errs least."""
+    groups, size = moments.own.shape[:2]
+    rows = torch.from_numpy(weight.reshape(groups, -1, size)).double()
+    steps = torch.from_numpy(scale.reshape(groups, -1)).double()
+    diagonal = moments.own.diagonal(dim1=1, dim2=2)
+    damping = DAMPING * diagonal.mean(1, keepdim=True) + 1e-12
+    hessian = moments.own + torch.diag_embed(damping.expand_as(diagonal))
+    if refit:
+        rows = rows + torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2)).transpose(1, 2)
+    values = _round_in_turn(rows, steps, hessian)
+    return QuantizedWeight(values.to(torch.int8).numpy().reshape(weight.shape), scale)
+
+
+def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Round column after column, those with the largest inputs first; returns (G, O / G, K) integers as float64."""
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
+    rows = rows.gather(2, order[:, None].expand_as(rows))
+    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    values = torch.empty_like(rows)
+    for column in range(rows.shape[2]):
+        values[:, :, column] = torch.round(rows[:, :, column] / steps).clamp_(-HIGHEST, HIGHEST)
+        error = (rows[:, :, column] - values[:, :, column] * steps) / factor[:, column, column, None]
+        rows[:, :, column + 1 :] -= error[:, :, None] * factor[:, None, column, column + 1 :]
+    return torch.empty_like(values).scatter_(2, order[:, None].expand_as(values), values)

@@ -1,0 +1,196 @@
+"""Which activations need 16 bits: the noise that each one's rounding to 8 bits causes at the outputs, measured.
+
+For a random direction v over the outputs, one backward pass gives the gradient of <v, outputs> at every activation at
+once; its product with the rounding error that 8 bits would make there, squared and averaged over directions, is that
+activation's share of the output noise. What follows is a choice: widen the activations that cause the most noise for the
+fewest multiplications, then measure the real thing and widen more if it was not enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from kvant.capture import Executor
+from kvant.graph import Graph, TensorType, ops
+from kvant.graph.infer import infer_shapes
+from kvant.quantization.progress import Progress
+from kvant.quantization.simulate import Plan, Simulation, decibels, fake_quantize, noise_ratio
+from kvant.quantization.statistics import Sample
+from kvant.quantization.ties import makes_values, ties
+
+# Random directions for each sample.
+DIRECTIONS = 3
+# Widening stops when rounding of activations costs less than this beside what int8 weights alone cost.
+CEILING_MARGIN_DB = 0.7
+
+
+@dataclass(frozen=True)
+class Widening:
+    """The result of the search: types, and signal to noise at the outputs in dB before, after, and at 16 bits."""
+
+    types: dict[str, TensorType]
+    before: float
+    after: float
+    ceiling: float
+    groups: tuple[str, ...]
+
+
+def widen(plan: Plan, wide: dict[str, TensorType], samples: Sequence[Sample], target: float, show: Progress) -> Widening:
+    """Give 16 bits to as few activations as needed for ``target`` dB at the outputs.
+
+    Args:
+        plan: everything in the types it has so far (8 bits, except what the recipe named).
+        wide: the 16-bit type of every activation.
+        samples: measured on these.
+        target: wanted signal to noise; lower where int8 weights alone do not reach it.
+    """
+    references = _references(plan, samples)
+    before = _measure(plan, plan.types, samples, references)
+    if before >= target:
+        return Widening(plan.types, before, before, before, ())
+    ceiling = _measure(plan, wide, samples, references)
+    goal = min(target, ceiling - CEILING_MARGIN_DB)
+    if before >= goal:
+        return Widening(plan.types, before, before, ceiling, ())
+    group_of = ties(plan.graph)
+    noise = group_noise(plan, samples, references, group_of, show)
+    order = _order(noise, group_cost(plan.graph, group_of))
+    count, after = _search(plan, wide, samples, references, group_of, order, noise, goal)
+    return Widening(_mixed(plan, wide, group_of, order[:count]), before, after, ceiling, tuple(order[:count]))
+
+
+def _references(plan: Plan, samples: Sequence[Sample]) -> list[list[torch.Tensor]]:
+    executor = Executor(plan.graph)
+    return [executor.run(sample) for sample in samples]
+
+
+def _measure(
+    plan: Plan, types: dict[str, TensorType], samples: Sequence[Sample], references: list[list[torch.Tensor]]
+) -> float:
+    simulation = Simulation(replace(plan, types=types))
+    return decibels(noise_ratio(references, [simulation.run(sample) for sample in samples]))
+
+
+def group_noise(
+    plan: Plan, samples: Sequence[Sample], references: list[list[torch.Tensor]], group_of: dict[str, str], show: Progress
+) -> dict[str, float]:
+    """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
+    executor = Executor(plan.simulated_graph())
+    rounded = makes_values(plan.graph)
+    power = [max(_power(references, index), 1e-30) for index in range(len(references[0]))]
+    generator = torch.Generator().manual_seed(0)
+    noise: dict[str, float] = {}
+    for sample in show.track(list(samples), "measuring sensitivity"):
+        tape = _Tape(rounded)
+        with torch.enable_grad():
+            outputs = executor.run(sample, tape, gradients=True)
+            for direction in range(DIRECTIONS):
+                loss = sum(
+                    (output * torch.randn(output.shape, generator=generator)).sum() / np.sqrt(share * len(power))
+                    for output, share in zip(outputs, power, strict=True)
+                    if output.requires_grad
+                )
+                found = torch.autograd.grad(
+                    loss, list(tape.seen.values()), retain_graph=direction + 1 < DIRECTIONS, allow_unused=True
+                )
+                _add(noise, dict(zip(tape.seen, found, strict=True)), tape.seen, plan.types, group_of)
+    return noise
+
+
+def _power(references: list[list[torch.Tensor]], index: int) -> float:
+    return sum(float(outputs[index].double().square().sum()) for outputs in references)
+
+
+class _Tape:
+    """Keeps the activations of one run that can be differentiated."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str, values: torch.Tensor) -> torch.Tensor | None:
+        if name not in self.names:
+            return None
+        if not values.requires_grad:
+            values = values.detach().requires_grad_()
+        self.seen[name] = values
+        return values
+
+
+def _add(
+    noise: dict[str, float],
+    gradients: dict[str, torch.Tensor | None],
+    values: dict[str, torch.Tensor],
+    types: dict[str, TensorType],
+    group_of: dict[str, str],
+) -> None:
+    for name, gradient in gradients.items():
+        if gradient is None or types[name].dtype != "uint8":
+            continue
+        value = values[name].detach()
+        effect = float((gradient * (fake_quantize(value, types[name]) - value)).sum(dtype=torch.float64))
+        group = group_of[name]
+        noise[group] = noise.get(group, 0.0) + effect * effect / DIRECTIONS
+
+
+def group_cost(graph: Graph, group_of: dict[str, str]) -> dict[str, float]:
+    """Multiplications that each group's tensors feed, at the example size."""
+    cost: dict[str, float] = {}
+    shapes = infer_shapes(graph, {entry.name: _example(graph, entry.shape) for entry in graph.inputs})
+    for node in graph.nodes:
+        if isinstance(node.op, ops.WEIGHTED):
+            group = group_of[node.inputs[0]]
+            cost[group] = cost.get(group, 0.0) + multiplications(graph, node.output, node.inputs[1], shapes)
+    return cost
+
+
+def _example(graph: Graph, shape: tuple[object, ...]) -> tuple[int, ...]:
+    from kvant.graph import evaluate
+
+    return tuple(evaluate(dim, graph.example) for dim in shape)  # type: ignore[arg-type]
+
+
+def multiplications(graph: Graph, output: str, weight: str, shapes: dict[str, tuple[int, ...]]) -> float:
+    """Multiplications of one weighted layer: output elements times weights per output channel."""
+    return float(np.prod(shapes[output])) * float(np.prod(graph.constants[weight].shape[1:]))
+
+
+def _order(noise: dict[str, float], cost: dict[str, float]) -> list[str]:
+    """Groups by noise per multiplication; moving a tensor at twice the width costs a little even where none follow."""
+    typical = sum(cost.values()) / max(len(cost), 1)
+    return sorted(noise, key=lambda group: -noise[group] / (cost.get(group, 0.0) + 0.05 * typical))
+
+
+def _mixed(
+    plan: Plan, wide: dict[str, TensorType], group_of: dict[str, str], groups: Sequence[str]
+) -> dict[str, TensorType]:
+    chosen = set(groups)
+    return {name: wide[name] if group_of[name] in chosen else type for name, type in plan.types.items()}
+
+
+def _search(
+    plan: Plan,
+    wide: dict[str, TensorType],
+    samples: Sequence[Sample],
+    references: list[list[torch.Tensor]],
+    group_of: dict[str, str],
+    order: list[str],
+    noise: dict[str, float],
+    goal: float,
+) -> tuple[int, float]:
+    """The smallest number of groups, in ``order``, that reaches ``goal``: a bisection over measured runs."""
+    low, high, best = 0, len(order), float("nan")
+    while high - low > max(1, len(order) // 24):
+        middle = (low + high) // 2
+        got = _measure(plan, _mixed(plan, wide, group_of, order[:middle]), samples, references)
+        if got >= goal:
+            high, best = middle, got
+        else:
+            low = middle
+    if np.isnan(best):
+        best = _measure(plan, _mixed(plan, wide, group_of, order[:high]), samples, references)
+    return high, best

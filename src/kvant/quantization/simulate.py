@@ -1,0 +1,96 @@
+"""The quantized network in float arithmetic: fast, close to the integers, and open to measurement at every tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from kvant.capture import Executor
+from kvant.graph import Graph, TensorType, ops
+from kvant.quantization.statistics import Sample
+from kvant.quantization.ties import makes_values
+from kvant.quantization.weights import QuantizedWeight
+
+
+@dataclass
+class Plan:
+    """Everything that has been decided about a graph so far.
+
+    Attributes:
+        graph: float graph, prepared and equalized.
+        types: integer type of every float activation.
+        weights: integer weight of every weighted node, by the node's output.
+        biases: float32 bias of every weighted node that has one, by the node's output.
+    """
+
+    graph: Graph
+    types: dict[str, TensorType]
+    weights: dict[str, QuantizedWeight]
+    biases: dict[str, np.ndarray]
+
+    def simulated_graph(self) -> Graph:
+        """The float graph whose weights are the reals that the integers stand for."""
+        graph = self.graph.copy()
+        for index, node in enumerate(graph.nodes):
+            if not isinstance(node.op, ops.WEIGHTED):
+                continue
+            inputs = [node.inputs[0], graph.add_constant(f"{node.output}.weight", self.weights[node.output].dequantize())]
+            if node.output in self.biases:
+                inputs.append(graph.add_constant(f"{node.output}.bias", self.biases[node.output]))
+            graph.nodes[index] = replace(node, inputs=tuple(inputs))
+        graph.replace_nodes(graph.nodes)
+        return graph
+
+
+def fake_quantize(values: torch.Tensor, type: TensorType) -> torch.Tensor:
+    """``values`` rounded to what the integers of ``type`` can stand for; float32, same shape."""
+    if type.quantization is None:
+        return values
+    low, high = type.integer_range()
+    zero = type.quantization.zero_point
+    scale = type.quantization.scale[0]
+    return torch.div(values, scale).round_().clamp_(low - zero, high - zero).mul_(scale)
+
+
+class Simulation:
+    """Runs a plan in float arithmetic, rounding every activation where the integer network rounds it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.types = plan.types
+        self.rounded = makes_values(plan.graph)
+        self.executor = Executor(plan.simulated_graph())
+
+    def run(self, sample: Sample) -> list[torch.Tensor]:
+        """The outputs for one sample."""
+        return self.executor.run(sample, self._round)
+
+    def _round(self, name: str, values: torch.Tensor) -> torch.Tensor | None:
+        return fake_quantize(values, self.types[name]) if name in self.rounded else None
+
+
+def noise_ratio(reference: Sequence[list[torch.Tensor]], outputs: Sequence[list[torch.Tensor]]) -> float:
+    """Noise power over signal power, pooled over samples, mean over the float outputs."""
+    ratios = []
+    for index, first in enumerate(reference[0]):
+        if not first.is_floating_point():
+            continue
+        signal = sum(float(sample[index].double().square().sum()) for sample in reference)
+        noise = sum(
+            float((got[index].double() - want[index].double()).square().sum())
+            for got, want in zip(outputs, reference, strict=True)
+        )
+        ratios.append(noise / max(signal, 1e-30))
+    return sum(ratios) / max(len(ratios), 1)
+
+
+def decibels(ratio: float) -> float:
+    """Signal to noise in dB from noise over signal.
+
+    >>> decibels(0.01)
+    20.0
+    """
+    return -10 * math.log10(max(ratio, 1e-30))

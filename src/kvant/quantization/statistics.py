@@ -1,0 +1,189 @@
+"""One pass over the calibration data, in constant memory: ranges, channel statistics, and a few samples to keep."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from kvant.capture import Executor
+from kvant.errors import CalibrationError
+from kvant.graph import Graph, is_symbol, ops, show_shape
+from kvant.quantization.observers import OBSERVERS, AnyObserver
+from kvant.quantization.progress import Progress
+from kvant.quantization.ties import makes_values
+
+Sample = list[torch.Tensor]
+
+
+@dataclass
+class Channels:
+    """Statistics of each channel of one tensor: largest magnitude and sum of squares, both float64 (C)."""
+
+    largest: np.ndarray
+    squares: np.ndarray
+    count: int = 0
+
+    def moment(self) -> np.ndarray:
+        """float64 (C): mean of the squares."""
+        return self.squares / max(self.count, 1)
+
+    def rms(self) -> np.ndarray:
+        """float64 (C): root mean square."""
+        return np.sqrt(self.moment())
+
+    def observe(self, values: torch.Tensor, axis: int) -> None:
+        """Add a tensor whose channels lie along ``axis``."""
+        others = [index for index in range(values.dim()) if index != axis % values.dim()]
+        largest = torch.linalg.vector_norm(values, torch.inf, others).numpy()
+        norm = torch.linalg.vector_norm(values, 2, others).numpy().astype(np.float64)
+        self.largest = np.maximum(self.largest, largest)
+        self.squares = self.squares + norm * norm
+        self.count += values.numel() // values.shape[axis]
+
+    def part(self, offset: int, count: int) -> Channels:
+        """The statistics of ``count`` channels from ``offset`` on."""
+        return Channels(self.largest[offset : offset + count], self.squares[offset : offset + count], self.count)
+
+    def divided(self, divisor: np.ndarray) -> Channels:
+        """The statistics of the tensor whose channels were divided by ``divisor``."""
+        return Channels(self.largest / divisor, self.squares / divisor.astype(np.float64) ** 2, self.count)
+
+
+@dataclass
+class Statistics:
+    """What one pass over the data learned.
+
+    Attributes:
+        observers: one for each activation at which rounding will happen.
+        channels: of each tensor that a weighted layer reads.
+        samples: a fixed number of samples, chosen by their content, so that the order of the data does not matter.
+        batches: how many batches the data had.
+    """
+
+    observers: dict[str, AnyObserver] = field(default_factory=dict)
+    channels: dict[str, Channels] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    batches: int = 0
+
+
+def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, progress: Progress) -> Statistics:
+    """Run ``graph`` over ``data`` once and return what was seen.
+
+    Args:
+        graph: float graph.
+        data: one list of tensors, in the order of the graph's inputs, for each batch.
+        observer: a key of ``OBSERVERS``.
+        keep: how many samples to keep.
+
+    Raises:
+        CalibrationError: there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
+    """
+    seen = Statistics()
+    executor = Executor(graph)
+    watch = Watch(graph, makes_values(graph), observer, seen)
+    kept = _Kept(keep, all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape))
+    for batch in progress.track(data, "calibrating"):
+        seen.batches += 1
+        check_batch(graph, batch, seen.batches)
+        executor.run(batch, watch)
+        kept.offer(batch)
+    if seen.batches == 0:
+        raise CalibrationError("calibration data is empty: give at least one batch, better a hundred pictures")
+    seen.samples = kept.samples()
+    return seen
+
+
+class Watch:
+    """Sees every activation of a run and feeds the observers of those named."""
+
+    def __init__(self, graph: Graph, names: set[str], observer: str, seen: Statistics) -> None:
+        self.names = names
+        self.axes = channel_axes(graph)
+        self.observer = observer
+        self.seen = seen
+
+    def __call__(self, name: str, values: torch.Tensor) -> None:
+        if values.dtype != torch.float32:
+            return
+        if name in self.names:
+            low, high = (float(value) for value in torch.aminmax(values))
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise CalibrationError(f"activation {name!r} became NaN or infinite on calibration data")
+            if name not in self.seen.observers:
+                self.seen.observers[name] = OBSERVERS[self.observer]()
+            self.seen.observers[name].observe(values, low, high)
+        if name in self.axes:
+            axis = self.axes[name]
+            if name not in self.seen.channels:
+                count = values.shape[axis]
+                self.seen.channels[name] = Channels(np.zeros(count), np.zeros(count))
+            self.seen.channels[name].observe(values, axis)
+
+
+def channel_axes(graph: Graph) -> dict[str, int]:
+    """The tensors that weighted layers read, with the axis of their channels."""
+    axes: dict[str, int] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Conv | ops.ConvTranspose):
+            axes[node.inputs[0]] = 1
+        elif isinstance(node.op, ops.Linear):
+            axes.setdefault(node.inputs[0], -1)
+    return axes
+
+
+def check_batch(graph: Graph, batch: Sample, number: int) -> None:
+    """Refuse what the graph could not run or what would poison the ranges."""
+    if len(batch) != len(graph.inputs):
+        raise CalibrationError(f"calibration batch {number} has {len(batch)} tensors, the model takes {len(graph.inputs)}")
+    for entry, values in zip(graph.inputs, batch, strict=True):
+        if values.dim() != len(entry.shape):
+            raise CalibrationError(
+                f"calibration batch {number}: input {entry.name!r} has shape {show_shape(tuple(values.shape))}, "
+                f"expected {show_shape(entry.shape)}"
+            )
+        for dim, size in zip(entry.shape, values.shape, strict=True):
+            if (isinstance(dim, int) and dim != size) or size == 0:
+                raise CalibrationError(
+                    f"calibration batch {number}: input {entry.name!r} has shape {show_shape(tuple(values.shape))}, "
+                    f"expected {show_shape(entry.shape)}"
+                )
+        if values.is_floating_point() and not torch.isfinite(values).all():
+            raise CalibrationError(f"calibration batch {number}: input {entry.name!r} holds NaN or infinity")
+
+
+class _Kept:
+    """The samples with the smallest hashes of their content: any order of the data keeps the same ones."""
+
+    def __init__(self, keep: int, split: bool) -> None:
+        self.keep = keep
+        self.split = split
+        self.heap: list[tuple[int, int, Sample]] = []
+        self.offered = 0
+
+    def offer(self, batch: Sample) -> None:
+        for sample in _split(batch) if self.split else [batch]:
+            digest = hashlib.blake2b(digest_size=8)
+            for values in sample:
+                digest.update(values.contiguous().numpy().tobytes())
+            self.offered += 1
+            entry = (-int.from_bytes(digest.digest(), "big"), self.offered, [values.clone() for values in sample])
+            if len(self.heap) < self.keep:
+                heapq.heappush(self.heap, entry)
+            else:
+                heapq.heappushpop(self.heap, entry)
+
+    def samples(self) -> list[Sample]:
+        return [sample for _, _, sample in sorted(self.heap, key=lambda entry: -entry[0])]
+
+
+def _split(batch: Sample) -> Iterable[Sample]:
+    """Single samples along the first axis, where all inputs agree on it."""
+    sizes = {values.shape[0] if values.dim() else 0 for values in batch}
+    if len(sizes) != 1 or 0 in sizes or sizes == {1}:
+        return [batch]
+    return ([values[index : index + 1] for values in batch] for index in range(sizes.pop()))

@@ -1,0 +1,47 @@
+"""Which tensors must share one scale because only integers move between them."""
+
+from __future__ import annotations
+
+from kvant.graph import Graph, Node, ops
+
+
+def moves(node: Node) -> bool:
+    """Whether the node's output holds integers of its input, unchanged."""
+    if isinstance(node.op, ops.Resize):
+        return node.op.mode != "linear"
+    if isinstance(node.op, ops.Reduce | ops.AdaptivePool):
+        return node.op.fn in ("max", "min")
+    return isinstance(node.op, ops.MOVES)
+
+
+def moved_inputs(node: Node) -> tuple[str, ...]:
+    """Those inputs of a moving node whose integers appear in its output."""
+    return node.inputs if isinstance(node.op, ops.Concat) else node.inputs[:1]
+
+
+def ties(graph: Graph) -> dict[str, str]:
+    """For every float tensor that is no weight, the name of the tensor that stands for its group.
+
+    Concat, pooling by maximum, reshape and their like tie their output to their inputs.
+    """
+    parent: dict[str, str] = {name: name for name in graph.activations() if graph.types[name].dtype == "float32"}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for node in graph.nodes:
+        if not moves(node) or graph.types[node.output].dtype != "float32":
+            continue
+        for name in moved_inputs(node):
+            parent.setdefault(name, name)
+            parent[find(node.output)] = find(name)
+    return {name: find(name) for name in parent}
+
+
+def makes_values(graph: Graph) -> set[str]:
+    """Activations at which rounding happens: all but those whose integers were made earlier and only moved."""
+    moved = {node.output for node in graph.nodes if moves(node)}
+    return {name for name in graph.activations() if graph.types[name].dtype == "float32"} - moved

@@ -1,0 +1,110 @@
+"""Weights and biases: from float32 to integers, one scale for each output channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kvant.errors import AccumulatorOverflowError
+from kvant.graph import Quantization
+from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
+
+HIGHEST = 127
+# The largest share of the accumulator that a bias may take.
+_BIAS_LIMIT = {"int32": 2.0**30, "int64": 2.0**60}
+_CANDIDATES = torch.cat([torch.linspace(1.0, 0.7, 31), torch.linspace(0.68, 0.3, 20)])
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """int8 values of a weight's shape and float32 scales (O), one for each output channel (axis 0)."""
+
+    values: np.ndarray
+    scale: np.ndarray
+
+    def dequantize(self) -> np.ndarray:
+        """The float32 weight that the integers stand for."""
+        return self.values.astype(np.float32) * self.scale.reshape(-1, *[1] * (self.values.ndim - 1))
+
+    def quantization(self) -> Quantization:
+        """Scales as the graph stores them."""
+        return Quantization(tuple(float(value) for value in self.scale), 0, 0)
+
+
+def quantize_weight(weight: np.ndarray, moment: np.ndarray | None, method: str) -> QuantizedWeight:
+    """Round ``weight`` to int8 in [-127, 127] with one scale for each output channel.
+
+    Args:
+        weight: float32 (O, ...).
+        moment: second moments of the inputs, broadcastable to ``weight``: the error that counts is the one that the
+            layer's output sees. None weighs all alike.
+        method: "mse" tries smaller ranges and keeps the best one for each channel; "minmax" clips nothing.
+    """
+    flat = torch.from_numpy(weight.reshape(weight.shape[0], -1))
+    largest = flat.abs().amax(1)
+    scale = _safe(largest / HIGHEST)
+    if method == "mse" and flat.shape[1] > 1:
+        scale = _search(flat, _flat_moment(weight, moment), largest)
+    values = torch.round(flat / scale[:, None]).clamp_(-HIGHEST, HIGHEST)
+    return QuantizedWeight(values.to(torch.int8).numpy().reshape(weight.shape), scale.numpy())
+
+
+def _flat_moment(weight: np.ndarray, moment: np.ndarray | None) -> torch.Tensor | None:
+    if moment is None:
+        return None
+    full = np.broadcast_to(moment, weight.shape).reshape(weight.shape[0], -1)
+    # Channels that calibration never excited still deserve a little care.
+    floor = 1e-6 * full.mean(axis=1, keepdims=True)
+    return torch.from_numpy(np.ascontiguousarray(full + floor, dtype=np.float32))
+
+
+def _search(flat: torch.Tensor, moment: torch.Tensor | None, largest: torch.Tensor) -> torch.Tensor:
+    best = torch.full_like(largest, torch.inf)
+    chosen = _safe(largest / HIGHEST)
+    for share in _CANDIDATES:
+        scale = _safe(share * largest / HIGHEST)
+        error = torch.round(flat / scale[:, None]).clamp_(-HIGHEST, HIGHEST).mul_(scale[:, None]).sub_(flat).square_()
+        loss = (error if moment is None else error.mul_(moment)).sum(1)
+        better = loss < best
+        best = torch.where(better, loss, best)
+        chosen = torch.where(better, scale, chosen)
+    return chosen
+
+
+def _safe(scale: torch.Tensor) -> torch.Tensor:
+    """Scales within the safe range; a channel of nothing but zeros gets scale 1."""
+    return torch.where(scale > 0, scale, torch.ones_like(scale)).clamp(MIN_SCALE, MAX_SCALE)
+
+
+def bias_type(activation: str) -> str:
+    """int32 beside uint8 activations, int64 beside int16."""
+    return "int32" if activation == "uint8" else "int64"
+
+
+def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, input_scale: float) -> QuantizedWeight:
+    """Coarsen the scale of channels whose bias would not fit the accumulator beside it (dead channels, mostly)."""
+    needed = np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT["int32"])
+    short = needed > quantized.scale
+    if not short.any():
+        return quantized
+    scale = np.where(short, np.nextafter(needed.astype(np.float32), np.float32(np.inf)), quantized.scale)
+    scale = np.clip(scale, MIN_SCALE, MAX_SCALE).astype(np.float32)
+    column = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    values = np.clip(np.rint(weight / column), -HIGHEST, HIGHEST).astype(np.int8)
+    return QuantizedWeight(values, scale)
+
+
+def quantize_bias(bias: np.ndarray, input_scale: float, weight_scale: np.ndarray, dtype: str) -> np.ndarray:
+    """rne(bias / (input scale * weight scale)) as int32 or int64.
+
+    Raises:
+        AccumulatorOverflowError: an entry does not fit the accumulator.
+    """
+    values = np.rint(bias.astype(np.float64) / (np.float64(input_scale) * weight_scale.astype(np.float64)))
+    if np.abs(values).max(initial=0) > 2 * _BIAS_LIMIT[dtype]:
+        raise AccumulatorOverflowError(
+            f"a bias of {float(np.abs(bias).max()):.4g} does not fit {dtype} at input scale {input_scale:.4g}"
+        )
+    return values.astype(dtype)

@@ -1,0 +1,73 @@
+"""Ranges, scales and zero points against first principles and brute force."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvant.errors import CalibrationError
+from kvant.quantization import Recipe
+from kvant.quantization.observers import Extremes, Histogram
+from kvant.quantization.ranges import activation_type, choose_range
+from kvant.quantization.simulate import fake_quantize
+
+reals = st.floats(-1e6, 1e6, width=32)
+
+
+def histogram_of(values: torch.Tensor) -> Histogram:
+    histogram = Histogram()
+    histogram.observe(values[None], float(values.min()), float(values.max()))
+    return histogram
+
+
+@given(reals, reals, st.sampled_from([8, 16]))
+def test_zero_is_exact_and_the_range_is_covered(first: float, second: float, bits: int) -> None:
+    low, high = min(first, second), max(first, second)
+    type_ = activation_type((low, high), bits)
+    quantization = type_.quantization
+    smallest, largest = type_.integer_range()
+    assert smallest <= quantization.zero_point <= largest
+    assert np.float32(quantization.scale[0]) == quantization.scale[0] > 0
+    # Rounding the zero point moves either end by at most half a step.
+    scale = quantization.scale[0]
+    assert (largest - quantization.zero_point) * scale >= high - 0.51 * scale
+    assert (smallest - quantization.zero_point) * scale <= low + 0.51 * scale
+
+
+def test_a_dead_tensor_gets_a_usable_scale() -> None:
+    assert activation_type((0.0, 0.0), 8).quantization.scale == (1.0,)
+    assert activation_type((0.0, 0.0), 16).quantization.scale == (1.0,)
+
+
+def test_least_squares_clips_outliers_and_beats_min_max() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.cat([torch.randn(200_000, generator=generator), torch.tensor([40.0])])
+    histogram = histogram_of(values)
+    best = activation_type(choose_range([histogram], Recipe()), 8)
+    plain = activation_type(choose_range([histogram], Recipe(range_method="minmax")), 8)
+    sample = values[:-1]
+    error = (fake_quantize(sample, best) - sample).square().mean()
+    assert error < 0.2 * (fake_quantize(sample, plain) - sample).square().mean()
+
+
+def test_least_squares_keeps_what_is_evenly_used() -> None:
+    low, high = choose_range([histogram_of(torch.linspace(-1, 3, 100_000))], Recipe())
+    assert low == pytest.approx(-1, abs=0.06) and high == pytest.approx(3, abs=0.06)
+
+
+def test_percentile_cuts_the_tail() -> None:
+    values = torch.linspace(0, 1, 10_001)
+    values[-1] = 100.0
+    low, high = choose_range([histogram_of(values)], Recipe(range_method="percentile", percentile=99.9))
+    assert low == 0 and high < 1.1
+
+
+def test_tied_tensors_share_the_union() -> None:
+    histograms = [histogram_of(torch.linspace(0, 1, 1000)), histogram_of(torch.linspace(-4, 0, 1000))]
+    assert choose_range(histograms, Recipe(range_method="minmax")) == (-4.0, 1.0)
+
+
+def test_nothing_observed_is_an_error() -> None:
+    with pytest.raises(CalibrationError):
+        choose_range([Extremes()], Recipe())
