@@ -47,7 +47,10 @@ def compare(model: nn.Module, graph: Graph, inputs: Sequence[Tensor], tolerance:
 
 
 def check(
-    subject: nn.Module | Callable[..., object], inputs: Sequence[Tensor], *others: Sequence[Tensor], tolerance: float = 1e-5
+    subject: nn.Module | Callable[..., object],
+    inputs: Sequence[Tensor],
+    *others: Sequence[Tensor],
+    tolerance: float = 1e-5,
 ) -> Graph:
     """Capture a module or function, and compare at the example's sizes and at others; returns the captured graph."""
     model = subject if isinstance(subject, nn.Module) else Function(subject)

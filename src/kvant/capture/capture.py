@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from kvant.capture.export import LEVELS, Dynamic, export, levels
+from kvant.capture.export import Dynamic, Level, export, known_dynamic, levels
 from kvant.capture.model import check_model
-from kvant.capture.structure import flatten_arguments
+from kvant.capture.structure import Arguments, flatten_arguments
 from kvant.capture.translate import translate
-from kvant.errors import CaptureError, UnsupportedOperatorError
-from kvant.graph import Graph, validate
+from kvant.errors import CaptureError, ShapeError, UnsupportedOperatorError
+from kvant.graph import Graph, evaluate, infer_shapes, validate
 
 
 def capture(
@@ -38,20 +38,46 @@ def capture(
     >>> graph.inputs[0].shape
     (('batch',), 3, ('height',), ('width',))
     """
-    if dynamic not in LEVELS:
-        raise CaptureError(f"dynamic={dynamic!r} is unknown, expected one of {', '.join(map(repr, LEVELS))}")
+    known_dynamic(dynamic)
     model = check_model(model)
     arguments = flatten_arguments(model, args, kwargs or {})
-    first: CaptureError | None = None
-    for level in levels(arguments, dynamic):
+    *tries, last = levels(arguments, dynamic)
+    for level in tries:
         try:
-            graph = translate(export(model, arguments, level), arguments)
+            graph = _capture(model, arguments, level)
         except UnsupportedOperatorError:
             raise
-        except CaptureError as error:
-            # The reason with fixed sizes is the one that the user must know: it is raised last.
-            first = error
+        except CaptureError:
+            # Fewer dynamic sizes may do; if not even fixed sizes do, that reason is the one to tell.
             continue
-        validate(graph)
-        return graph
-    raise first if first is not None else CaptureError("nothing was tried")
+        if _takes_other_sizes(graph):
+            return graph
+    return _capture(model, arguments, last)
+
+
+def _capture(model: nn.Module, arguments: Arguments, level: Level) -> Graph:
+    graph = translate(export(model, arguments, level), arguments)
+    validate(graph)
+    return graph
+
+
+# Other sizes that are tried, from the example's: torch sees no difference between a size that is free and one that
+# some equation ties to the example's, as where a flattened image meets a linear layer.
+_OTHER_SIZES: tuple[Callable[[int], int], ...] = (
+    lambda size: 2 * size, lambda size: size + 32, lambda size: size + 1, lambda size: max(size - 1, 1),
+)  # fmt: skip
+
+
+def _takes_other_sizes(graph: Graph) -> bool:
+    """Whether shapes fit together at another size, if any but the batch is said to be free."""
+    free = [symbol for symbol in graph.example if not symbol.startswith("batch")]
+    return not free or any(_fits(graph, free, change) for change in _OTHER_SIZES)
+
+
+def _fits(graph: Graph, free: Sequence[str], change: Callable[[int], int]) -> bool:
+    sizes = graph.example | {symbol: change(graph.example[symbol]) for symbol in free}
+    try:
+        infer_shapes(graph, {entry.name: [evaluate(dim, sizes) for dim in entry.shape] for entry in graph.inputs})
+    except ShapeError:
+        return False
+    return True

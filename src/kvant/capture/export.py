@@ -55,13 +55,19 @@ class _Flat(nn.Module):
         super().__init__()
         self.add_module(WRAPPED, model)
         self._arguments = arguments
-        self.structure: Structure = 0
+        self.nesting = _Nesting()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self._arguments.rebuild(tensors)
         # Non-strict tracing runs this very code, so the nesting of the outputs can be noted on the way.
-        outputs, self.structure = flatten_outputs(self.get_submodule(WRAPPED)(*args, **kwargs))
+        outputs, self.nesting.structure = flatten_outputs(self.get_submodule(WRAPPED)(*args, **kwargs))
         return tuple(outputs)
+
+
+class _Nesting:
+    """Holds the structure of the outputs: torch.export undoes what is assigned to a module's own attributes."""
+
+    structure: Structure = 0
 
 
 def export(model: nn.Module, arguments: Arguments, level: Level) -> Export:
@@ -72,7 +78,8 @@ def export(model: nn.Module, arguments: Arguments, level: Level) -> Export:
     """
     flat = _Flat(model, arguments)
     flat.training = False
-    tensors = _traced_tensors(arguments.tensors, level)
+    with torch.inference_mode(False), torch.no_grad():
+        tensors = _traced_tensors(arguments.tensors, level)
     shapes = None if level == "none" else (tuple(dynamic_dims(tensor, level) for tensor in tensors),)
     try:
         with _quiet(), _slow_attention(), _SymbolicPooling(), torch.inference_mode(False), torch.enable_grad():
@@ -81,15 +88,15 @@ def export(model: nn.Module, arguments: Arguments, level: Level) -> Export:
         raise
     except Exception as error:  # torch.export raises whatever torch, sympy or the user's forward raise
         raise CaptureError(_explain(model, error)) from error
-    return Export(program, flat.structure, level)
+    return Export(program, flat.nesting.structure, level)
 
 
 def _traced_tensors(tensors: Sequence[Tensor], level: Level) -> tuple[Tensor, ...]:
     """The example inputs; with batch 2 where all have batch 1, because torch takes a size of 1 for fixed."""
     single = all(tensor.dim() >= 1 and tensor.shape[0] == 1 for tensor in tensors)
-    if level == "none" or not single:
-        return tuple(tensors)
-    return tuple(tensor.detach().repeat(2, *[1] * (tensor.dim() - 1)) for tensor in tensors)
+    repeated = 1 if level == "none" or not single else 2
+    # Copies, because torch.export cannot take tensors that were made in inference mode.
+    return tuple(tensor.repeat(*[repeated, *[1] * tensor.dim()][: tensor.dim()]) for tensor in tensors)
 
 
 def dynamic_dims(tensor: Tensor, level: Level) -> dict[int, Any]:
@@ -107,6 +114,12 @@ def dynamic_dims(tensor: Tensor, level: Level) -> dict[int, Any]:
     }
     wanted = [axis for axis in axes[level] if axis < rank and tensor.shape[axis] > 1]
     return dict.fromkeys(wanted, Dim.AUTO)
+
+
+def known_dynamic(dynamic: str) -> None:
+    """Raise CaptureError unless ``dynamic`` is one of the choices."""
+    if dynamic not in LEVELS:
+        raise CaptureError(f"dynamic={dynamic!r} is unknown, expected one of {', '.join(map(repr, LEVELS))}")
 
 
 def levels(arguments: Arguments, dynamic: Dynamic) -> list[Level]:

@@ -103,7 +103,7 @@ class _Translation:
         """The whole translation."""
         outputs = self._interpret(self._program.graph_module, self._inputs())
         self._check_mutations()
-        if self._unsupported and self._static_helps:
+        if self._unsupported and self._static_helps and export.level != "none":
             raise TooDynamicError("\n".join(self._unsupported))
         if self._unsupported:
             raise UnsupportedOperatorError(list(dict.fromkeys(self._unsupported)))
@@ -214,7 +214,8 @@ class _Translation:
         try:
             return self._handle(node, handler, _bind(target, args, kwargs))
         except UnsupportedError as error:
-            self._static_helps |= error.static
+            # Constants that meet a free size can be computed once the size is fixed.
+            self._static_helps |= error.static or not _holds_type(Activation, (args, kwargs))
             return self._refuse(node, name, str(error))
 
     def _handle(self, node: fx.Node, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

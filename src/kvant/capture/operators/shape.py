@@ -124,14 +124,41 @@ def expand(t: Builder, x: Activation) -> Operand:
     return x if _same_shape(x.shape, t.shape) else t.emit(ops.Expand(t.dims(t.shape)), x)
 
 
-@handles("full", "zeros", "ones", "new_zeros", "new_ones", "new_full", "full_like", "zeros_like", "ones_like")
-def full(t: Builder, first: object, fill_value: float | None = None) -> Operand:
-    raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+@handles("full.default", "new_full.default", "full_like.default")
+def full(t: Builder, first: object, fill_value: float) -> Operand:
+    constant = torch.tensor(fill_value, dtype=t.dtype)
+    if all(isinstance(size, int) for size in t.shape):
+        return constant.expand(t.dims(t.shape))  # type: ignore[arg-type]
+    if t.dtype != torch.float32:
+        raise UnsupportedError(f"a constant of type {t.dtype} whose shape depends on the input's", static=True)
+    return t.emit(ops.Expand(t.dims(t.shape)), constant)
+
+
+@handles("zeros.default", "new_zeros.default", "zeros_like.default")
+def zeros(t: Builder, first: object) -> Operand:
+    return full(t, first, 0.0)
+
+
+@handles("ones.default", "new_ones.default", "ones_like.default")
+def ones(t: Builder, first: object) -> Operand:
+    return full(t, first, 1.0)
 
 
 @handles("arange", "linspace", "eye")
 def arange(t: Builder, first: object) -> Operand:
     raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+
+
+@handles("copy.default")
+def copy(t: Builder, x: Operand, src: Operand) -> Operand:
+    """``x.copy_(src)``: what ``x`` held is gone."""
+    if src.dtype != x.dtype:
+        raise UnsupportedError(f"an assignment of {src.dtype} to {x.dtype}")
+    if _same_shape(src.shape, t.shape):
+        return src
+    if isinstance(src, Tensor) and all(isinstance(size, int) for size in t.shape):
+        return src.expand(t.dims(t.shape))  # type: ignore[arg-type]
+    return t.emit(ops.Expand(t.dims(t.shape)), src)
 
 
 @handles("repeat.default", "tile.default")

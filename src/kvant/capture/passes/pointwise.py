@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kvant.capture.passes.batchnorm import replace_clamp
@@ -71,62 +72,63 @@ def fuse_pointwise(graph: Graph) -> Graph:
 
     A result that others read too stays available: it is computed beside the fused function.
     """
-    functions: dict[str, Node] = {}
+    functions: dict[str, list[Node]] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        fused = _fuse(node, functions)
-        if isinstance(fused.op, ops.Pointwise):
-            functions[fused.output] = fused
-        nodes.append(fused)
+        forms = _forms(node, functions)
+        if forms:
+            functions[node.output] = forms
+        nodes.append(forms[-1] if forms else node)
     return remove_dead(rebuilt(graph, nodes))
 
 
-def _fuse(node: Node, functions: dict[str, Node]) -> Node:
+def _forms(node: Node, functions: Mapping[str, list[Node]]) -> list[Node]:
+    """``node`` as a Pointwise of ever earlier tensors, the nearest first; nothing if it is no function of one tensor."""
     if isinstance(node.op, ops.Pointwise):
-        return _after(node, functions.get(node.inputs[0]))
-    if isinstance(node.op, ops.Binary):
-        return _joined(node, functions)
-    return node
+        forms = [node]
+    elif isinstance(node.op, ops.Binary):
+        forms = _joined(node, node.op, functions)
+    else:
+        return []
+    for before in functions.get(forms[-1].inputs[0], []) if forms else []:
+        combined = _after(forms[0], before)
+        if combined is not None:
+            forms.append(combined)
+    return forms
 
 
-def _after(node: Node, before: Node | None) -> Node:
+def _after(node: Node, before: Node) -> Node | None:
     """The Pointwise ``node`` of the result of the Pointwise ``before`` as one function of what that one reads."""
-    if before is None or not isinstance(node.op, ops.Pointwise) or not isinstance(before.op, ops.Pointwise):
-        return node
-    if len(node.inputs) > 1 and len(before.inputs) > 1:
-        return node
-    program = _substituted(node.op.program, before.op.program)
-    if len(program) > MAX_STEPS:
-        return node
+    if not isinstance(node.op, ops.Pointwise) or not isinstance(before.op, ops.Pointwise):
+        return None
+    program = tuple(
+        step for own in node.op.program for step in (before.op.program if own.fn == "x" else (own,))
+    )  # fmt: skip
+    if len(program) > MAX_STEPS or (len(node.inputs) > 1 and len(before.inputs) > 1):
+        return None
     axis = node.op.axis if len(node.inputs) > 1 else before.op.axis
     parameters = node.inputs[1:] or before.inputs[1:]
     return replace(node, op=ops.Pointwise(program, axis), inputs=(before.inputs[0], *parameters))
 
 
-def _substituted(program: tuple[Step, ...], argument: tuple[Step, ...]) -> tuple[Step, ...]:
-    return tuple(step for own in program for step in (argument if own.fn == "x" else (own,)))
+def _joined(node: Node, op: ops.Binary, functions: Mapping[str, list[Node]]) -> list[Node]:
+    """A Binary whose operands are functions of the same tensor as one Pointwise of that tensor."""
+    left, right = (_roots(name, functions) for name in node.inputs)
+    for root in left:
+        if root not in right:
+            continue
+        program = (*left[root], *right[root], Step(op.fn), *_clamp_steps(op.clamp))
+        if len(program) <= MAX_STEPS:
+            return [replace(node, op=ops.Pointwise(program), inputs=(root,))]
+    return []
 
 
-def _joined(node: Node, functions: dict[str, Node]) -> Node:
-    """The Binary ``node`` as a Pointwise, if both operands are functions of the same tensor."""
-    if not isinstance(node.op, ops.Binary):
-        return node
-    left, right = (_as_functions(name, functions) for name in node.inputs)
-    common = next((root for root in left if root in right), None)
-    if common is None:
-        return node
-    program = (*left[common], *right[common], Step(node.op.fn), *_clamp_steps(node.op.clamp))
-    if len(program) > MAX_STEPS or all(step.fn != "x" for step in program):
-        return node
-    return replace(node, op=ops.Pointwise(program), inputs=(common,))
-
-
-def _as_functions(name: str, functions: dict[str, Node]) -> dict[str, tuple[Step, ...]]:
-    """Every tensor that ``name`` is a function of, the nearest first: itself, and what its Pointwise reads."""
+def _roots(name: str, functions: Mapping[str, list[Node]]) -> dict[str, tuple[Step, ...]]:
+    """Every tensor that ``name`` is a function of, the nearest first: itself, and what its Pointwise forms read."""
     found: dict[str, tuple[Step, ...]] = {name: (Step("x"),)}
-    node = functions.get(name)
-    if node is not None and isinstance(node.op, ops.Pointwise) and len(node.inputs) == 1:
-        found[node.inputs[0]] = node.op.program
+    for node in functions.get(name, []):
+        if isinstance(node.op, ops.Pointwise) and len(node.inputs) == 1:
+            found.setdefault(node.inputs[0], node.op.program)
     return found
 
 
