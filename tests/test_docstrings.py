@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import pkgutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ import torch
 
 import kvant
 
-MODULES = sorted(
-    entry.name for entry in pkgutil.walk_packages(kvant.__path__, "kvant.") if not entry.name.endswith("__main__")
-)
+SOURCE = Path(kvant.__file__).parent
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__main__.py")
+MODULES = [
+    ".".join(("kvant", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__") for path in FILES
+]
 # What examples take as imported.
 NAMES = {"kvant": kvant, "np": np, "torch": torch, "nn": torch.nn}
 

@@ -91,9 +91,12 @@ def rows(b: Builder, x: str) -> str:
     b.add(ops.Table(), [x, b.constant("sigmoid", sigmoid)], "gate", u8(1 / 255, 0))
     b.add(ops.Binary("mul"), [x, "gate"], "gated", u8(0.02, 90))
     b.add(ops.Binary("add", (0.0, None)), ["gated", x], "added", u8(0.04, 0))
+    b.add(ops.Reduce("max", (2, 3), True), ["added"], "squeezed", u8(0.04, 0))
+    b.add(ops.Expand((-1, -1, 3, 4)), ["squeezed"], "spread", u8(0.04, 0))
+    b.add(ops.Binary("sub"), ["added", "spread"], "lowered", u8(0.03, 250))
     gamma, beta = np.linspace(0.5, 2, 4, dtype=np.float32), np.linspace(-1, 1, 4, dtype=np.float32)
     norm = [b.constant("group.gamma", gamma), b.constant("group.beta", beta)]
-    b.add(ops.GroupNorm(2, 1e-5), ["added", *norm], "grouped", kind)
+    b.add(ops.GroupNorm(2, 1e-5), ["lowered", *norm], "grouped", kind)
     b.add(ops.Reshape((("batch",), 4, 12)), ["grouped"], "tokens", kind)
     b.add(ops.Transpose((0, 2, 1)), ["tokens"], "turned", kind)
     layer = [b.constant("layer.gamma", gamma[::-1].copy()), b.constant("layer.beta", beta)]
