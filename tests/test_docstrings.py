@@ -13,10 +13,8 @@ import torch
 import kvant
 
 SOURCE = Path(kvant.__file__).parent
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__main__.py")
-MODULES = [
-    ".".join(("kvant", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__") for path in FILES
-]
+PATHS = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if path.name != "__main__.py")
+MODULES = [".".join(("kvant", *path.with_suffix("").parts)).removesuffix(".__init__") for path in PATHS]
 # What examples take as imported.
 NAMES = {"kvant": kvant, "np": np, "torch": torch, "nn": torch.nn}
 
