@@ -1,0 +1,201 @@
+"""kvant.quantize from model to integers: accuracy against float, the same bits from both back ends, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kvant
+from kvant.format import to_bytes
+from kvant.graph import ops
+from kvant.runtime import QuantizedModel
+from networks import settle_batch_norm, sqnr_db
+
+
+def images(count: int, *shape: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, *shape, generator=generator) for _ in range(count)]
+
+
+class Mixed(nn.Module):
+    """Residual, concat, squeeze and excitation, depthwise, resize, pooling, two outputs: a bit of everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.BatchNorm2d(16), nn.SiLU())
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1))
+        self.up = nn.ConvTranspose2d(32, 8, 2, 2)
+        self.norm = nn.GroupNorm(2, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.stem(x)
+        y = self.depthwise(x)
+        y = x + y * torch.sigmoid(self.squeeze(y))
+        y = torch.cat([nn.functional.max_pool2d(y, 3, 1, 1), nn.functional.avg_pool2d(x, 3, 1, 1)], 1)
+        maps = self.norm(self.up(y))
+        maps = nn.functional.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return {"maps": maps, "scores": torch.softmax(self.head(maps.mean((2, 3))), 1)}
+
+
+@pytest.fixture(scope="module")
+def mixed() -> nn.Module:
+    torch.manual_seed(0)
+    return settle_batch_norm(Mixed(), images(8, 3, 32, 32, seed=5))
+
+
+@pytest.fixture(scope="module")
+def quantized(mixed: nn.Module) -> QuantizedModel:
+    data = images(8, 3, 32, 32)
+    return kvant.quantize(mixed, data[0], calibration=data)
+
+
+def test_outputs_are_close_to_float_at_sizes_never_seen(mixed: nn.Module, quantized: QuantizedModel) -> None:
+    for shape in ((1, 3, 32, 32), (2, 3, 40, 24)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(9))
+        wanted, got = mixed(x), quantized(x)
+        assert set(got) == {"maps", "scores"}
+        assert sqnr_db(wanted["maps"], got["maps"]) > 25
+        assert sqnr_db(wanted["scores"], got["scores"]) > 25
+
+
+def test_native_and_reference_give_the_same_bits(quantized: QuantizedModel) -> None:
+    x = images(1, 3, 36, 44, seed=3)[0].numpy()
+    native = QuantizedModel(quantized.graph, backend="native")
+    reference = QuantizedModel(quantized.graph, backend="reference")
+    one, two = native.run_all({"x": x}), reference.run_all({"x": x})
+    assert set(one) == set(two)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_weights_are_int8_and_activations_uint8(quantized: QuantizedModel) -> None:
+    graph = quantized.graph
+    for node in graph.nodes:
+        if isinstance(node.op, ops.WEIGHTED):
+            assert graph.types[node.inputs[1]].dtype == "int8"
+            assert len(graph.types[node.inputs[1]].quantization.scale) == graph.constants[node.inputs[1]].shape[0]
+    borders = (ops.Quantize, ops.Dequantize)
+    inner = [node for node in graph.nodes if not isinstance(node.op, borders)]
+    assert {graph.types[node.output].dtype for node in inner} <= {"uint8", "int16"}
+
+
+def test_the_model_is_not_changed(mixed: nn.Module) -> None:
+    before = {name: value.clone() for name, value in mixed.state_dict().items()}
+    data = images(2, 3, 32, 32)
+    kvant.quantize(mixed, data[0], calibration=data)
+    assert not mixed.training
+    for name, value in mixed.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_order_of_batches_does_not_change_a_byte(mixed: nn.Module) -> None:
+    data = images(6, 3, 32, 32)
+    files = [
+        to_bytes(kvant.quantize(mixed, data[0], calibration=order, recipe=kvant.Recipe(samples=3)).graph)
+        for order in (data, data[::-1], data[3:] + data[:3])
+    ]
+    assert files[0] == files[1] == files[2]
+
+
+def test_calibration_takes_loaders_generators_dicts_and_arrays(mixed: nn.Module) -> None:
+    data = images(4, 3, 32, 32)
+    plain = to_bytes(kvant.quantize(mixed, data[0], calibration=data).graph)
+    loader = torch.utils.data.DataLoader(torch.cat(data), batch_size=1)
+    variants = [loader, (x for x in data), [{"x": x} for x in data], [(x,) for x in data], [x.numpy() for x in data]]
+    for calibration in variants:
+        assert to_bytes(kvant.quantize(mixed, data[0], calibration=calibration).graph) == plain
+
+
+def test_sixteen_bits_everywhere_is_nearly_exact(mixed: nn.Module) -> None:
+    data = images(4, 3, 32, 32)
+    wide = kvant.quantize(mixed, data[0], calibration=data, recipe=kvant.Recipe(activation_bits=16))
+    x = images(1, 3, 32, 32, seed=8)[0]
+    assert sqnr_db(mixed(x)["maps"], wide(x)["maps"]) > 38  # what int8 weights leave
+    dtypes = {wide.graph.types[node.output].dtype for node in wide.graph.nodes}
+    assert "uint8" not in dtypes
+    reference = QuantizedModel(wide.graph, backend="reference")
+    np.testing.assert_array_equal(reference(x.numpy())["maps"], wide(x.numpy())["maps"])
+
+
+def test_named_layers_get_sixteen_bits(mixed: nn.Module) -> None:
+    data = images(2, 3, 32, 32)
+    recipe = kvant.Recipe(wide=("up",), target_sqnr=None)
+    graph = kvant.quantize(mixed, data[0], calibration=data, recipe=recipe).graph
+    found = {graph.types[node.output].dtype for node in graph.nodes if isinstance(node.op, ops.ConvTranspose)}
+    assert found == {"int16"}
+    with pytest.raises(kvant.RecipeError, match="no_such_layer"):
+        kvant.quantize(mixed, data[0], calibration=data, recipe=kvant.Recipe(wide=("no_such_layer*",)))
+
+
+@pytest.mark.parametrize("observer", ["histogram", "minmax", "moving_average"])
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile"])
+def test_every_observer_and_range_method_works(mixed: nn.Module, observer: str, method: str) -> None:
+    data = images(4, 3, 32, 32)
+    recipe = kvant.Recipe(observer=observer, range_method=method, target_sqnr=None)
+    got = kvant.quantize(mixed, data[0], calibration=data, recipe=recipe)(data[0])
+    assert sqnr_db(mixed(data[0])["maps"], got["maps"]) > 18
+
+
+class TestBadInput:
+    def quantize(self, model: nn.Module, calibration: object, example: object = None) -> QuantizedModel:
+        example = images(1, 3, 32, 32)[0] if example is None else example
+        return kvant.quantize(model, example, calibration=calibration)
+
+    def test_training_mode(self) -> None:
+        with pytest.raises(kvant.ModelStateError, match=r"eval\(\)"):
+            self.quantize(nn.Conv2d(3, 3, 1).train(), images(1, 3, 32, 32))
+
+    def test_another_device(self) -> None:
+        with pytest.raises(kvant.ModelStateError, match="meta"):
+            self.quantize(nn.Conv2d(3, 3, 1).eval().to("meta"), images(1, 3, 32, 32))
+
+    def test_weights_that_are_not_finite(self) -> None:
+        model = nn.Conv2d(3, 3, 1).eval()
+        model.weight.data[0, 0] = float("inf")
+        with pytest.raises(kvant.ModelStateError, match="weight"):
+            self.quantize(model, images(1, 3, 32, 32))
+
+    @pytest.mark.parametrize("calibration", [[], iter(()), None])
+    def test_no_data(self, mixed: nn.Module, calibration: object) -> None:
+        with pytest.raises(kvant.CalibrationError):
+            self.quantize(mixed, calibration)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_data_that_is_not_finite(self, mixed: nn.Module, value: float) -> None:
+        data = images(3, 3, 32, 32)
+        data[1][0, 0, 0, 0] = value
+        with pytest.raises(kvant.CalibrationError, match="batch 2.*NaN or infinity"):
+            self.quantize(mixed, data)
+
+    @pytest.mark.parametrize(
+        ("batch", "message"),
+        [
+            (torch.zeros(3, 32, 32), "shape 3 x 32 x 32"),
+            (torch.zeros(1, 4, 32, 32), "1 x 4 x 32 x 32"),
+            (torch.zeros(1, 3, 32, 32, dtype=torch.float64), "float64"),
+            (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8"),
+            ((torch.zeros(1, 3, 32, 32), torch.tensor([1])), "2 tensors"),
+            ("picture.jpg", "str"),
+        ],
+    )
+    def test_data_that_does_not_fit(self, mixed: nn.Module, batch: object, message: str) -> None:
+        with pytest.raises(kvant.CalibrationError, match=message):
+            self.quantize(mixed, [batch])
+
+    def test_interrupted_calibration_leaves_nothing_behind(self, mixed: nn.Module) -> None:
+        def data():
+            yield images(1, 3, 32, 32)[0]
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.quantize(mixed, data())
+
+
+def test_recipes_check_themselves() -> None:
+    for bad in ({"observer": "psychic"}, {"activation_bits": 7}, {"percentile": 0.0}, {"samples": 0}, {"wide": "up"}):
+        with pytest.raises(kvant.RecipeError):
+            kvant.Recipe(**bad)
