@@ -1,6 +1,8 @@
 // Convolution: panels of output pixels, gathered as 16-bit columns, times blocks of output channels. Depthwise
 // convolution works on planes directly. A transposed convolution is one over pixels that lie `stride` apart.
 #include <algorithm>
+#include <cstring>
+#include <exception>
 
 #include "threads.h"
 #include "weights.h"
@@ -27,74 +29,81 @@ struct Conv {
   }
 };
 
-// Pixels (oh, ow) to (oh, ow + count) of one kernel tap, as 16-bit integers; padding is zero.
-struct Tap {
-  int64_t offset[2];  // where output pixel 0 of each axis reads, before striding
+// Where each of the products of a sum takes its pixel.
+struct Taps {
+  std::vector<int64_t> planes, rows, columns;
+
+  explicit Taps(const Conv &conv) {
+    const kvant_conv_shape &s = conv.shape;
+    for (int64_t channel = 0; channel < conv.group_channels(); ++channel) {
+      for (int64_t i = 0; i < s.kernel[0]; ++i) {
+        for (int64_t j = 0; j < s.kernel[1]; ++j) {
+          planes.push_back(channel * conv.plane());
+          rows.push_back(i * s.dilations[0] - s.pads[0]);
+          columns.push_back(j * s.dilations[1] - s.pads[1]);
+        }
+      }
+    }
+  }
 };
 
-void gather_direct(const Conv &conv, const Tap &tap, const uint8_t *plane, int64_t oh, int64_t ow, int64_t count,
-                   int16_t *out) {
+// The stretches of output rows that pixels first to first + count consist of.
+void cut_segments(const Conv &conv, int64_t first, int64_t count, std::vector<Segment> *segments) {
   const kvant_conv_shape &s = conv.shape;
-  const int64_t row = oh * s.strides[0] + tap.offset[0], width = s.size[1], step = s.strides[1];
-  const int64_t column = ow * step + tap.offset[1];
-  if (row < 0 || row >= s.size[0]) {
-    std::fill(out, out + count, int16_t{0});
-    return;
-  }
-  const int64_t low = column >= 0 ? 0 : std::min(count, divide_up(-column, step));
-  const int64_t high = std::max(low, std::min(count, column >= width ? 0 : (width - 1 - column) / step + 1));
-  std::fill(out, out + low, int16_t{0});
-  if (high > low) {
-    const uint8_t *from = plane + (row * width + column + low * step) * size_of(conv.x.dtype);
-    loops().centre16(high - low, from, conv.x.dtype, step, conv.x.zero_point, out + low);
-  }
-  std::fill(out + high, out + count, int16_t{0});
-}
-
-void gather_transposed(const Conv &conv, const Tap &tap, const uint8_t *plane, int64_t oh, int64_t ow, int64_t count,
-                       int16_t *out) {
-  const kvant_conv_shape &s = conv.shape;
-  std::fill(out, out + count, int16_t{0});
-  const int64_t row = oh - tap.offset[0], step = s.strides[1];
-  if (row < 0 || row % s.strides[0] != 0 || row / s.strides[0] >= s.size[0]) return;
-  const uint8_t *from = plane + row / s.strides[0] * s.size[1] * size_of(conv.x.dtype);
-  const int64_t column = ow - tap.offset[1];
-  const int64_t first = column < 0 ? -column : (step - column % step) % step;
-  for (int64_t i = first; i < count && (column + i) / step < s.size[1]; i += step) {
-    const int64_t at = (column + i) / step;
-    loops().centre16(1, from + at * size_of(conv.x.dtype), conv.x.dtype, 1, conv.x.zero_point, out + i);
-  }
-}
-
-// Element k of the columns of output pixels first to first + count.
-void gather_column(const Conv &conv, const uint8_t *planes, int64_t k, int64_t first, int64_t count, int16_t *out) {
-  const kvant_conv_shape &s = conv.shape;
-  const int64_t taps = s.kernel[0] * s.kernel[1], i = k % taps / s.kernel[1], j = k % s.kernel[1];
-  const Tap tap{{i * s.dilations[0] - s.pads[0], j * s.dilations[1] - s.pads[1]}};
-  const uint8_t *plane = planes + k / taps * conv.plane() * size_of(conv.x.dtype);
-  const auto gather = s.transposed ? gather_transposed : gather_direct;
+  segments->clear();
   for (int64_t done = 0; done < count;) {
-    const int64_t pixel = first + done, ow = pixel % s.output_size[1];
-    const int64_t length = std::min(count - done, s.output_size[1] - ow);
-    gather(conv, tap, plane, pixel / s.output_size[1], ow, length, out + done);
+    const int64_t row = (first + done) / s.output_size[1], column = (first + done) % s.output_size[1];
+    const int64_t length = std::min(count - done, s.output_size[1] - column);
+    const bool strided = !s.transposed;
+    segments->push_back({strided ? row * s.strides[0] : row, strided ? column * s.strides[1] : column, length});
     done += length;
   }
 }
 
-// panel[pair][pixel][2] of `width` pixels, of which `count` are real.
-void gather_panel(const Conv &conv, const uint8_t *planes, int64_t first, int64_t count, int64_t width, int16_t *rows,
-                  int16_t *panel) {
+// A stretch of one tap of a transposed convolution: output pixels whose distance from the tap is a multiple of the
+// stride take an input pixel, the others take zero. `centred` has room for the segment.
+void gather_transposed(const Conv &conv, const uint8_t *plane, const Segment &segment, int64_t row, int64_t column,
+                       int16_t *centred, int16_t *out) {
+  const kvant_conv_shape &s = conv.shape;
+  std::fill(out, out + segment.length, int16_t{0});
+  const int64_t from_row = segment.row - row, from_column = segment.column - column, step = s.strides[1];
+  if (from_row < 0 || from_row % s.strides[0] != 0 || from_row / s.strides[0] >= s.size[0]) return;
+  const int64_t first = from_column < 0 ? -from_column : (step - from_column % step) % step;
+  if (first >= segment.length) return;
+  const int64_t at = (from_column + first) / step;
+  const int64_t count = std::min((segment.length - 1 - first) / step + 1, s.size[1] - at);
+  if (count <= 0) return;
+  const uint8_t *from = plane + (from_row / s.strides[0] * s.size[1] + at) * size_of(conv.x.dtype);
+  loops().centre16(count, from, conv.x.dtype, 1, conv.x.zero_point, centred);
+  for (int64_t i = 0; i < count; ++i) out[first + i * step] = centred[i];
+}
+
+void gather_panel_transposed(const Conv &conv, const Taps &taps, const uint8_t *planes,
+                             const std::vector<Segment> &segments, int64_t width, int16_t *rows, int16_t *panel) {
   const Depth &depth = conv.weights->depth;
+  int16_t *centred = rows + 2 * width;
   std::fill(rows, rows + 2 * width, int16_t{0});
-  for (int64_t p = 0; p < depth.pairs; ++p) {
-    gather_column(conv, planes, 2 * p, first, count, rows);
-    if (2 * p + 1 < depth.count) {
-      gather_column(conv, planes, 2 * p + 1, first, count, rows + width);
-    } else {
-      std::fill(rows + width, rows + 2 * width, int16_t{0});
+  for (int64_t k = 0; k < 2 * depth.pairs; ++k) {
+    int16_t *out = rows + k % 2 * width;
+    if (k == depth.count) std::fill(out, out + width, int16_t{0});
+    for (size_t i = 0; i < segments.size() && k < depth.count; out += segments[i++].length) {
+      const size_t tap = static_cast<size_t>(k);
+      gather_transposed(conv, planes + taps.planes[tap] * size_of(conv.x.dtype), segments[i], taps.rows[tap],
+                        taps.columns[tap], centred, out);
     }
-    loops().interleave(width, rows, rows + width, panel + 2 * p * width);
+    if (k % 2 == 1) loops().interleave(width, rows, rows + width, panel + (k - 1) * width);
   }
+}
+
+void gather_panel(const Conv &conv, const Taps &taps, const uint8_t *planes, const std::vector<Segment> &segments,
+                  int64_t width, int16_t *rows, int16_t *panel) {
+  if (conv.shape.transposed) return gather_panel_transposed(conv, taps, planes, segments, width, rows, panel);
+  const Depth &depth = conv.weights->depth;
+  const Gather gather{&conv.x,         planes,           conv.input(conv.shape.batch, 0),
+                      conv.shape.size[0], conv.shape.size[1], conv.shape.strides[1],
+                      depth.count,     depth.pairs,      taps.planes.data(),
+                      taps.rows.data(), taps.columns.data()};
+  loops().gather(gather, segments.data(), static_cast<int64_t>(segments.size()), width, rows, panel);
 }
 
 // How the work is cut: panels of pixels of every image and group, and each panel's row blocks in `splits` parts.
@@ -115,107 +124,156 @@ Cut cut(const Conv &conv) {
   return result;
 }
 
-void run_item(const Conv &conv, const Cut &cut, int64_t item, int16_t *panel, int16_t *rows, void *tile) {
+// What one thread works with.
+struct Bench {
+  int16_t *panel, *rows;
+  void *tile;
+  std::vector<Segment> segments;
+};
+
+void run_item(const Conv &conv, const Taps &taps, const Cut &cut, int64_t item, Bench *bench) {
   const kvant_weights &weights = *conv.weights;
   const int64_t split = item % cut.splits, first = item / cut.splits % cut.panels * cut.width;
   const int64_t group = item / cut.splits / cut.panels % weights.groups;
   const int64_t image = item / cut.splits / cut.panels / weights.groups;
   const int64_t count = std::min(cut.width, conv.pixels() - first);
-  gather_panel(conv, conv.input(image, group * conv.group_channels()), first, count, cut.width, rows, panel);
+  const uint8_t *planes = conv.input(image, group * conv.group_channels());
+  cut_segments(conv, first, count, &bench->segments);
+  gather_panel(conv, taps, planes, bench->segments, cut.width, bench->rows, bench->panel);
   const Finish finish{weights.bias.data(), weights.multipliers.data(), false, false, conv.target};
   const int64_t blocks = static_cast<int64_t>(weights.blocks.size());
   for (int64_t b = blocks * split / cut.splits; b < blocks * (split + 1) / cut.splits; ++b) {
-    const RowBlock &rows_of = weights.blocks[static_cast<size_t>(b)];
-    const int64_t channel = group * conv.group_outputs() + rows_of.first;
-    const Block block{rows_of.rows, rows_of.used, cut.vectors, count,
-                      weights.packed.data() + group * weights.group_size + rows_of.offset, panel};
+    const RowBlock &rows = weights.blocks[static_cast<size_t>(b)];
+    const int64_t channel = group * conv.group_outputs() + rows.first;
+    const Block block{rows.rows, rows.used, cut.vectors, count,
+                      weights.packed.data() + group * weights.group_size + rows.offset, bench->panel};
     uint8_t *to = conv.output(image, channel) + first * size_of(conv.target.dtype);
-    multiply_block(block, weights.depth, finish, channel, 0, tile, to, conv.pixels());
+    multiply_block(block, weights.depth, finish, channel, 0, bench->tile, to, conv.pixels());
   }
 }
 
 int32_t run_dense(const Conv &conv) {
   const Cut pieces = cut(conv);
-  return parallel(pieces.items, 1, [&conv, pieces](int64_t begin, int64_t end) -> int32_t {
-    int16_t *panel = scratch_array<int16_t>(0, 2 * conv.weights->depth.pairs * pieces.width);
-    int16_t *rows = scratch_array<int16_t>(1, 2 * pieces.width);
-    void *tile = scratch(2, tile_bytes());
-    KVANT_REQUIRE(panel && rows && tile, KVANT_NO_MEMORY);
-    for (int64_t item = begin; item < end; ++item) run_item(conv, pieces, item, panel, rows, tile);
+  const Taps taps(conv);
+  return parallel(pieces.items, 1, [&conv, &taps, pieces](int64_t begin, int64_t end) -> int32_t {
+    Bench bench{scratch_array<int16_t>(0, 2 * conv.weights->depth.pairs * pieces.width),
+                scratch_array<int16_t>(1, 3 * (pieces.width + kSlack)),
+                scratch(2, tile_bytes()),
+                {}};
+    KVANT_REQUIRE(bench.panel && bench.rows && bench.tile, KVANT_NO_MEMORY);
+    for (int64_t item = begin; item < end; ++item) run_item(conv, taps, pieces, item, &bench);
     return KVANT_OK;
   });
 }
 
-// A plane with its padding, as far as the kernel reaches.
+// A plane as the depthwise kernel reads it: with its padding as far as the kernel reaches, each row cut into one
+// stretch for every remainder of the column by the stride, so that neighbouring outputs read neighbouring elements.
 struct Padded {
-  int64_t height, width;
+  int64_t height, width;  // width: of one stretch
+  int64_t row;            // elements of a row, all stretches
+  int64_t outputs;        // elements of a row of results: those of a whole row where rows follow each other densely
 };
 
 Padded padded_size(const Conv &conv) {
   const kvant_conv_shape &s = conv.shape;
-  return {(s.output_size[0] - 1) * s.strides[0] + (s.kernel[0] - 1) * s.dilations[0] + 1,
-          (s.output_size[1] - 1) * s.strides[1] + (s.kernel[1] - 1) * s.dilations[1] + 1};
+  const int64_t reach = (s.kernel[1] - 1) * s.dilations[1];
+  const int64_t width = s.output_size[1] + reach / s.strides[1];
+  return {(s.output_size[0] - 1) * s.strides[0] + (s.kernel[0] - 1) * s.dilations[0] + 1, width,
+          width * s.strides[1], s.strides[0] == 1 && s.strides[1] == 1 ? width : s.output_size[1]};
+}
+
+// Columns phase, phase + stride, ... of a padded row, from a row of the plane. What follows them is overwritten.
+void pad_stretch(const Conv &conv, const uint8_t *row, int64_t phase, int64_t width, int16_t *to) {
+  const int64_t step = conv.shape.strides[1], left = conv.shape.pads[1];
+  const int64_t begin = std::min(width, phase >= left ? 0 : divide_up(left - phase, step));
+  const int64_t from = phase + begin * step - left;
+  const int64_t count = std::clamp<int64_t>(divide_up(conv.shape.size[1] - from, step), 0, width - begin);
+  std::fill(to, to + begin, int16_t{0});
+  if (count > 0) {
+    loops().centre_over(count, row + from * size_of(conv.x.dtype), conv.input(conv.shape.batch, 0), conv.x.dtype, step,
+                        conv.x.zero_point, to + begin);
+  }
+  std::fill(to + begin + count, to + width, int16_t{0});
 }
 
 void pad_plane(const Conv &conv, const Padded &padded, const uint8_t *plane, int16_t *out) {
-  const kvant_conv_shape &s = conv.shape;
-  const int64_t top = s.pads[0], left = s.pads[1];
-  const int64_t count = std::clamp<int64_t>(padded.width - left, 0, s.size[1]);
-  const int64_t begin = std::min(left, padded.width);
+  const int64_t row_bytes = conv.shape.size[1] * size_of(conv.x.dtype);
   for (int64_t row = 0; row < padded.height; ++row) {
-    int16_t *to = out + row * padded.width;
-    const int64_t from = row - top;
-    if (from < 0 || from >= s.size[0]) {
-      std::fill(to, to + padded.width, int16_t{0});
+    const int64_t from = row - conv.shape.pads[0];
+    int16_t *to = out + row * padded.row;
+    if (from < 0 || from >= conv.shape.size[0]) {
+      std::fill(to, to + padded.row, int16_t{0});
       continue;
     }
-    std::fill(to, to + begin, int16_t{0});
-    loops().centre16(count, plane + from * s.size[1] * size_of(conv.x.dtype), conv.x.dtype, 1, conv.x.zero_point,
-                     to + begin);
-    std::fill(to + begin + count, to + padded.width, int16_t{0});
+    for (int64_t phase = 0; phase < conv.shape.strides[1]; ++phase) {
+      pad_stretch(conv, plane + from * row_bytes, phase, padded.width, to + phase * padded.width);
+    }
   }
 }
 
-void run_plane(const Conv &conv, int64_t image, int64_t channel, const Padded &padded, const int64_t *offsets,
-               const int16_t *plane, int32_t *sums) {
+// Where each tap of the kernel reads in a padded plane.
+void tap_offsets(const Conv &conv, const Padded &padded, int64_t *offsets) {
+  const kvant_conv_shape &s = conv.shape;
+  for (int64_t i = 0; i < s.kernel[0]; ++i) {
+    for (int64_t j = 0; j < s.kernel[1]; ++j) {
+      const int64_t column = j * s.dilations[1];
+      offsets[i * s.kernel[1] + j] =
+          i * s.dilations[0] * padded.row + column % s.strides[1] * padded.width + column / s.strides[1];
+    }
+  }
+}
+
+struct DepthwiseBench {
+  int16_t *plane;
+  int64_t *offsets;
+  uint8_t *results;
+};
+
+// One output plane. Where rows follow each other densely they are computed as one, with what lies between them.
+void run_plane(const Conv &conv, const Padded &padded, int64_t image, int64_t channel, const DepthwiseBench &bench) {
   const kvant_conv_shape &s = conv.shape;
   const kvant_weights &weights = *conv.weights;
-  const int64_t taps = s.kernel[0] * s.kernel[1], width = s.output_size[1];
+  const int64_t taps = s.kernel[0] * s.kernel[1], element = size_of(conv.target.dtype);
   const size_t at = static_cast<size_t>(channel);
-  for (int64_t oh = 0; oh < s.output_size[0]; ++oh) {
-    loops().depthwise(width, taps, plane + oh * s.strides[0] * padded.width, offsets,
-                      weights.values.data() + channel * taps, s.strides[1], static_cast<int32_t>(weights.bias[at]),
-                      sums);
-    uint8_t *to = conv.output(image, channel) + oh * width * size_of(conv.target.dtype);
-    loops().settle32(width, sums, weights.multipliers[at], &conv.target, to);
+  const int16_t *own = weights.values.data() + channel * taps;
+  const int32_t bias = static_cast<int32_t>(weights.bias[at]);
+  const bool dense = padded.outputs == padded.row;
+  const int64_t runs = dense ? 1 : s.output_size[0];
+  const int64_t count = dense ? (s.output_size[0] - 1) * padded.row + s.output_size[1] : s.output_size[1];
+  const int64_t rows = s.output_size[0] / runs;
+  for (int64_t run = 0; run < runs; ++run) {
+    loops().depthwise(count, taps, bench.plane + run * s.strides[0] * padded.row, bench.offsets, own, bias,
+                      weights.multipliers[at], &conv.target, bench.results);
+    for (int64_t row = 0; row < rows; ++row) {
+      uint8_t *to = conv.output(image, channel) + (run * rows + row) * s.output_size[1] * element;
+      std::memcpy(to, bench.results + row * padded.outputs * element, static_cast<size_t>(s.output_size[1] * element));
+    }
   }
 }
 
 int32_t run_depthwise(const Conv &conv) {
   const Padded padded = padded_size(conv);
-  const int64_t taps = conv.shape.kernel[0] * conv.shape.kernel[1], outputs = conv.weights->outputs;
-  int64_t room;
-  KVANT_REQUIRE(product({padded.height, padded.width, 2}, &room), KVANT_OVERFLOW);
+  const int64_t outputs = conv.weights->outputs;
+  int64_t room, results;
+  KVANT_REQUIRE(product({padded.height, padded.row, 2}, &room), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({conv.shape.output_size[0], padded.outputs, 2}, &results), KVANT_OVERFLOW);
   const int64_t grain = divide_up(4096, std::max<int64_t>(1, conv.pixels()));
-  return parallel(conv.shape.batch * outputs, grain, [&conv, padded, taps, outputs, room](int64_t begin, int64_t end) {
-    int16_t *plane = scratch_array<int16_t>(0, room / 2);
-    int32_t *sums = scratch_array<int32_t>(1, conv.shape.output_size[1]);
-    int64_t *offsets = scratch_array<int64_t>(2, taps);
-    KVANT_REQUIRE(plane && sums && offsets, static_cast<int32_t>(KVANT_NO_MEMORY));
-    for (int64_t t = 0; t < taps; ++t) {
-      const int64_t i = t / conv.shape.kernel[1], j = t % conv.shape.kernel[1];
-      offsets[t] = i * conv.shape.dilations[0] * padded.width + j * conv.shape.dilations[1];
-    }
+  return parallel(conv.shape.batch * outputs, grain, [&](int64_t begin, int64_t end) -> int32_t {
+    const DepthwiseBench bench{scratch_array<int16_t>(0, room / 2 + kSlack),
+                               scratch_array<int64_t>(1, conv.shape.kernel[0] * conv.shape.kernel[1]),
+                               scratch_array<uint8_t>(2, results + 2 * kSlack)};
+    KVANT_REQUIRE(bench.plane && bench.offsets && bench.results, KVANT_NO_MEMORY);
+    tap_offsets(conv, padded, bench.offsets);
     int64_t ready = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / outputs, channel = item % outputs, source = channel / conv.group_outputs();
-      if (image * outputs + source != ready) {
-        pad_plane(conv, padded, conv.input(image, source), plane);
-        ready = image * outputs + source;
+      if (image * conv.shape.channels + source != ready) {
+        pad_plane(conv, padded, conv.input(image, source), bench.plane);
+        ready = image * conv.shape.channels + source;
       }
-      run_plane(conv, image, channel, padded, offsets, plane, sums);
+      run_plane(conv, padded, image, channel, bench);
     }
-    return static_cast<int32_t>(KVANT_OK);
+    return KVANT_OK;
   });
 }
 
@@ -262,7 +320,10 @@ extern "C" int32_t kvant_conv(const kvant_conv_shape *shape, const kvant_weights
                 KVANT_OVERFLOW);
   Conv conv{*shape, weights, *x, *target, static_cast<uint8_t *>(y)};
   const bool depthwise = !shape->transposed && weights->groups > 1 && shape->channels == weights->groups;
-  if (depthwise && !weights->depth.wide) return run_depthwise(conv);
   if (!shape->transposed) flatten(&conv.shape);
-  return run_dense(conv);
+  try {
+    return depthwise && !weights->depth.wide ? run_depthwise(conv) : run_dense(conv);
+  } catch (const std::exception &) {
+    return KVANT_NO_MEMORY;
+  }
 }

@@ -1,5 +1,6 @@
 // Linear layers and matrix products: groups of rows are packed once and multiplied by panel after panel of columns.
 #include <algorithm>
+#include <exception>
 
 #include "threads.h"
 #include "weights.h"

@@ -11,6 +11,14 @@ constexpr char kName[] = "portable";
 constexpr int64_t kRows = 4;
 constexpr int64_t kLanes = 8;
 constexpr int64_t kVectors = 2;
+typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+inline Ints widen(const int16_t *from) {
+  Shorts values;
+  __builtin_memcpy(&values, from, sizeof values);
+  return __builtin_convertvector(values, Ints);
+}
 
 template <int64_t R, int64_t C>
 void tile_of(int64_t pairs, const int16_t *__restrict a, const int16_t *__restrict v, int32_t *__restrict tile) {

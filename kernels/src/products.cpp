@@ -38,28 +38,6 @@ int64_t tile_bytes() {
 
 namespace {
 
-void finish_narrow(const Finish &finish, int64_t columns, int64_t row, int64_t column, int32_t *sums, void *y) {
-  const Loops &use = loops();
-  if (finish.per_column) {
-    if (finish.bias != nullptr) use.add_each32(columns, finish.bias + column, sums);
-    use.settle32_each(columns, sums, finish.multipliers + column, &finish.target, y);
-    return;
-  }
-  if (finish.bias != nullptr) use.add_one32(columns, static_cast<int32_t>(finish.bias[row]), sums);
-  use.settle32(columns, sums, finish.multipliers[finish.one_multiplier ? 0 : row], &finish.target, y);
-}
-
-void finish_wide(const Finish &finish, int64_t columns, int64_t row, int64_t column, int64_t *sums, void *y) {
-  if (finish.bias != nullptr) {
-    for (int64_t c = 0; c < columns; ++c) sums[c] += finish.bias[finish.per_column ? column + c : row];
-  }
-  if (finish.per_column) {
-    loops().settle64_each(columns, sums, finish.multipliers + column, &finish.target, y);
-  } else {
-    loops().settle64(columns, sums, finish.multipliers[finish.one_multiplier ? 0 : row], &finish.target, y);
-  }
-}
-
 // Sums of one stretch after the other: int32 within a stretch, int64 across them.
 void multiply_wide(const Block &block, const Depth &depth, int32_t *tile, int64_t *wide) {
   const int64_t width = block.vectors * loops().lanes, count = block.rows * width;
@@ -77,21 +55,16 @@ void multiply_wide(const Block &block, const Depth &depth, int32_t *tile, int64_
 void multiply_block(const Block &block, const Depth &depth, const Finish &finish, int64_t first_row,
                     int64_t first_column, void *tile, uint8_t *y, int64_t stride) {
   const int64_t width = block.vectors * loops().lanes;
-  const int64_t bytes = stride * size_of(finish.target.dtype);
+  const Tile result{block.used_rows, block.used_columns, width, first_row, first_column, y,
+                    stride * size_of(finish.target.dtype)};
   int32_t *narrow = static_cast<int32_t *>(tile);
   int64_t *wide = reinterpret_cast<int64_t *>(narrow + loops().rows * loops().lanes * loops().vectors);
   if (depth.wide) {
     multiply_wide(block, depth, narrow, wide);
+    loops().finish64(finish, result, wide);
   } else {
     loops().multiply(block.rows, block.vectors, depth.pairs, block.a, block.v, narrow);
-  }
-  for (int64_t r = 0; r < block.used_rows; ++r) {
-    void *to = y + r * bytes;
-    if (depth.wide) {
-      finish_wide(finish, block.used_columns, first_row + r, first_column, wide + r * width, to);
-    } else {
-      finish_narrow(finish, block.used_columns, first_row + r, first_column, narrow + r * width, to);
-    }
+    loops().finish32(finish, result, narrow);
   }
 }
 
