@@ -168,7 +168,7 @@ def test_inputs_of_the_executor() -> None:
         executor.run([IMAGE, IMAGE])
     with pytest.raises(InputError, match="rank 3"):
         executor.run([IMAGE[0]])
-    with pytest.raises(InputError, match="dtype torch.int64, expected batch x 3 x height x width of float32"):
+    with pytest.raises(InputError, match=r"dtype torch.int64, expected batch x 3 x height x width of float32"):
         executor.run([IMAGE.long()])
     with pytest.raises(InputError, match="expected batch x 3"):
         executor.run([example((1, 4, 8, 8))])
@@ -181,6 +181,8 @@ def test_torch_stays_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval(), [IMAGE])
+        with pytest.raises(CaptureError):
+            capture(Function(lambda x: list(torch.masked_select(x, x > 0))).eval(), [IMAGE])
     output = capfd.readouterr()
     assert output.out == output.err == ""
     assert logging.root.manager.disable == disabled

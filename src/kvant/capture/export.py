@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +127,8 @@ def levels(arguments: Arguments, dynamic: Dynamic) -> list[Level]:
     """The levels worth trying, each with fewer dynamic dimensions than the one before."""
     kept: dict[str, Level] = {}
     for level in LEVELS[dynamic]:
-        kept.setdefault(str([dynamic_dims(tensor, level) for tensor in arguments.tensors]), level)
+        traced = _traced_tensors(arguments.tensors, level)
+        kept.setdefault(str([dynamic_dims(tensor, level) for tensor in traced]), level)
     return list(kept.values())
 
 
@@ -166,7 +168,8 @@ def _quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # A failed export prints its whole graph on stderr, past the logger.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

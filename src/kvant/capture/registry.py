@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from kvant.capture.builder import Builder
 
@@ -50,9 +52,13 @@ def find(operator: str) -> Handler | None:
     if entry is None:
         return None
     function, names = entry
+    activation = str(list(inspect.signature(function).parameters.values())[1].annotation) == "Activation"
 
     def call(builder: Builder, arguments: Mapping[str, Any]) -> Any:
         first = next(iter(arguments.values()))
+        # A constant gets here only together with a free size; handlers say by their annotation if they can take it.
+        if activation and isinstance(first, Tensor):
+            raise UnsupportedError("a constant whose shape depends on the input's", static=True)
         return function(builder, first, **{name: arguments[name] for name in names if name in arguments})
 
     return call

@@ -54,6 +54,8 @@ def _plain(t: Builder, size: torch.SymInt) -> bool:
 def reshape_to(t: Builder, x: Operand, sizes: Sequence[Size]) -> Operand:
     """``x`` in another shape of as many elements."""
     if isinstance(x, Tensor):
+        if not all(isinstance(size, int) for size in sizes):
+            raise UnsupportedError("a constant whose shape depends on the input's", static=True)
         return x.reshape(tuple(sizes))
     return t.emit(ops.Reshape(target_shape(t, sizes)), x, shape=sizes)
 
@@ -120,18 +122,21 @@ def movedim(t: Builder, x: Activation, source: int | Sequence[int], destination:
 
 
 @handles("expand.default", "expand_as.default", "broadcast_to.default")
-def expand(t: Builder, x: Activation) -> Operand:
-    return x if _same_shape(x.shape, t.shape) else t.emit(ops.Expand(t.dims(t.shape)), x)
+def expand(t: Builder, x: Operand) -> Operand:
+    if _same_shape(x.shape, t.shape):
+        return x
+    sizes = t.dims(t.shape)
+    if isinstance(x, Tensor) and all(isinstance(size, int) for size in sizes):
+        return x.expand(sizes)  # type: ignore[arg-type]
+    return t.emit(ops.Expand(sizes), x)
 
 
 @handles("full.default", "new_full.default", "full_like.default")
 def full(t: Builder, first: object, fill_value: float) -> Operand:
     constant = torch.tensor(fill_value, dtype=t.dtype)
-    if all(isinstance(size, int) for size in t.shape):
-        return constant.expand(t.dims(t.shape))  # type: ignore[arg-type]
-    if t.dtype != torch.float32:
+    if t.dtype != torch.float32 and not all(isinstance(size, int) for size in t.shape):
         raise UnsupportedError(f"a constant of type {t.dtype} whose shape depends on the input's", static=True)
-    return t.emit(ops.Expand(t.dims(t.shape)), constant)
+    return expand(t, constant)
 
 
 @handles("zeros.default", "new_zeros.default", "zeros_like.default")
@@ -154,28 +159,23 @@ def copy(t: Builder, x: Operand, src: Operand) -> Operand:
     """``x.copy_(src)``: what ``x`` held is gone."""
     if src.dtype != x.dtype:
         raise UnsupportedError(f"an assignment of {src.dtype} to {x.dtype}")
-    if _same_shape(src.shape, t.shape):
-        return src
-    if isinstance(src, Tensor) and all(isinstance(size, int) for size in t.shape):
-        return src.expand(t.dims(t.shape))  # type: ignore[arg-type]
-    return t.emit(ops.Expand(t.dims(t.shape)), src)
+    return expand(t, src)
 
 
 @handles("repeat.default", "tile.default")
 def repeat(
-    t: Builder, x: Activation, repeats: Sequence[Size] | None = None, dims: Sequence[Size] | None = None
+    t: Builder, x: Operand, repeats: Sequence[Size] | None = None, dims: Sequence[Size] | None = None
 ) -> Operand:
     given = repeats if repeats is not None else dims or ()
-    counts: list[Size] = [*[1] * (x.rank - len(given)), *given]
-    value: Operand = x
-    if len(counts) > x.rank:
-        value = reshape_to(t, x, (*[1] * (len(counts) - x.rank), *x.shape))
+    rank = len(x.shape)
+    counts: list[Size] = [*[1] * (rank - len(given)), *given]
+    value = reshape_to(t, x, (*[1] * (len(counts) - rank), *x.shape)) if len(counts) > rank else x
     for axis, count in enumerate(counts):
-        value = _repeat_axis(t, need_activation(value, "the operand"), axis, count)
+        value = _repeat_axis(t, value, axis, count)
     return value
 
 
-def _repeat_axis(t: Builder, x: Activation, axis: int, count: Size) -> Activation:
+def _repeat_axis(t: Builder, x: Operand, axis: int, count: Size) -> Operand:
     if isinstance(count, int) and count == 1:
         return x
     shape = (*x.shape[:axis], x.shape[axis] * count, *x.shape[axis + 1 :])

@@ -83,7 +83,7 @@ def fuse_pointwise(graph: Graph) -> Graph:
 
 
 def _forms(node: Node, functions: Mapping[str, list[Node]]) -> list[Node]:
-    """``node`` as a Pointwise of ever earlier tensors, the nearest first; nothing if it is no function of one tensor."""
+    """``node`` as a Pointwise of ever earlier tensors, the nearest first; none if it is no function of one tensor."""
     if isinstance(node.op, ops.Pointwise):
         forms = [node]
     elif isinstance(node.op, ops.Binary):
