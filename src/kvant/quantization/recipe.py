@@ -46,7 +46,7 @@ class Recipe:
     equalize: bool = True
     correct_bias: bool = True
     compensate: bool = True
-    samples: int = 16
+    samples: int = 24
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

