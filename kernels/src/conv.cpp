@@ -171,7 +171,7 @@ int32_t run_dense(const Conv &conv) {
 struct Padded {
   int64_t height, width;  // width: of one stretch
   int64_t row;            // elements of a row, all stretches
-  int64_t outputs;        // elements of a row of results: those of a whole row where rows follow each other densely
+  bool dense;             // stride 1: all results are one run over the plane, with what lies between two rows
 };
 
 Padded padded_size(const Conv &conv) {
@@ -179,7 +179,7 @@ Padded padded_size(const Conv &conv) {
   const int64_t reach = (s.kernel[1] - 1) * s.dilations[1];
   const int64_t width = s.output_size[1] + reach / s.strides[1];
   return {(s.output_size[0] - 1) * s.strides[0] + (s.kernel[0] - 1) * s.dilations[0] + 1, width,
-          width * s.strides[1], s.strides[0] == 1 && s.strides[1] == 1 ? width : s.output_size[1]};
+          width * s.strides[1], s.strides[0] == 1 && s.strides[1] == 1};
 }
 
 // Columns phase, phase + stride, ... of a padded row, from a row of the plane. What follows them is overwritten.
@@ -229,7 +229,7 @@ struct DepthwiseBench {
   uint8_t *results;
 };
 
-// One output plane. Where rows follow each other densely they are computed as one, with what lies between them.
+// One output plane, as one run or as one for each row.
 void run_plane(const Conv &conv, const Padded &padded, int64_t image, int64_t channel, const DepthwiseBench &bench) {
   const kvant_conv_shape &s = conv.shape;
   const kvant_weights &weights = *conv.weights;
@@ -237,16 +237,14 @@ void run_plane(const Conv &conv, const Padded &padded, int64_t image, int64_t ch
   const size_t at = static_cast<size_t>(channel);
   const int16_t *own = weights.values.data() + channel * taps;
   const int32_t bias = static_cast<int32_t>(weights.bias[at]);
-  const bool dense = padded.outputs == padded.row;
-  const int64_t runs = dense ? 1 : s.output_size[0];
-  const int64_t count = dense ? (s.output_size[0] - 1) * padded.row + s.output_size[1] : s.output_size[1];
-  const int64_t rows = s.output_size[0] / runs;
+  const int64_t runs = padded.dense ? 1 : s.output_size[0], rows = s.output_size[0] / runs;
+  const int64_t count = (rows - 1) * padded.row + s.output_size[1];
   for (int64_t run = 0; run < runs; ++run) {
     loops().depthwise(count, taps, bench.plane + run * s.strides[0] * padded.row, bench.offsets, own, bias,
                       weights.multipliers[at], &conv.target, bench.results);
     for (int64_t row = 0; row < rows; ++row) {
       uint8_t *to = conv.output(image, channel) + (run * rows + row) * s.output_size[1] * element;
-      std::memcpy(to, bench.results + row * padded.outputs * element, static_cast<size_t>(s.output_size[1] * element));
+      std::memcpy(to, bench.results + row * padded.row * element, static_cast<size_t>(s.output_size[1] * element));
     }
   }
 }
@@ -256,7 +254,7 @@ int32_t run_depthwise(const Conv &conv) {
   const int64_t outputs = conv.weights->outputs;
   int64_t room, results;
   KVANT_REQUIRE(product({padded.height, padded.row, 2}, &room), KVANT_OVERFLOW);
-  KVANT_REQUIRE(product({conv.shape.output_size[0], padded.outputs, 2}, &results), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({conv.shape.output_size[0], padded.row, 2}, &results), KVANT_OVERFLOW);
   const int64_t grain = divide_up(4096, std::max<int64_t>(1, conv.pixels()));
   return parallel(conv.shape.batch * outputs, grain, [&](int64_t begin, int64_t end) -> int32_t {
     const DepthwiseBench bench{scratch_array<int16_t>(0, room / 2 + kSlack),
