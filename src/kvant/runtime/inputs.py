@@ -69,7 +69,7 @@ def _to_numpy(entry: Input, value: object) -> Array:
 def _check_dtype(entry: Input, array: Array) -> Array:
     """An array of the input's dtype. Indices may be any integers; nothing else is converted silently."""
     wanted = entry.type.numpy
-    if array.dtype == wanted:
+    if array.dtype.newbyteorder("=") == wanted:
         return array.astype(wanted, copy=False)
     if wanted == np.int64 and array.dtype.kind in "iu":
         if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
