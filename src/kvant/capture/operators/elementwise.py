@@ -170,7 +170,7 @@ def broadcast(left: Sequence[Size], right: Sequence[Size]) -> tuple[Size, ...]:
 
 def _scalar(value: object) -> float | None:
     if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value)
+        return float(value.detach())
     return float(value) if isinstance(value, int | float) else None
 
 
