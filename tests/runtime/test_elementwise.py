@@ -96,3 +96,9 @@ def test_scales_too_far_apart_are_refused():
     graph = one_op(ops.Requantize(), {"x": ((4,), typed("uint8", 1e30))}, typed("uint8", 1e-30))
     with pytest.raises(GraphError, match="requantize 'y'"):
         run(graph, np.zeros(4, np.uint8))
+
+
+def test_int16_has_zero_point_0():
+    graph = one_op(ops.Requantize(), {"x": ((4,), typed("int16", 0.1, 5))}, typed("uint8"))
+    with pytest.raises(GraphError, match="zero point 5; it must be 0"):
+        run(graph, np.zeros(4, np.int16))

@@ -18,6 +18,8 @@ from kvant.runtime.steps import Pair, Taps, Windows
 
 # Interpolation weights are integers out of this many: fine enough for 16-bit activations, small enough for int32 sums.
 ONE = 2048
+# Column sums of a mean's window surely stay within int32 up to this height.
+_MAX_MEAN_HEIGHT = 65_535
 _WHOLE_AXIS = Windows(np.zeros(1, np.int64), np.ones(1, np.int64), 1)
 _WHOLE_COUNT = np.ones(1, np.int64)
 _WHOLE_TAPS = Taps(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 1)
@@ -104,6 +106,8 @@ def _adaptive_windows(size: int, count: int) -> Windows:
 
 def _emit_mean(context: Context, node: Node, found: Sequence[tuple[Windows, Int64]], divisor: int | None) -> None:
     outer, size = _trailing(context, node, len(found))
+    if size[0] > _MAX_MEAN_HEIGHT:
+        raise GraphError(f"it averages over an image of {size[0]} rows; at most {_MAX_MEAN_HEIGHT} are supported")
     (rows, row_counts), (columns, column_counts) = ((_WHOLE_AXIS, _WHOLE_COUNT), *found)[-2:]
     counts = np.full((len(row_counts), len(column_counts)), divisor) if divisor else np.outer(row_counts, column_counts)
     x, y = context.quantized(node.inputs[0]), context.quantized(node.output)
