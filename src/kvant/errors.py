@@ -1,25 +1,25 @@
 """Every exception that kvant raises on purpose.
 
-    KvantError
-    ├── CaptureError                    a model could not be turned into a graph
-    │   ├── UnsupportedOperatorError    it uses operators kvant does not know (all of them are listed)
-    │   └── ModelStateError             it is in training mode, on another device, or holds NaN or infinity
-    ├── GraphError                      a graph breaks its own rules
-    │   └── ShapeError                  shapes that do not fit together, at a named node
-    ├── QuantizationError               a graph could not be quantized
-    │   ├── CalibrationError            calibration data is empty, not finite, or of the wrong kind
-    │   ├── RecipeError                 a recipe asks for something that does not exist or does not fit
-    │   └── AccumulatorOverflowError    integer arithmetic could not be proven exact
-    ├── FormatError                     bytes that are not a sound .kvant file
-    │   ├── ChecksumError               the file was changed or damaged after it was written
-    │   └── UnsupportedVersionError     the file needs a newer kvant
-    ├── SaveError                       a file could not be written (the old one, if any, is untouched)
-    ├── InputError                      an input of a loaded model has the wrong rank, shape, dtype or name
-    ├── VerificationError               golden vectors gave other bits on this machine
-    ├── BackendError                    a back end is missing or unknown
-    ├── MissingDependencyError          an optional package is not installed
-    ├── CheckpointError                 a weights file does not fit the network
-    └── ImageError                      a picture could not be read
+KvantError
+├── CaptureError                    a model could not be turned into a graph
+│   ├── UnsupportedOperatorError    it uses operators kvant does not know (all of them are listed)
+│   └── ModelStateError             it is in training mode, on another device, or holds NaN or infinity
+├── GraphError                      a graph breaks its own rules
+│   └── ShapeError                  shapes that do not fit together, at a named node
+├── QuantizationError               a graph could not be quantized
+│   ├── CalibrationError            calibration data is empty, not finite, or of the wrong kind
+│   ├── RecipeError                 a recipe asks for something that does not exist or does not fit
+│   └── AccumulatorOverflowError    integer arithmetic could not be proven exact
+├── FormatError                     bytes that are not a sound .kvant file
+│   ├── ChecksumError               the file was changed or damaged after it was written
+│   └── UnsupportedVersionError     the file needs a newer kvant
+├── SaveError                       a file could not be written (the old one, if any, is untouched)
+├── InputError                      an input of a loaded model has the wrong rank, shape, dtype or name
+├── VerificationError               golden vectors gave other bits on this machine
+├── BackendError                    a back end is missing or unknown
+├── MissingDependencyError          an optional package is not installed
+├── CheckpointError                 a weights file does not fit the network
+└── ImageError                      a picture could not be read
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from kvant.graph.infer import example_shapes, infer_shapes
 
 MAX_NAME_BYTES = 256
 MAX_COUNT = 65_536
+_LARGEST_SCALE = float(np.finfo(np.float32).max)
 _WEIGHT_TYPES = ("int8",)
 _ACTIVATION_TYPES = ("uint8", "int16")
 
@@ -103,6 +104,8 @@ def _check_type(graph: Graph, name: str, type: TensorType) -> None:
     low, high = type.integer_range()
     if not low <= quantization.zero_point <= high:
         raise GraphError(f"tensor {name!r}: zero point {quantization.zero_point} is outside {low}..{high}")
+    if type.dtype == "int16" and quantization.zero_point != 0:
+        raise GraphError(f"tensor {name!r} is int16 with zero point {quantization.zero_point}; int16 has zero point 0")
     if quantization.axis is None:
         return
     if name not in graph.constants:
@@ -116,7 +119,7 @@ def _check_scales(name: str, quantization: Quantization) -> None:
     if quantization.axis is None and len(quantization.scale) != 1:
         raise GraphError(f"tensor {name!r} has {len(quantization.scale)} scales and no axis")
     for scale in quantization.scale:
-        if not (math.isfinite(scale) and scale > 0) or float(np.float32(scale)) != scale:
+        if not 0 < scale <= _LARGEST_SCALE or float(np.float32(scale)) != scale:
             raise GraphError(f"tensor {name!r} has scale {scale!r}, expected a finite positive float32")
 
 
@@ -132,6 +135,10 @@ def _check_node(graph: Graph, node: Node) -> None:
         moved = given if isinstance(node.op, ops.Concat) else given[:1]
         if any(entry != output for entry in moved):
             raise GraphError(f"{node.describe()} only moves integers, so its types must be equal: {given} -> {output}")
+    if isinstance(node.op, ops.Resize) and node.op.mode != "linear" and given[0] != output:
+        raise GraphError(f"{node.describe()} only moves integers, so its types must be equal: {given[0]} -> {output}")
+    if isinstance(node.op, ops.Reduce) and node.op.axes != tuple(sorted(set(node.op.axes))):
+        raise GraphError(f"{node.describe()}: axes={node.op.axes} must be sorted, each once")
     if isinstance(node.op, ops.WEIGHTED) and given[0].quantization is not None:
         _check_weighted(graph, node, given, output)
 

@@ -104,7 +104,9 @@ def _flatten(graph: Graph, batch: Any) -> Sample:
 def _tensor(name: str, type: TensorType, value: Any) -> torch.Tensor:
     tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
     if not isinstance(tensor, torch.Tensor):
-        raise CalibrationError(f"calibration input {name!r} is a {value.__class__.__name__}, expected a tensor or an array")
+        raise CalibrationError(
+            f"calibration input {name!r} is a {value.__class__.__name__}, expected a tensor or an array"
+        )
     if str(tensor.dtype).removeprefix("torch.") != type.dtype:
         raise CalibrationError(f"calibration input {name!r} is {tensor.dtype}, the model takes {type.dtype}")
     return tensor.detach().cpu()

@@ -34,7 +34,11 @@ def convert(
 
 class _Converter:
     def __init__(
-        self, graph: Graph, types: dict[str, TensorType], weights: dict[str, QuantizedWeight], biases: dict[str, np.ndarray]
+        self,
+        graph: Graph,
+        types: dict[str, TensorType],
+        weights: dict[str, QuantizedWeight],
+        biases: dict[str, np.ndarray],
     ) -> None:
         self.source = graph
         self.types = types
@@ -52,7 +56,9 @@ class _Converter:
             self.names[entry.name] = entry.name
             if entry.type.dtype == "float32":
                 name = self._free(f"{entry.name}.quantized", reserved)
-                self.names[entry.name] = self.target.add_node(ops.Quantize(), [entry.name], name, self.types[entry.name])
+                self.names[entry.name] = self.target.add_node(
+                    ops.Quantize(), [entry.name], name, self.types[entry.name]
+                )
         for node in self.source.nodes:
             self._convert(node)
         self.target.outputs = tuple(self._output(name, reserved) for name in self.source.outputs)

@@ -175,7 +175,9 @@ def _divisor(graph: Graph, seen: Channels, readers: list[_Reader]) -> np.ndarray
         wanted = np.where(alive, np.sqrt(activation / np.where(alive, weight, 1.0)), 0.0)
     if not (wanted > 0).any():
         return np.ones(len(wanted), np.float32)
-    wanted = np.where(wanted > 0, wanted, 1.0) * max(float((activation / np.where(wanted > 0, wanted, 1.0)).max()), 1e-30)
+    wanted = np.where(wanted > 0, wanted, 1.0) * max(
+        float((activation / np.where(wanted > 0, wanted, 1.0)).max()), 1e-30
+    )
     center = float(np.exp(np.log(wanted).mean()))
     return np.clip(wanted, center / _MOST, center * _MOST).astype(np.float32)
 

@@ -33,8 +33,9 @@ def choose_range(observers: Sequence[AnyObserver], recipe: Recipe) -> Range:
     # Tensors that share a scale count alike, however many values each has.
     counts, centers = _pooled(histograms)
     if recipe.range_method == "percentile":
-        low, high = max(low, _quantile(counts, centers, 100 - recipe.percentile)), min(
-            high, _quantile(counts, centers, recipe.percentile)
+        low, high = (
+            max(low, _quantile(counts, centers, 100 - recipe.percentile)),
+            min(high, _quantile(counts, centers, recipe.percentile)),
         )
         return _with_zero(low, high)
     return _least_squares(counts, centers, _with_zero(low, high))

@@ -89,7 +89,9 @@ def compensated(weight: np.ndarray, scale: np.ndarray, moments: Moments, refit: 
     damping = DAMPING * diagonal.mean(1, keepdim=True) + 1e-12
     hessian = moments.own + torch.diag_embed(damping.expand_as(diagonal))
     if refit:
-        rows = rows + torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2)).transpose(1, 2)
+        rows = rows + torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2)).transpose(
+            1, 2
+        )
     values = _round_in_turn(rows, steps, hessian)
     return QuantizedWeight(values.to(torch.int8).numpy().reshape(weight.shape), scale)
 

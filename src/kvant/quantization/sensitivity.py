@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, TensorType, ops
-from kvant.graph.infer import infer_shapes
+from kvant.graph import Graph, TensorType, infer_shapes, ops
 from kvant.quantization.progress import Progress
 from kvant.quantization.simulate import Plan, Simulation, channel_powers, decibels, fake_quantize, noise_ratio
 from kvant.quantization.statistics import Sample
@@ -39,7 +38,9 @@ class Widening:
     groups: tuple[str, ...]
 
 
-def widen(plan: Plan, wide: dict[str, TensorType], samples: Sequence[Sample], target: float, show: Progress) -> Widening:
+def widen(
+    plan: Plan, wide: dict[str, TensorType], samples: Sequence[Sample], target: float, show: Progress
+) -> Widening:
     """Give 16 bits to as few activations as needed for ``target`` dB at the outputs.
 
     Args:
@@ -76,7 +77,11 @@ def _measure(
 
 
 def group_noise(
-    plan: Plan, samples: Sequence[Sample], references: list[list[torch.Tensor]], group_of: dict[str, str], show: Progress
+    plan: Plan,
+    samples: Sequence[Sample],
+    references: list[list[torch.Tensor]],
+    group_of: dict[str, str],
+    show: Progress,
 ) -> dict[str, float]:
     """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
     executor = Executor(plan.simulated_graph())

@@ -38,7 +38,10 @@ class Plan:
         for index, node in enumerate(graph.nodes):
             if not isinstance(node.op, ops.WEIGHTED):
                 continue
-            inputs = [node.inputs[0], graph.add_constant(f"{node.output}.weight", self.weights[node.output].dequantize())]
+            inputs = [
+                node.inputs[0],
+                graph.add_constant(f"{node.output}.weight", self.weights[node.output].dequantize()),
+            ]
             if node.output in self.biases:
                 inputs.append(graph.add_constant(f"{node.output}.bias", self.biases[node.output]))
             graph.nodes[index] = replace(node, inputs=tuple(inputs))
@@ -84,9 +87,7 @@ def noise_ratio(reference: Sequence[list[torch.Tensor]], outputs: Sequence[list[
     powers = channel_powers(reference)
     ratios = []
     for index, power in powers.items():
-        noise = sum(
-            _power((got[index] - want[index]).detach()) for got, want in zip(outputs, reference, strict=True)
-        )
+        noise = sum(_power((got[index] - want[index]).detach()) for got, want in zip(outputs, reference, strict=True))
         ratios.append(float((noise / power).mean()))
     return sum(ratios) / max(len(ratios), 1)
 

@@ -140,7 +140,9 @@ def channel_axes(graph: Graph) -> dict[str, int]:
 def check_batch(graph: Graph, batch: Sample, number: int) -> None:
     """Refuse what the graph could not run or what would poison the ranges."""
     if len(batch) != len(graph.inputs):
-        raise CalibrationError(f"calibration batch {number} has {len(batch)} tensors, the model takes {len(graph.inputs)}")
+        raise CalibrationError(
+            f"calibration batch {number} has {len(batch)} tensors, the model takes {len(graph.inputs)}"
+        )
     for entry, values in zip(graph.inputs, batch, strict=True):
         if values.dim() != len(entry.shape):
             raise CalibrationError(

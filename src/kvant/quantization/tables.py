@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvant.graph import TensorType, ops
-from kvant.graph.pointwise import evaluate
+from kvant.graph import TensorType, evaluate_program, ops
 
 # Exponentials of a softmax are integers with this many fractional bits (docs/numerics.md).
 SOFTMAX_BITS = 20
@@ -34,8 +33,8 @@ def pointwise_table(op: ops.Pointwise, source: TensorType, target: TensorType, p
     """The table of ``op`` from ``source``'s integers to ``target``'s: (entries), or (C, entries) with a parameter."""
     reals = real_values(source)
     if param is None:
-        return quantize_array(_finite(evaluate(op.program, reals)), target)
-    rows = [evaluate(op.program, reals, np.float64(value)) for value in param.reshape(-1)]
+        return quantize_array(_finite(evaluate_program(op.program, reals)), target)
+    rows = [evaluate_program(op.program, reals, np.float64(value)) for value in param.reshape(-1)]
     return quantize_array(_finite(np.stack(rows)), target)
 
 

@@ -1,0 +1,54 @@
+"""Published architectures: captured, quantized, and close to float; the same bits from both back ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import kvant
+from kvant.runtime import QuantizedModel
+from networks import pytorchcv_network, sqnr_db
+
+FAST = [("resnet18", 64), ("mobilenetv2_w1", 64), ("squeezenet_v1_1", 64), ("shufflenetv2_w1", 64)]
+SLOW = [
+    ("resnet50", 64), ("bn_vgg11", 224), ("mobilenet_w1", 64), ("mobilenetv3_large_w1", 64), ("efficientnet_b0", 64),
+    ("densenet121", 64), ("shufflenet_g1_w1", 64), ("hrnet_w18_small_v1", 64), ("inceptionv3", 299), ("ghostnet", 64),
+    ("sepreresnet10", 64), ("dpn68", 64), ("xception", 299), ("simplepose_resnet18_coco", 64),
+    ("lwopenpose2d_mobilenet_cmupan_coco", 64), ("pspnet_resnetd50b_voc", 480),
+]  # fmt: skip
+# The size that an architecture is built for, where its head or its pooling is tied to it.
+FIXED = {"resnet18": 224, "mobilenetv2_w1": 224, "squeezenet_v1_1": 224, "shufflenetv2_w1": 224}
+
+
+def check(name: str, size: int) -> None:
+    model = pytorchcv_network(name, size, batch=2 if size > 200 else 8)
+    generator = torch.Generator().manual_seed(2)
+    data = [torch.randn(1, 3, size, size, generator=generator) for _ in range(8)]
+    quantized = kvant.quantize(model, data[0], calibration=data[:6])
+    with torch.no_grad():
+        for x in data[6:]:
+            wanted, got = model(x), quantized(x)
+            first = wanted if isinstance(wanted, tuple | list) else [wanted]
+            second = got if isinstance(got, tuple | list) else [got]
+            for one, two in zip(first, second, strict=True):
+                assert sqnr_db(one, two) >= 20
+    if size <= 64:
+        reference = QuantizedModel(quantized.graph, backend="reference")
+        for one, two in zip(_flat(reference(data[7].numpy())), _flat(quantized(data[7].numpy())), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def _flat(outputs: object) -> list[np.ndarray]:
+    return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+
+
+@pytest.mark.parametrize(("name", "size"), FAST)
+def test_fast_architectures(name: str, size: int) -> None:
+    check(name, FIXED.get(name, size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), SLOW)
+def test_slow_architectures(name: str, size: int) -> None:
+    check(name, size)
