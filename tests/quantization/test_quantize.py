@@ -168,7 +168,7 @@ class TestBadInput:
     def test_data_that_is_not_finite(self, mixed: nn.Module, value: float) -> None:
         data = images(3, 3, 32, 32)
         data[1][0, 0, 0, 0] = value
-        with pytest.raises(kvant.CalibrationError, match="batch 2.*NaN or infinity"):
+        with pytest.raises(kvant.CalibrationError, match=r"batch 2.*NaN or infinity"):
             self.quantize(mixed, data)
 
     @pytest.mark.parametrize(

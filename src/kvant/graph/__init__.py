@@ -20,6 +20,6 @@ from kvant.graph.validate import validate
 
 __all__ = [
     "DTYPES", "FLOAT32", "DType", "Dim", "Graph", "Input", "Node", "Quantization", "Source", "Structure", "TensorType",
-    "bind", "combine", "evaluate", "evaluate_program", "example_shapes", "infer_node", "infer_shapes", "is_symbol", "ops", "show",
-    "show_shape", "slice_bounds", "symbols", "validate", "window_count",
+    "bind", "combine", "evaluate", "evaluate_program", "example_shapes", "infer_node", "infer_shapes", "is_symbol",
+    "ops", "show", "show_shape", "slice_bounds", "symbols", "validate", "window_count",
 ]  # fmt: skip

@@ -81,7 +81,7 @@ def infer_node(node: Node, given: Sequence[Shape], bindings: Bindings) -> Shape:
     if len(shape) > MAX_RANK or any(size < 1 for size in shape):
         shown = ", ".join(show_shape(shape) for shape in given)
         raise ShapeError(
-            f"{node.describe()}: inputs of shape {shown} give {show_shape(shape)}, which is empty or has rank > {MAX_RANK}"
+            f"{node.describe()}: inputs of shape {shown} give {show_shape(shape)}, empty or of rank > {MAX_RANK}"
         )
     return shape
 

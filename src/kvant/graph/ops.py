@@ -112,7 +112,7 @@ class Concat(Op, frozen=True):
 
 
 class Slice(Op, frozen=True):
-    """x[..., start:stop:step, ...] along ``axis``, with Python's meaning of negative bounds; ``stop=None`` is the end."""
+    """x[..., start:stop:step, ...] along ``axis``, negative bounds as in Python; ``stop=None`` is the end."""
 
     axis: int
     start: Dim = 0
@@ -189,8 +189,8 @@ class Resize(Op, frozen=True):
     """Interpolate the trailing spatial axes to ``size`` or by ``scale`` (exactly one is given), PyTorch's rules.
 
     ``nearest`` takes source floor(i / scale); ``nearest-exact`` floor((i + 0.5) / scale); ``linear`` is bilinear over
-    two axes. With ``scale`` the output has floor(n * scale) elements and coordinates use ``scale`` itself; with ``size``
-    they use output / input.
+    two axes. With ``scale`` the output has floor(n * scale) elements and coordinates use ``scale``; with ``size`` they
+    use output / input.
     """
 
     mode: Literal["nearest", "nearest-exact", "linear"]

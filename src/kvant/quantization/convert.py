@@ -141,6 +141,8 @@ class _Converter:
         return self.types[name]
 
     def _pointwise(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        if not isinstance(node.op, ops.Pointwise):
+            raise QuantizationError(f"{node.describe()} is no pointwise function")
         param = self.source.constants[node.inputs[1]] if len(node.inputs) > 1 else None
         source = self._activation_type(node, node.inputs[0])
         table = pointwise_table(node.op, source, self.types[node.output], param)

@@ -103,14 +103,14 @@ class _Correction:
 
     def _shift(self, name: str, axis: int) -> torch.Tensor:
         """float32 (O): mean of float minus quantized output over samples and all axes but that of the channels."""
-        total, count = None, 0
+        parts, count = [], 0
         for wanted, got in zip(self.wanted, self.got, strict=True):
             difference = wanted[name] - got[name]
             others = [index for index in range(difference.dim()) if index != axis % difference.dim()]
             part = difference.sum(others, dtype=torch.float64) if others else difference.double()
-            total = part if total is None else total + part
+            parts.append(part)
             count += difference.numel() // part.numel()
-        return (total / count).float()  # type: ignore[operator]
+        return (torch.stack(parts).sum(0) / count).float()
 
     def _round(self, name: str, values: torch.Tensor) -> torch.Tensor:
         return fake_quantize(values, self.plan.types[name]) if name in self.rounded else values

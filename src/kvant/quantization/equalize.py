@@ -193,7 +193,7 @@ def _input_magnitude(graph: Graph, reader: _Reader, count: int) -> np.ndarray:
     rows = rows / np.maximum(rows.max(1, keepdims=True), 1e-30)
     groups = _groups(reader.node)
     every = rows.reshape(groups, weight.shape[0] // groups, weight.shape[1]).max(1).reshape(-1)
-    return every[reader.offset : reader.offset + count]
+    return np.asarray(every[reader.offset : reader.offset + count])
 
 
 def _groups(node: Node) -> int:

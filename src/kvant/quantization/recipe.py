@@ -56,7 +56,7 @@ class Recipe:
             if choices and all(isinstance(choice, str | int) for choice in choices) and value not in choices:
                 shown = ", ".join(repr(choice) for choice in choices)
                 raise RecipeError(f"Recipe({field.name}={value!r}): expected one of {shown}")
-        if isinstance(self.wide, str) or not all(isinstance(pattern, str) for pattern in self.wide):
+        if not isinstance(self.wide, tuple) or not all(isinstance(pattern, str) for pattern in self.wide):
             raise RecipeError(f"Recipe(wide={self.wide!r}): expected a tuple of name patterns")
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"Recipe(percentile={self.percentile}): expected more than 50 and at most 100")

@@ -1,9 +1,10 @@
-"""Rounding that looks at the layer's inputs: each weight's rounding error is made up for by the weights not yet rounded.
+"""Rounding that looks at a layer's inputs: each weight's rounding error is made up for by weights not yet rounded.
 
-With H the second moments of the layer's inputs (K x K), rounding weight k by an error e costs least when the weights that
-are still free move by -e H^-1[k, :] / H^-1[k, k] (Optimal Brain Surgeon; Frantar et al. 2022, "Optimal Brain Compression"
-and "GPTQ"). Before that, the float weight is fitted to the inputs that the quantized network really sees, so a layer also
-repairs some of what the layers before it lost. Both are closed forms: a Cholesky factor for each group of channels.
+With H the second moments of the layer's inputs (K x K), rounding weight k by an error e costs least when the weights
+that are still free move by -e H^-1[k, :] / H^-1[k, k] (Optimal Brain Surgeon; Frantar et al. 2022, "Optimal Brain
+Compression" and "GPTQ"). Before that, the float weight is fitted to the inputs that the quantized network really sees,
+so a layer also repairs some of what the layers before it lost. Both are closed forms: a Cholesky factor for each group
+of channels.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DAMPING = 0.01
 
 @dataclass
 class Moments:
-    """Sums over positions, float64 (G, K, K): inputs of the quantized network with themselves, float inputs with them."""
+    """Sums over positions, float64 (G, K, K): the quantized inputs with themselves, float inputs with them."""
 
     own: torch.Tensor
     cross: torch.Tensor
@@ -68,7 +69,7 @@ def _columns(node: Node, weight: np.ndarray, values: torch.Tensor) -> torch.Tens
     kernel = (1, *weight.shape[2:]) if weight.ndim == 3 else weight.shape[2:]
     count = values.shape[0] * values.shape[2] * values.shape[3] / (strides[0] * strides[1])
     skip = max(int((count / wanted) ** 0.5), 1)
-    columns = torch.nn.functional.unfold(values, kernel, dilations, 0, [stride * skip for stride in strides])
+    columns = torch.nn.functional.unfold(values, kernel, dilations, 0, (strides[0] * skip, strides[1] * skip))
     return columns.transpose(0, 1).reshape(op.groups, -1, columns.shape[0] * columns.shape[2])
 
 

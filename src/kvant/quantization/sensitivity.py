@@ -2,8 +2,8 @@
 
 For a random direction v over the outputs, one backward pass gives the gradient of <v, outputs> at every activation at
 once; its product with the rounding error that 8 bits would make there, squared and averaged over directions, is that
-activation's share of the output noise. What follows is a choice: widen the activations that cause the most noise for the
-fewest multiplications, then measure the real thing and widen more if it was not enough.
+activation's share of the output noise. What follows is a choice: widen the activations that cause the most noise for
+the fewest multiplications, then measure the real thing and widen more if it was not enough.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _along_random_direction(
         if output.dim() > 1:
             weight = weight.reshape(1, -1, *[1] * (output.dim() - 2))
         parts.append((output * weight * torch.randn(output.shape, generator=generator)).sum())
-    return torch.stack(parts).sum() / len(parts) ** 0.5
+    return torch.stack(parts).sum().div(len(parts) ** 0.5)
 
 
 class _Tape:

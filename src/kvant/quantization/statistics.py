@@ -34,7 +34,7 @@ class Channels:
 
     def rms(self) -> np.ndarray:
         """float64 (C): root mean square."""
-        return np.sqrt(self.moment())
+        return np.asarray(np.sqrt(self.moment()))
 
     def observe(self, values: torch.Tensor, axis: int) -> None:
         """Add a tensor whose channels lie along ``axis``."""

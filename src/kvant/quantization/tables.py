@@ -17,7 +17,7 @@ def quantize_array(values: np.ndarray, type: TensorType) -> np.ndarray:
     low, high = type.integer_range()
     scale = np.float32(type.quantization.scale[0])
     rounded = np.rint(values.astype(np.float32) / scale) + np.float32(type.quantization.zero_point)
-    return np.clip(rounded, low, high).astype(type.numpy)
+    return np.asarray(np.clip(rounded, low, high), type.numpy)
 
 
 def real_values(type: TensorType) -> np.ndarray:
@@ -26,7 +26,7 @@ def real_values(type: TensorType) -> np.ndarray:
     quantization = type.quantization
     if quantization is None:
         raise TypeError(f"{type.dtype} without a scale stands for no reals")
-    return np.float64(quantization.scale[0]) * (np.arange(low, high + 1) - quantization.zero_point)
+    return np.asarray(quantization.scale[0] * (np.arange(low, high + 1, dtype=np.float64) - quantization.zero_point))
 
 
 def pointwise_table(op: ops.Pointwise, source: TensorType, target: TensorType, param: np.ndarray | None) -> np.ndarray:
@@ -34,7 +34,7 @@ def pointwise_table(op: ops.Pointwise, source: TensorType, target: TensorType, p
     reals = real_values(source)
     if param is None:
         return quantize_array(_finite(evaluate_program(op.program, reals)), target)
-    rows = [evaluate_program(op.program, reals, np.float64(value)) for value in param.reshape(-1)]
+    rows = [evaluate_program(op.program, reals, np.asarray(value, np.float64)) for value in param.reshape(-1)]
     return quantize_array(_finite(np.stack(rows)), target)
 
 
@@ -50,4 +50,4 @@ def softmax_table(source: TensorType) -> np.ndarray:
         raise TypeError("softmax on integers needs a scale")
     distance = np.arange(high - low + 1, dtype=np.float64)
     exponentials = np.exp(-np.float64(source.quantization.scale[0]) * distance)
-    return np.rint(exponentials * 2**SOFTMAX_BITS).astype(np.int32)
+    return np.asarray(np.rint(exponentials * 2**SOFTMAX_BITS), np.int32)

@@ -26,7 +26,8 @@ class QuantizedWeight:
 
     def dequantize(self) -> np.ndarray:
         """The float32 weight that the integers stand for."""
-        return self.values.astype(np.float32) * self.scale.reshape(-1, *[1] * (self.values.ndim - 1))
+        column = self.scale.reshape(-1, *[1] * (self.values.ndim - 1))
+        return np.asarray(self.values * column, np.float32)
 
     def quantization(self) -> Quantization:
         """Scales as the graph stores them."""
