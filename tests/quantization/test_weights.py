@@ -40,13 +40,13 @@ def test_a_bias_that_dwarfs_its_weights_coarsens_the_scale() -> None:
     bias = np.array([5.0, 0.0], np.float32)
     quantized = quantize_weight(weight, None, "minmax")
     with pytest.raises(AccumulatorOverflowError):
-        quantize_bias(bias, 1e-3, quantized.scale, "int32")
+        quantize_bias(bias, 1e-3, quantized.scale, "uint8")
     fitted = fit_bias(weight, quantized, bias, 1e-3)
-    values = quantize_bias(bias, 1e-3, fitted.scale, "int32")
+    values = quantize_bias(bias, 1e-3, fitted.scale, "uint8")
     assert values[0] * 1e-3 * fitted.scale[0] == pytest.approx(5.0, rel=1e-6)
     assert fitted.scale[1] == quantized.scale[1]
 
 
 def test_bias_is_rounded_half_to_even() -> None:
-    values = quantize_bias(np.array([0.5, 1.5, -2.5], np.float32), 1.0, np.ones(3, np.float32), "int32")
+    values = quantize_bias(np.array([0.5, 1.5, -2.5], np.float32), 1.0, np.ones(3, np.float32), "uint8")
     np.testing.assert_array_equal(values, [0, 2, -2])

@@ -189,9 +189,11 @@ def _check_weighted(graph: Graph, node: Node, given: list[TensorType], output: T
         raise GraphError(f"{node.describe()}: weights have zero point 0 and scales along axis 0")
     if output.quantization is None:
         raise GraphError(f"{node.describe()} has integer inputs, but its output has no scale")
-    bias = "int32" if given[0].dtype == "uint8" else "int64"
-    if len(given) > 2 and given[2].dtype != bias:
-        raise GraphError(f"{node.describe()}: with {given[0].dtype} inputs the bias is {bias}, not {given[2].dtype}")
+    biases = ("int32",) if given[0].dtype == "uint8" else ("int32", "int64")
+    if len(given) > 2 and given[2].dtype not in biases:
+        raise GraphError(
+            f"{node.describe()}: with {given[0].dtype} inputs the bias is {' or '.join(biases)}, not {given[2].dtype}"
+        )
     if node.inputs[1] not in graph.constants or any(name not in graph.constants for name in node.inputs[2:]):
         raise GraphError(f"{node.describe()}: weight and bias must be constants")
 

@@ -26,6 +26,9 @@ from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.weights import QuantizedWeight, quantize_weight
 from kvant.runtime import QuantizedModel
 
+# Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
+WEIGHT_MARGIN_DB = 8.0
+
 
 def quantize(
     model: torch.nn.Module,
@@ -125,13 +128,23 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     narrow, wide = _types(graph, seen.observers, recipe)
     plan = Plan(graph, wide, weights, _biases(graph))
     if recipe.correct_bias:
-        plan = correct(plan, seen.samples, show, compensate=recipe.compensate)
+        plan = _round_weights(plan, seen.samples, recipe, show)
     plan.types = narrow
     if recipe.target_sqnr is not None:
         plan.types = widen(plan, wide, seen.samples, recipe.target_sqnr, show).types
     if recipe.correct_bias and plan.types != wide:
-        plan = correct(plan, seen.samples, show)
+        plan = correct(plan, seen.samples, show).plan
     return plan
+
+
+def _round_weights(plan: Plan, samples: list[Sample], recipe: Recipe, show: Progress) -> Plan:
+    """Correct biases, and round weights anew where int8 weights alone are what limits accuracy and it does help."""
+    nearest = correct(plan, samples, show)
+    enough = (recipe.target_sqnr or 0.0) + WEIGHT_MARGIN_DB
+    if not recipe.compensate or nearest.sqnr >= enough:
+        return nearest.plan
+    anew = correct(plan, samples, show, compensate=True)
+    return anew.plan if anew.sqnr > nearest.sqnr else nearest.plan
 
 
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:

@@ -12,7 +12,7 @@ from kvant.graph import Graph, Node, Quantization, TensorType, ops
 from kvant.quantization.ranges import activation_type
 from kvant.quantization.tables import pointwise_table, quantize_array, softmax_table
 from kvant.quantization.ties import moved_inputs, moves
-from kvant.quantization.weights import QuantizedWeight, bias_type, fit_bias, quantize_bias
+from kvant.quantization.weights import QuantizedWeight, fit_bias, quantize_bias
 
 
 def convert(
@@ -130,7 +130,7 @@ class _Converter:
             weight = fit_bias(self.source.constants[node.inputs[1]], weight, bias, scale)
         inputs = [self.names[node.inputs[0]], self._constant(node.inputs[1], weight.values, weight.quantization())]
         if bias is not None:
-            values = quantize_bias(bias, scale, weight.scale, bias_type(source.dtype))
+            values = quantize_bias(bias, scale, weight.scale, source.dtype)
             name = node.inputs[2] if len(node.inputs) > 2 else f"{node.inputs[1]}.bias"
             inputs.append(self._constant(name, values, None))
         return node.op, inputs

@@ -8,7 +8,7 @@ a layer corrects what the earlier ones could not.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -18,14 +18,22 @@ from kvant.capture import Executor
 from kvant.graph import Node, ops
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
-from kvant.quantization.simulate import Plan, fake_quantize
+from kvant.quantization.simulate import Plan, decibels, fake_quantize, noise_ratio
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
 
 Tensors = dict[str, torch.Tensor]
 
 
-def correct(plan: Plan, samples: list[Sample], show: Progress, *, compensate: bool = False) -> Plan:
+@dataclass(frozen=True)
+class Corrected:
+    """A corrected plan, and its signal to noise in dB at the outputs, on the samples it was corrected with."""
+
+    plan: Plan
+    sqnr: float
+
+
+def correct(plan: Plan, samples: list[Sample], show: Progress, *, compensate: bool = False) -> Corrected:
     """``plan`` with the mean error on ``samples`` taken out of the biases.
 
     Args:
@@ -34,7 +42,7 @@ def correct(plan: Plan, samples: list[Sample], show: Progress, *, compensate: bo
         compensate: also round each layer's weights anew, by ``kvant.quantization.rounding``, where that is affordable.
 
     Returns:
-        A plan in which every weighted node has a bias.
+        A plan in which every weighted node has a bias, but those whose error the next layers' biases take out.
     """
     return _Correction(plan, samples, compensate).run(show)
 
@@ -50,6 +58,7 @@ class _Correction:
         self.pairs = list(zip(plan.graph.nodes, simulated.nodes, strict=True))
         self.rounded = makes_values(plan.graph)
         self.biases = dict(plan.biases)
+        self.consumers = plan.graph.consumers()
         self.wanted: list[Tensors] = []
         self.got: list[Tensors] = []
         self.bindings = [self.exact.bind(sample) for sample in samples]
@@ -58,7 +67,7 @@ class _Correction:
             self.wanted.append(named)
             self.got.append({name: self._round(name, values) for name, values in named.items()})
 
-    def run(self, show: Progress) -> Plan:
+    def run(self, show: Progress) -> Corrected:
         last_use = {name: index for index, (node, _) in enumerate(self.pairs) for name in node.inputs}
         with torch.inference_mode():
             for index, (node, rough) in enumerate(show.track(self.pairs, "correcting biases")):
@@ -67,7 +76,15 @@ class _Correction:
                 else:
                     self._other(node, rough)
                 self._forget(index, last_use)
-        return replace(self.plan, weights=self.weights, biases=self.biases)
+        names = self.plan.graph.outputs
+        constants = {
+            name: torch.from_numpy(value) for name, value in self.plan.graph.constants.items() if name in names
+        }
+        wanted, got = (
+            [[{**constants, **one}[name] for name in names] for one in many] for many in (self.wanted, self.got)
+        )
+        plan = replace(self.plan, weights=self.weights, biases=self.biases)
+        return Corrected(plan, decibels(noise_ratio(wanted, got)))
 
     def _other(self, node: Node, rough: Node) -> None:
         for wanted, got, bindings in zip(self.wanted, self.got, self.bindings, strict=True):
@@ -82,14 +99,28 @@ class _Correction:
         for wanted, got, bindings in zip(self.wanted, self.got, self.bindings, strict=True):
             wanted[node.output] = self.exact.step(open_node, wanted, bindings)
             got[node.output] = self.rough.step(open_rough, got, bindings)
+        if node.output not in self.biases and self._absorbed(node):
+            self._finish(node, clamp)
+            return
         axis = -1 if isinstance(node.op, ops.Linear) else 1
         shift = self._shift(node.output, axis)
         self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + shift.numpy()
-        for wanted, got in zip(self.wanted, self.got, strict=True):
+        for got in self.got:
             values = got[node.output]
             values += shift.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
+        self._finish(node, clamp)
+
+    def _finish(self, node: Node, clamp: ops.Clamp | None) -> None:
+        for wanted, got in zip(self.wanted, self.got, strict=True):
             wanted[node.output] = _clamped(wanted[node.output], clamp)
-            got[node.output] = self._round(node.output, _clamped(values, clamp))
+            got[node.output] = self._round(node.output, _clamped(got[node.output], clamp))
+
+    def _absorbed(self, node: Node) -> bool:
+        """Whether a shift of the output reaches only biases of later layers, which then take it out there."""
+        if node.op.clamp is not None or node.output in self.plan.graph.outputs:  # type: ignore[union-attr]
+            return False
+        readers = self.consumers[node.output]
+        return all(reader.output in self.biases and _unpadded(reader.op) for reader in readers)
 
     def _round_anew(self, node: Node, rough: Node) -> None:
         weight = self.plan.graph.constants[node.inputs[1]]
@@ -117,13 +148,19 @@ class _Correction:
 
     def _forget(self, index: int, last_use: dict[str, int]) -> None:
         for name in self.pairs[index][0].inputs:
-            if last_use[name] == index:
+            if last_use[name] == index and name not in self.plan.graph.outputs:
                 for tensors in (*self.wanted, *self.got):
                     tensors.pop(name, None)
 
 
 def _without_clamp(node: Node) -> Node:
     return replace(node, op=msgspec.structs.replace(node.op, clamp=None))
+
+
+def _unpadded(op: ops.AnyOp) -> bool:
+    if isinstance(op, ops.Conv):
+        return not any((*op.pads_begin, *op.pads_end))
+    return isinstance(op, ops.Linear)
 
 
 def _clamped(values: torch.Tensor, clamp: ops.Clamp | None) -> torch.Tensor:

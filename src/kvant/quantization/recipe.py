@@ -28,7 +28,8 @@ class Recipe:
         weight_range: per-channel weight ranges by squared error weighted with the input's second moment, or extremes.
         equalize: move scale between layers where that changes nothing in real arithmetic (Nagel et al. 2019).
         correct_bias: take the mean error that quantization causes out of the biases, layer by layer.
-        compensate: round weights so that the errors within a layer make up for each other on the kept samples.
+        compensate: where int8 weights limit accuracy, round them so that the errors within a layer make up for each
+            other on the kept samples (together with ``correct_bias``).
         samples: how many calibration samples are kept for equalization, correction and measurement.
 
     Example:
@@ -46,7 +47,7 @@ class Recipe:
     equalize: bool = True
     correct_bias: bool = True
     compensate: bool = True
-    samples: int = 24
+    samples: int = 16
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

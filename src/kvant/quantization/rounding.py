@@ -22,6 +22,8 @@ from kvant.quantization.weights import HIGHEST, QuantizedWeight
 LARGEST = 2400
 # Positions of one sample that enter the moments: this many, or twice the weights of an output channel if that is more.
 LEAST_POSITIONS = 256
+# Columns that are rounded one by one before their errors are spread over all later columns.
+BLOCK = 64
 # Added to the diagonal, relative to its mean: keeps the factor stable and the fit close to the trained weight.
 DAMPING = 0.01
 
@@ -104,8 +106,14 @@ def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tenso
     hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     values = torch.empty_like(rows)
-    for column in range(rows.shape[2]):
-        values[:, :, column] = torch.round(rows[:, :, column] / steps).clamp_(-HIGHEST, HIGHEST)
-        error = (rows[:, :, column] - values[:, :, column] * steps) / factor[:, column, column, None]
-        rows[:, :, column + 1 :] -= error[:, :, None] * factor[:, None, column, column + 1 :]
+    for start in range(0, rows.shape[2], BLOCK):
+        # Within a block errors move at once; beyond it they are gathered and move in one product.
+        stop = min(start + BLOCK, rows.shape[2])
+        errors = torch.empty_like(rows[:, :, start:stop])
+        for column in range(start, stop):
+            values[:, :, column] = torch.round(rows[:, :, column] / steps).clamp_(-HIGHEST, HIGHEST)
+            error = (rows[:, :, column] - values[:, :, column] * steps) / factor[:, column, column, None]
+            rows[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
+            errors[:, :, column - start] = error
+        rows[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
     return torch.empty_like(values).scatter_(2, order[:, None].expand_as(values), values)

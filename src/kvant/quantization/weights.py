@@ -12,8 +12,8 @@ from kvant.graph import Quantization
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
 
 HIGHEST = 127
-# The largest share of the accumulator that a bias may take.
-_BIAS_LIMIT = {"int32": 2.0**30, "int64": 2.0**60}
+# The part of an int32 accumulator that a bias may take: half.
+_BIAS_LIMIT = 2.0**30
 _CANDIDATES = torch.cat([torch.linspace(1.0, 0.7, 31), torch.linspace(0.68, 0.3, 20)])
 
 
@@ -79,14 +79,9 @@ def _safe(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale > 0, scale, torch.ones_like(scale)).clamp(MIN_SCALE, MAX_SCALE)
 
 
-def bias_type(activation: str) -> str:
-    """int32 beside uint8 activations, int64 beside int16."""
-    return "int32" if activation == "uint8" else "int64"
-
-
 def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, input_scale: float) -> QuantizedWeight:
     """Coarsen the scale of channels whose bias would not fit the accumulator beside it (dead channels, mostly)."""
-    needed = np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT["int32"])
+    needed = np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT)
     short = needed > quantized.scale
     if not short.any():
         return quantized
@@ -97,15 +92,18 @@ def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, i
     return QuantizedWeight(values, scale)
 
 
-def quantize_bias(bias: np.ndarray, input_scale: float, weight_scale: np.ndarray, dtype: str) -> np.ndarray:
-    """rne(bias / (input scale * weight scale)) as int32 or int64.
+def quantize_bias(bias: np.ndarray, input_scale: float, weight_scale: np.ndarray, activation: str) -> np.ndarray:
+    """rne(bias / (input scale * weight scale)) as int32, or as int64 where int16 activations need it.
 
     Raises:
         AccumulatorOverflowError: an entry does not fit the accumulator.
     """
     values = np.rint(bias.astype(np.float64) / (np.float64(input_scale) * weight_scale.astype(np.float64)))
-    if np.abs(values).max(initial=0) > 2 * _BIAS_LIMIT[dtype]:
-        raise AccumulatorOverflowError(
-            f"a bias of {float(np.abs(bias).max()):.4g} does not fit {dtype} at input scale {input_scale:.4g}"
-        )
-    return values.astype(dtype)
+    largest = np.abs(values).max(initial=0)
+    if largest <= _BIAS_LIMIT + 1024:
+        return values.astype(np.int32)
+    if activation == "int16" and largest < 2.0**62:
+        return values.astype(np.int64)
+    raise AccumulatorOverflowError(
+        f"a bias of {float(np.abs(bias).max()):.4g} does not fit the accumulator at input scale {input_scale:.4g}"
+    )
