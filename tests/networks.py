@@ -29,10 +29,6 @@ def pytorchcv_network(name: str, size: int = 64, batch: int = 8) -> nn.Module:
     torch.manual_seed(0)
     model = get_model(name, pretrained=False)
     generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
     inputs = [torch.randn(batch, 3, size, size, generator=generator) for _ in range(2)]
     return settle_batch_norm(model, inputs)
 

@@ -20,7 +20,7 @@ from kvant.quantization.progress import Progress
 from kvant.quantization.ranges import activation_type, choose_range
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.sensitivity import widen
-from kvant.quantization.simulate import Plan
+from kvant.quantization.simulate import Plan, float_outputs, measure
 from kvant.quantization.statistics import Channels, Sample, Statistics, Watch, collect
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.weights import QuantizedWeight, quantize_weight
@@ -127,24 +127,36 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     }
     narrow, wide = _types(graph, seen.observers, recipe)
     plan = Plan(graph, wide, weights, _biases(graph))
+    fitted, held = _split(seen.samples)
     if recipe.correct_bias:
-        plan = _round_weights(plan, seen.samples, recipe, show)
+        plan = _round_weights(plan, fitted, held, recipe, show)
     plan.types = narrow
     if recipe.target_sqnr is not None:
-        plan.types = widen(plan, wide, seen.samples, recipe.target_sqnr, show).types
+        plan.types = widen(plan, wide, held, recipe.target_sqnr, show).types
     if recipe.correct_bias and plan.types != wide:
-        plan = correct(plan, seen.samples, show).plan
+        plan = correct(plan, fitted, show)
     return plan
 
 
-def _round_weights(plan: Plan, samples: list[Sample], recipe: Recipe, show: Progress) -> Plan:
+def _split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples to fit on, and samples held out to decide on; too few to part serve for both."""
+    if len(samples) < 4:
+        return samples, samples
+    count = max(len(samples) // 4, 2)
+    return samples[:-count], samples[-count:]
+
+
+def _round_weights(plan: Plan, fitted: list[Sample], held: list[Sample], recipe: Recipe, show: Progress) -> Plan:
     """Correct biases, and round weights anew where int8 weights alone are what limits accuracy and it does help."""
-    nearest = correct(plan, samples, show)
-    enough = (recipe.target_sqnr or 0.0) + WEIGHT_MARGIN_DB
-    if not recipe.compensate or nearest.sqnr >= enough:
-        return nearest.plan
-    anew = correct(plan, samples, show, compensate=True)
-    return anew.plan if anew.sqnr > nearest.sqnr else nearest.plan
+    nearest = correct(plan, fitted, show)
+    if not recipe.compensate:
+        return nearest
+    references = float_outputs(plan.graph, held)
+    before = measure(nearest, held, references)
+    if before >= (recipe.target_sqnr or 0.0) + WEIGHT_MARGIN_DB:
+        return nearest
+    anew = correct(plan, fitted, show, compensate=True)
+    return anew if measure(anew, held, references) > before else nearest
 
 
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:

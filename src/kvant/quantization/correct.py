@@ -8,7 +8,7 @@ a layer corrects what the earlier ones could not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -18,22 +18,14 @@ from kvant.capture import Executor
 from kvant.graph import Node, ops
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
-from kvant.quantization.simulate import Plan, decibels, fake_quantize, noise_ratio
+from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
 
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """A corrected plan, and its signal to noise in dB at the outputs, on the samples it was corrected with."""
-
-    plan: Plan
-    sqnr: float
-
-
-def correct(plan: Plan, samples: list[Sample], show: Progress, *, compensate: bool = False) -> Corrected:
+def correct(plan: Plan, samples: list[Sample], show: Progress, *, compensate: bool = False) -> Plan:
     """``plan`` with the mean error on ``samples`` taken out of the biases.
 
     Args:
@@ -67,7 +59,7 @@ class _Correction:
             self.wanted.append(named)
             self.got.append({name: self._round(name, values) for name, values in named.items()})
 
-    def run(self, show: Progress) -> Corrected:
+    def run(self, show: Progress) -> Plan:
         last_use = {name: index for index, (node, _) in enumerate(self.pairs) for name in node.inputs}
         with torch.inference_mode():
             for index, (node, rough) in enumerate(show.track(self.pairs, "correcting biases")):
@@ -76,15 +68,7 @@ class _Correction:
                 else:
                     self._other(node, rough)
                 self._forget(index, last_use)
-        names = self.plan.graph.outputs
-        constants = {
-            name: torch.from_numpy(value) for name, value in self.plan.graph.constants.items() if name in names
-        }
-        wanted, got = (
-            [[{**constants, **one}[name] for name in names] for one in many] for many in (self.wanted, self.got)
-        )
-        plan = replace(self.plan, weights=self.weights, biases=self.biases)
-        return Corrected(plan, decibels(noise_ratio(wanted, got)))
+        return replace(self.plan, weights=self.weights, biases=self.biases)
 
     def _other(self, node: Node, rough: Node) -> None:
         for wanted, got, bindings in zip(self.wanted, self.got, self.bindings, strict=True):
@@ -128,7 +112,10 @@ class _Correction:
             return
         name = node.inputs[0]
         pairs = [(wanted[name], got[name]) for wanted, got in zip(self.wanted, self.got, strict=True)]
-        anew = compensated(weight, self.weights[node.output].scale, gather(node, weight, pairs))
+        moments = gather(node, weight, pairs)
+        if not moments.determined():
+            return
+        anew = compensated(weight, self.weights[node.output].scale, moments)
         self.weights[node.output] = anew
         self.rough.set_constant(rough.inputs[1], anew.dequantize())
 
@@ -148,7 +135,7 @@ class _Correction:
 
     def _forget(self, index: int, last_use: dict[str, int]) -> None:
         for name in self.pairs[index][0].inputs:
-            if last_use[name] == index and name not in self.plan.graph.outputs:
+            if last_use[name] == index:
                 for tensors in (*self.wanted, *self.got):
                     tensors.pop(name, None)
 

@@ -22,6 +22,8 @@ from kvant.quantization.weights import HIGHEST, QuantizedWeight
 LARGEST = 2400
 # Positions of one sample that enter the moments: this many, or twice the weights of an output channel if that is more.
 LEAST_POSITIONS = 256
+# Fewer positions than this for each weight of a channel would fit the samples, not the network.
+POSITIONS_PER_WEIGHT = 4
 # Columns that are rounded one by one before their errors are spread over all later columns.
 BLOCK = 64
 # Added to the diagonal, relative to its mean: keeps the factor stable and the fit close to the trained weight.
@@ -34,6 +36,11 @@ class Moments:
 
     own: torch.Tensor
     cross: torch.Tensor
+    positions: int
+
+    def determined(self) -> bool:
+        """Whether there are positions enough to say more about K weights than what these positions happened to be."""
+        return self.positions >= POSITIONS_PER_WEIGHT * self.own.shape[1]
 
 
 def rounds_well(node: Node, weight: np.ndarray) -> bool:
@@ -44,15 +51,17 @@ def rounds_well(node: Node, weight: np.ndarray) -> bool:
 def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
     """Moments of a layer's inputs over samples; each pair holds the float and the quantized network's input."""
     own = cross = None
+    positions = 0
     for exact, rough in pairs:
         wanted, got = _columns(node, weight, exact), _columns(node, weight, rough)
         first = torch.bmm(got, got.transpose(1, 2)).double()
         second = torch.bmm(wanted, got.transpose(1, 2)).double()
         own = first if own is None else own + first
         cross = second if cross is None else cross + second
+        positions += got.shape[2]
     if own is None or cross is None:
         raise ValueError("no samples")
-    return Moments(own, cross)
+    return Moments(own, cross, positions)
 
 
 def _columns(node: Node, weight: np.ndarray, values: torch.Tensor) -> torch.Tensor:

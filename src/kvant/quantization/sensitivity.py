@@ -17,7 +17,7 @@ import torch
 from kvant.capture import Executor
 from kvant.graph import Graph, TensorType, infer_shapes, ops
 from kvant.quantization.progress import Progress
-from kvant.quantization.simulate import Plan, Simulation, channel_powers, decibels, fake_quantize, noise_ratio
+from kvant.quantization.simulate import Plan, channel_powers, fake_quantize, float_outputs, measure
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values, ties
 
@@ -49,11 +49,11 @@ def widen(
         samples: measured on these.
         target: wanted signal to noise; lower where int8 weights alone do not reach it.
     """
-    references = _references(plan, samples)
-    before = _measure(plan, plan.types, samples, references)
+    references = float_outputs(plan.graph, samples)
+    before = measure(plan, samples, references)
     if before >= target:
         return Widening(plan.types, before, before, before, ())
-    ceiling = _measure(plan, wide, samples, references)
+    ceiling = measure(replace(plan, types=wide), samples, references)
     goal = min(target, ceiling - CEILING_MARGIN_DB)
     if before >= goal:
         return Widening(plan.types, before, before, ceiling, ())
@@ -62,18 +62,6 @@ def widen(
     order = _order(noise, group_cost(plan.graph, group_of))
     count, after = _search(plan, wide, samples, references, group_of, order, noise, goal)
     return Widening(_mixed(plan, wide, group_of, order[:count]), before, after, ceiling, tuple(order[:count]))
-
-
-def _references(plan: Plan, samples: Sequence[Sample]) -> list[list[torch.Tensor]]:
-    executor = Executor(plan.graph)
-    return [executor.run(sample) for sample in samples]
-
-
-def _measure(
-    plan: Plan, types: dict[str, TensorType], samples: Sequence[Sample], references: list[list[torch.Tensor]]
-) -> float:
-    simulation = Simulation(replace(plan, types=types))
-    return decibels(noise_ratio(references, [simulation.run(sample) for sample in samples]))
 
 
 def group_noise(
@@ -198,11 +186,11 @@ def _search(
     low, high, best = 0, len(order), float("nan")
     while high - low > max(1, len(order) // 24):
         middle = (low + high) // 2
-        got = _measure(plan, _mixed(plan, wide, group_of, order[:middle]), samples, references)
+        got = measure(replace(plan, types=_mixed(plan, wide, group_of, order[:middle])), samples, references)
         if got >= goal:
             high, best = middle, got
         else:
             low = middle
     if np.isnan(best):
-        best = _measure(plan, _mixed(plan, wide, group_of, order[:high]), samples, references)
+        best = measure(replace(plan, types=_mixed(plan, wide, group_of, order[:high])), samples, references)
     return high, best

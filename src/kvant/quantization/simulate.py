@@ -117,3 +117,15 @@ def decibels(ratio: float) -> float:
     20.0
     """
     return -10 * math.log10(max(ratio, 1e-30))
+
+
+def float_outputs(graph: Graph, samples: Sequence[Sample]) -> list[list[torch.Tensor]]:
+    """What the float graph gives for each sample."""
+    executor = Executor(graph)
+    return [executor.run(sample) for sample in samples]
+
+
+def measure(plan: Plan, samples: Sequence[Sample], references: Sequence[list[torch.Tensor]]) -> float:
+    """Signal to noise in dB at the outputs of ``plan``, channel by channel, against ``float_outputs``."""
+    simulation = Simulation(plan)
+    return decibels(noise_ratio(references, [simulation.run(sample) for sample in samples]))
