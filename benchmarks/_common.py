@@ -87,7 +87,7 @@ def in_new_process(script: str, job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         threads = str(job["threads"])
-        environment = os.environ | {"KVANT_THREADS": threads, "OMP_NUM_THREADS": threads}
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
         command = [sys.executable, script, "--job", json.dumps({**job, "result": str(result)})]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         found: dict[str, Any] = json.loads(result.read_text())
@@ -112,6 +112,7 @@ def conditions(threads: int) -> dict[str, Any]:
         "cpus": cpu_count(),
         "threads": threads,
         "load_before": round(os.getloadavg()[0], 2),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "versions": versions(PACKAGES),
     }
 

@@ -52,7 +52,7 @@ class Kvant:
         import torch
 
         torch.set_num_threads(threads)
-        self.torch = torch
+        self.torch, self.threads = torch, threads
         self.net = SPEC.build()
         self.folder = onnx.parent
 
@@ -66,13 +66,15 @@ class Kvant:
     def quantize(self, tensors: Sequence[Float32Array]) -> tuple[Infer, dict[str, Any]]:
         import kvant
         from kvant.pose.demo.run import multiplication_shares
+        from kvant.pose.demo.without_torch import use_threads
 
         inputs = [self.torch.from_numpy(tensor) for tensor in tensors]
         quantized = kvant.quantize(self.net, inputs[0], calibration=inputs)
         path = self.folder / "kvant.kvant"
         quantized.save(path)
-        facts = {**multiplication_shares(quantized), "backend": quantized.backend, "bytes": path.stat().st_size}
-        return kvant.load(path), facts
+        model = kvant.load(path)
+        backend = use_threads(model, self.threads)
+        return model, {**multiplication_shares(model), "backend": backend, "bytes": path.stat().st_size}
 
 
 class OpenVino:

@@ -56,7 +56,7 @@ def demo_table(report: Report) -> str:
             f"{report['int8xint8']:.1%} int8 x int8, {report['int16xint8']:.1%} int16 x int8",
         ],
     ]
-    table = markdown(["", "float32, torch", f"kvant, {report['backend']} back end"], rows)
+    table = markdown(["", "float32, torch", f"kvant ({report['backend']})"], rows)
     pictures = f"{len(report['pictures'])} frames of the sample video; quantized in {report['quantize_seconds']:.0f} s"
     return f"{table}\n\n{pictures}. {conditions(report)}"
 

@@ -107,6 +107,9 @@ def _pictures(options: Options, console: Console) -> Pictures:
 
 
 def _float_network(threads: int) -> torch.nn.Module:
+    # torch's threads spin while they wait for each other; on a machine that does anything else, that makes them many
+    # times slower than sleeping does. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     torch.set_num_threads(threads)
