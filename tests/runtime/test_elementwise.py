@@ -99,6 +99,5 @@ def test_scales_too_far_apart_are_refused():
 
 
 def test_int16_has_zero_point_0():
-    graph = one_op(ops.Requantize(), {"x": ((4,), typed("int16", 0.1, 5))}, typed("uint8"))
-    with pytest.raises(GraphError, match="zero point 5; it must be 0"):
-        run(graph, np.zeros(4, np.int16))
+    with pytest.raises(GraphError, match="zero point 5; int16 has zero point 0"):
+        one_op(ops.Requantize(), {"x": ((4,), typed("int16", 0.1, 5))}, typed("uint8"))
