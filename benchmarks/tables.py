@@ -48,7 +48,7 @@ def demo_table(report: Report) -> str:
     rows = [
         ["size of the file", f"{report['float_bytes'] / 1e6:.2f} MB", f"{report['file_bytes'] / 1e6:.2f} MB"],
         [f"time a picture, {size}", f"{report['float_ms']:.0f} ms", f"{report['int8_ms']:.0f} ms"],
-        ["people found", str(report["people_float"]), f"{found} of these {report['people_float']}"],
+        ["people found", str(report["people_float"]), f"{report['people_int8']}, {found} of them the same"],
         ["key points found", str(report["keypoints_float"]), f"{report['keypoint_agreement']:.1%} of these"],
         [
             "multiplications",

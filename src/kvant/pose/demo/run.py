@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def run(options: Options) -> list[str]:
     Results appear in `options.output` when everything is done: pictures, the file, `summary.json`. Raises DemoError
     if there are no pictures or the second process fails.
     """
-    console = Console()
+    console, load = Console(), os.getloadavg()[0]
     options.output.mkdir(parents=True, exist_ok=True)
     pictures = _pictures(options, console)
     calibration, compared = split(len(pictures.names), options.calibration, options.frames)
@@ -86,6 +87,7 @@ def run(options: Options) -> list[str]:
         names = [pictures.names[number] for number in compared]
         summary = _summary(net, work / FILE_NAME, held_out[0], reference, result, options)
         summary |= {"calibration_pictures": len(calibration), "quantize_seconds": round(seconds, 1)}
+        summary |= {"date": date.today().isoformat(), "load_before": round(load, 2)}
         summary["pictures"] = _draw(work, names, held_out, reference, result)
         (work / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         for file in (*summary["pictures"], FILE_NAME, "summary.json"):
