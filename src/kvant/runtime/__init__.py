@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 
 from kvant.format import read_file
+from kvant.runtime import native
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.model import QuantizedModel
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT
 
-__all__ = ["Multiplications", "QuantizedModel", "count_macs", "load"]
+__all__ = ["Multiplications", "QuantizedModel", "count_macs", "load", "native"]
 
 
 def load(

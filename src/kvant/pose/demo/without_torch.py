@@ -92,10 +92,10 @@ def use_threads(model: kvant.QuantizedModel, threads: int) -> str:
     """
     if model.backend != "native":
         return model.backend
-    from kvant.runtime.native import isa, set_num_threads
+    from kvant.runtime import native
 
-    set_num_threads(threads)
-    return f"native, {isa()}"
+    native.set_num_threads(threads)
+    return f"native, {native.isa()}"
 
 
 class Recorder:
