@@ -20,7 +20,7 @@ std::vector<RowBlock> row_blocks(int64_t count, int64_t pairs) {
 
 namespace {
 
-int32_t check(int64_t outputs, int64_t depth, int64_t groups, const int8_t *values, const int64_t *bias,
+int32_t check(int64_t outputs, int64_t depth, int64_t groups, const int16_t *values, const int64_t *bias,
               const float *multipliers, const kvant_sums *sums, kvant_weights **packed) {
   KVANT_REQUIRE(values && bias && multipliers && sums && packed, KVANT_NULL_POINTER);
   KVANT_REQUIRE(outputs >= 1 && groups >= 1 && outputs % groups == 0, KVANT_BAD_ARGUMENT);
@@ -43,16 +43,16 @@ std::unique_ptr<kvant_weights> describe(int64_t outputs, int64_t depth, int64_t 
 }
 
 // Rows `first` to `first + count` of the values, each filled up to whole pairs.
-std::vector<int16_t> padded_rows(const Depth &depth, const int8_t *values, int64_t first, int64_t count) {
+std::vector<int16_t> padded_rows(const Depth &depth, const int16_t *values, int64_t first, int64_t count) {
   std::vector<int16_t> rows(static_cast<size_t>(2 * depth.pairs * count));
   for (int64_t r = 0; r < count; ++r) {
-    const int8_t *from = values + (first + r) * depth.count;
+    const int16_t *from = values + (first + r) * depth.count;
     std::copy(from, from + depth.count, rows.begin() + 2 * depth.pairs * r);
   }
   return rows;
 }
 
-void pack_rows(kvant_weights &weights, const int8_t *values) {
+void pack_rows(kvant_weights &weights, const int16_t *values) {
   const int64_t per_group = weights.outputs / weights.groups;
   weights.blocks = row_blocks(per_group, weights.depth.pairs);
   const RowBlock &last = weights.blocks.back();
@@ -68,7 +68,7 @@ void pack_rows(kvant_weights &weights, const int8_t *values) {
 }
 
 // Columns are packed as rows are: panel[pair][column][2].
-void pack_columns(kvant_weights &weights, const int8_t *values) {
+void pack_columns(kvant_weights &weights, const int16_t *values) {
   weights.vectors = panel_vectors(weights.outputs);
   const int64_t width = weights.vectors * loops().lanes, panels = divide_up(weights.outputs, width);
   const int64_t panel_size = 2 * width * weights.depth.pairs;
@@ -85,7 +85,7 @@ void pack_columns(kvant_weights &weights, const int8_t *values) {
 
 using namespace kvant;
 
-extern "C" int32_t kvant_pack_conv(int64_t outputs, int64_t depth, int64_t groups, const int8_t *values,
+extern "C" int32_t kvant_pack_conv(int64_t outputs, int64_t depth, int64_t groups, const int16_t *values,
                                    const int64_t *bias, const float *multipliers, const kvant_sums *sums,
                                    kvant_weights **packed) {
   const int32_t status = check(outputs, depth, groups, values, bias, multipliers, sums, packed);
@@ -101,7 +101,7 @@ extern "C" int32_t kvant_pack_conv(int64_t outputs, int64_t depth, int64_t group
   return KVANT_OK;
 }
 
-extern "C" int32_t kvant_pack_linear(int64_t outputs, int64_t depth, const int8_t *values, const int64_t *bias,
+extern "C" int32_t kvant_pack_linear(int64_t outputs, int64_t depth, const int16_t *values, const int64_t *bias,
                                      const float *multipliers, const kvant_sums *sums, kvant_weights **packed) {
   const int32_t status = check(outputs, depth, 1, values, bias, multipliers, sums, packed);
   KVANT_REQUIRE(status == KVANT_OK, status);

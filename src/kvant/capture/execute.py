@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -65,6 +65,10 @@ class Executor:
     def set_constant(self, name: str, value: np.ndarray) -> None:
         """Let later calls of ``step`` see ``value`` (float32, the constant's shape) for the constant ``name``."""
         self._constants[name] = torch.from_numpy(value)
+
+    def differentiate(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The constants of these names, which ``run(..., gradients=True)`` differentiates by from now on."""
+        return {name: self._constants[name].requires_grad_() for name in names}
 
     def _run(self, inputs: Sequence[Tensor], observe: Observe | None) -> list[Tensor]:
         bindings = self.bind(inputs)

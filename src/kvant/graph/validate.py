@@ -15,8 +15,10 @@ from kvant.graph.infer import example_shapes, infer_shapes
 MAX_NAME_BYTES = 256
 MAX_COUNT = 65_536
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
-_WEIGHT_TYPES = ("int8",)
+_WEIGHT_TYPES = ("int8", "int16")
 _ACTIVATION_TYPES = ("uint8", "int16")
+# Two products of such a weight and an int16 activation fit int32.
+_LARGEST_WEIGHT = 2**15 - 1
 
 
 def validate(graph: Graph) -> None:
@@ -196,6 +198,8 @@ def _check_weighted(graph: Graph, node: Node, given: list[TensorType], output: T
         )
     if node.inputs[1] not in graph.constants or any(name not in graph.constants for name in node.inputs[2:]):
         raise GraphError(f"{node.describe()}: weight and bias must be constants")
+    if weight.dtype == "int16" and graph.constants[node.inputs[1]].min(initial=0) < -_LARGEST_WEIGHT:
+        raise GraphError(f"{node.describe()}: int16 weights reach from {-_LARGEST_WEIGHT} to {_LARGEST_WEIGHT}")
 
 
 def _check_symbols(graph: Graph) -> None:

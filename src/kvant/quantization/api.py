@@ -19,6 +19,7 @@ from kvant.quantization.observers import AnyObserver
 from kvant.quantization.progress import Progress
 from kvant.quantization.ranges import activation_type, choose_range
 from kvant.quantization.recipe import Recipe
+from kvant.quantization.refine import refine
 from kvant.quantization.sensitivity import widen
 from kvant.quantization.simulate import Plan, float_outputs, measure
 from kvant.quantization.statistics import Channels, Sample, Statistics, Watch, collect
@@ -28,6 +29,11 @@ from kvant.runtime import QuantizedModel
 
 # Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
 WEIGHT_MARGIN_DB = 8.0
+# Activations of 16 bits reach this much further than calibration saw: a bit they can spare, against saturation.
+HEADROOM = 2.0
+# Int8 weights may fall short of the target by this much before some get more bits, and then exceed it by this much.
+TOLERATED_DB = 3.0
+REFINED_DB = 2.0
 
 
 def quantize(
@@ -130,6 +136,8 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     fitted, held = _split(seen.samples)
     if recipe.correct_bias:
         plan = _round_weights(plan, fitted, held, recipe, show)
+    if recipe.fine_weights and recipe.target_sqnr is not None:
+        plan = _refine_weights(plan, fitted, held, recipe, recipe.target_sqnr, show)
     plan.types = narrow
     if recipe.target_sqnr is not None:
         plan.types = widen(plan, wide, held, recipe.target_sqnr, show).types
@@ -157,6 +165,20 @@ def _round_weights(plan: Plan, fitted: list[Sample], held: list[Sample], recipe:
         return nearest
     anew = correct(plan, fitted, show, compensate=True)
     return anew if measure(anew, held, references) > before else nearest
+
+
+def _refine_weights(
+    plan: Plan, fitted: list[Sample], held: list[Sample], recipe: Recipe, target: float, show: Progress
+) -> Plan:
+    """Finer weights where int8 weights alone miss the target by more than is left to activations."""
+    references = float_outputs(plan.graph, held)
+    if measure(plan, held, references) >= target - TOLERATED_DB:
+        return plan
+
+    def settle(changed: Plan) -> Plan:
+        return correct(changed, fitted, show) if recipe.correct_bias else changed
+
+    return refine(plan, held, references, target + REFINED_DB, settle, show)
 
 
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:
@@ -237,7 +259,8 @@ def _types(
     exact = Recipe(range_method="minmax")
     narrow, wide = {}, {}
     for name, group in group_of.items():
-        wide[name] = activation_type(choose_range(members[group], exact), 16)
+        low, high = choose_range(members[group], exact)
+        wide[name] = activation_type((low * HEADROOM, high * HEADROOM), 16)
         narrow[name] = wide[name]
         if recipe.activation_bits == 8 and group not in wanted:
             narrow[name] = activation_type(choose_range(members[group], recipe), 8)

@@ -108,7 +108,7 @@ class _Correction:
 
     def _round_anew(self, node: Node, rough: Node) -> None:
         weight = self.plan.graph.constants[node.inputs[1]]
-        if not rounds_well(node, weight):
+        if self.weights[node.output].fine or not rounds_well(node, weight):
             return
         name = node.inputs[0]
         pairs = [(wanted[name], got[name]) for wanted, got in zip(self.wanted, self.got, strict=True)]

@@ -30,6 +30,8 @@ class Recipe:
         correct_bias: take the mean error that quantization causes out of the biases, layer by layer.
         compensate: where int8 weights limit accuracy, round them so that the errors within a layer make up for each
             other on the kept samples (together with ``correct_bias``).
+        fine_weights: where int8 weights alone miss ``target_sqnr`` clearly, give 12 bits (kept as int16) to the weights
+            of the layers that cause most of it.
         samples: how many calibration samples are kept for equalization, correction and measurement.
 
     Example:
@@ -47,6 +49,7 @@ class Recipe:
     equalize: bool = True
     correct_bias: bool = True
     compensate: bool = True
+    fine_weights: bool = True
     samples: int = 16
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@ the fewest multiplications, then measure the real thing and widen more if it was
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +61,11 @@ def widen(
     group_of = ties(plan.graph)
     noise = group_noise(plan, samples, references, group_of, show)
     order = _order(noise, group_cost(plan.graph, group_of))
-    count, after = _search(plan, wide, samples, references, group_of, order, noise, goal)
+    count, after = smallest(
+        len(order),
+        lambda some: measure(replace(plan, types=_mixed(plan, wide, group_of, order[:some])), samples, references),
+        goal,
+    )
     return Widening(_mixed(plan, wide, group_of, order[:count]), before, after, ceiling, tuple(order[:count]))
 
 
@@ -74,9 +79,7 @@ def group_noise(
     """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
     executor = Executor(plan.simulated_graph())
     rounded = makes_values(plan.graph)
-    weights = {
-        index: (power * len(power)).rsqrt().float() for index, power in channel_powers(references).items()
-    }  # fmt: skip
+    weights = channel_weights(references)
     generator = torch.Generator().manual_seed(0)
     noise: dict[str, float] = {}
     for sample in show.track(list(samples), "measuring sensitivity"):
@@ -84,7 +87,7 @@ def group_noise(
         with torch.enable_grad():
             outputs = executor.run(sample, tape, gradients=True)
             for direction in range(DIRECTIONS):
-                loss = _along_random_direction(outputs, weights, generator)
+                loss = along_random_direction(outputs, weights, generator)
                 found = torch.autograd.grad(
                     loss, list(tape.seen.values()), retain_graph=direction + 1 < DIRECTIONS, allow_unused=True
                 )
@@ -92,7 +95,12 @@ def group_noise(
     return noise
 
 
-def _along_random_direction(
+def channel_weights(references: list[list[torch.Tensor]]) -> dict[int, torch.Tensor]:
+    """For each float output the factor of each channel, float32 (C), that makes noise relative to the signal."""
+    return {index: (power * len(power)).rsqrt().float() for index, power in channel_powers(references).items()}
+
+
+def along_random_direction(
     outputs: list[torch.Tensor], weights: dict[int, torch.Tensor], generator: torch.Generator
 ) -> torch.Tensor:
     """<v, outputs> for a random v, in which every channel's noise counts relative to its power."""
@@ -172,25 +180,18 @@ def _mixed(
     return {name: wide[name] if group_of[name] in chosen else type for name, type in plan.types.items()}
 
 
-def _search(
-    plan: Plan,
-    wide: dict[str, TensorType],
-    samples: Sequence[Sample],
-    references: list[list[torch.Tensor]],
-    group_of: dict[str, str],
-    order: list[str],
-    noise: dict[str, float],
-    goal: float,
-) -> tuple[int, float]:
-    """The smallest number of groups, in ``order``, that reaches ``goal``: a bisection over measured runs."""
-    low, high, best = 0, len(order), float("nan")
-    while high - low > max(1, len(order) // 24):
+def smallest(count: int, evaluate: Callable[[int], float], goal: float) -> tuple[int, float]:
+    """About the smallest of 1 ... ``count`` whose value reaches ``goal``, and its value: a bisection.
+
+    Args:
+        evaluate: the measured value for a number; it grows, but for noise.
+    """
+    low, high, best = 0, count, float("nan")
+    while high - low > max(1, count // 24):
         middle = (low + high) // 2
-        got = measure(replace(plan, types=_mixed(plan, wide, group_of, order[:middle])), samples, references)
+        got = evaluate(middle)
         if got >= goal:
             high, best = middle, got
         else:
             low = middle
-    if np.isnan(best):
-        best = measure(replace(plan, types=_mixed(plan, wide, group_of, order[:high])), samples, references)
-    return high, best
+    return high, evaluate(high) if math.isnan(best) else best

@@ -11,7 +11,10 @@ from kvant.errors import AccumulatorOverflowError
 from kvant.graph import Quantization
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
 
+# Integers of a weight reach as far on either side: int8, and the 12 bits that fine weights take of their int16, few
+# enough that sums of products with int16 activations stay in int32 over long stretches.
 HIGHEST = 127
+HIGHEST_FINE = 2047
 # The part of an int32 accumulator that a bias may take: half.
 _BIAS_LIMIT = 2.0**30
 _CANDIDATES = torch.cat([torch.linspace(1.0, 0.7, 31), torch.linspace(0.68, 0.3, 20)])
@@ -19,10 +22,15 @@ _CANDIDATES = torch.cat([torch.linspace(1.0, 0.7, 31), torch.linspace(0.68, 0.3,
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """int8 values of a weight's shape and float32 scales (O), one for each output channel (axis 0)."""
+    """Values of a weight's shape, int8 or fine in int16, and float32 scales (O), one for each channel of axis 0."""
 
     values: np.ndarray
     scale: np.ndarray
+
+    @property
+    def fine(self) -> bool:
+        """Whether the values have 12 bits instead of 8."""
+        return self.values.dtype == np.int16
 
     def dequantize(self) -> np.ndarray:
         """The float32 weight that the integers stand for."""
@@ -50,6 +58,19 @@ def quantize_weight(weight: np.ndarray, moment: np.ndarray | None, method: str) 
         scale = _search(flat, _flat_moment(weight, moment), largest)
     values = torch.round(flat / scale[:, None]).clamp_(-HIGHEST, HIGHEST)
     return QuantizedWeight(values.to(torch.int8).numpy().reshape(weight.shape), scale.numpy())
+
+
+def fine_weight(weight: np.ndarray) -> QuantizedWeight:
+    """Round ``weight`` (float32, (O, ...)) to int16 in [-2047, 2047] with one scale for each output channel."""
+    flat = weight.reshape(weight.shape[0], -1)
+    scale = _safe(torch.from_numpy(np.abs(flat).max(axis=1) / np.float32(HIGHEST_FINE))).numpy()
+    return _rounded(weight, scale, fine=True)
+
+
+def _rounded(weight: np.ndarray, scale: np.ndarray, fine: bool) -> QuantizedWeight:
+    highest, dtype = (HIGHEST_FINE, np.int16) if fine else (HIGHEST, np.int8)
+    column = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return QuantizedWeight(np.clip(np.rint(weight / column), -highest, highest).astype(dtype), scale)
 
 
 def _flat_moment(weight: np.ndarray, moment: np.ndarray | None) -> torch.Tensor | None:
@@ -87,9 +108,7 @@ def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, i
         return quantized
     scale = np.where(short, np.nextafter(needed.astype(np.float32), np.float32(np.inf)), quantized.scale)
     scale = np.clip(scale, MIN_SCALE, MAX_SCALE).astype(np.float32)
-    column = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    values = np.clip(np.rint(weight / column), -HIGHEST, HIGHEST).astype(np.int8)
-    return QuantizedWeight(values, scale)
+    return _rounded(weight, scale, quantized.fine)
 
 
 def quantize_bias(bias: np.ndarray, input_scale: float, weight_scale: np.ndarray, activation: str) -> np.ndarray:

@@ -88,7 +88,7 @@ def furthest(type: TensorType) -> int:
     return max(abs(low - zero), abs(high - zero))
 
 
-def accumulator_bound(x: TensorType, weight: npt.NDArray[np.int8], bias: Int64) -> int:
+def accumulator_bound(x: TensorType, weight: npt.NDArray[np.int8 | np.int16], bias: Int64) -> int:
     """A proven bound of ``|sum (qx - zx) qw + qbias|`` over all inputs and output channels.
 
     Args:

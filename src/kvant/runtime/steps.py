@@ -23,7 +23,7 @@ class Weights:
     """Weights of a convolution or linear layer, prepared once when a graph is loaded.
 
     Attributes:
-        values: int8, output channels first: (O, C / groups, KH, KW), or (O, K) for a linear layer.
+        values: int8 or int16, output channels first: (O, C / groups, KH, KW), or (O, K) for a linear layer.
         bias: int64, (O).
         multipliers: float32, (O): scale of x times scale of the weight over scale of y.
         bound: proven bound of the accumulator's magnitude.
@@ -31,7 +31,7 @@ class Weights:
         groups: groups of output channels, each with inputs of its own.
     """
 
-    values: npt.NDArray[np.int8]
+    values: npt.NDArray[np.int8 | np.int16]
     bias: Int64
     multipliers: Float32
     bound: int

@@ -47,13 +47,13 @@ def _weights(graph: Graph, node: Node) -> Weights:
     if x.quantization is None or weight.quantization is None or output.quantization is None:
         raise GraphError("its input, weight or output is not quantized; quantize the graph before running it")
     values = np.ascontiguousarray(graph.constants[node.inputs[1]])
-    if values.dtype != np.int8:
-        raise GraphError(f"its weight is {values.dtype}, expected int8")
+    if values.dtype not in (np.int8, np.int16):
+        raise GraphError(f"its weight is {values.dtype}, expected int8 or int16")
     bias = np.zeros(values.shape[0], np.int64)
     if len(node.inputs) > 2:
         bias = graph.constants[node.inputs[2]].astype(np.int64)
     bound = accumulator_bound(x, values, bias)
-    largest = furthest(x) * int(np.abs(values.astype(np.int16)).max(initial=0))
+    largest = furthest(x) * int(np.abs(values.astype(np.int32)).max(initial=0))
     groups = getattr(node.op, "groups", 1)
     return Weights(values, bias, _multipliers(x, weight, output, len(bias)), bound, exact_terms(largest), groups)
 

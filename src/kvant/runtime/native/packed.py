@@ -26,7 +26,11 @@ class Packed:
         depth = weights.values.size // outputs
         values, bias, multipliers = (
             np.require(array, dtype, ["C", "A"])
-            for array, dtype in ((weights.values, np.int8), (weights.bias, np.int64), (weights.multipliers, np.float32))
+            for array, dtype in (
+                (weights.values, np.int16),
+                (weights.bias, np.int64),
+                (weights.multipliers, np.float32),
+            )
         )
         sums = Sums(weights.terms, int(weights.bound > INT32_MAX))
         self.pointer = c_void_p()

@@ -1,0 +1,89 @@
+"""Which layers need finer weights: the noise that rounding each one's weights to 8 bits causes at the outputs.
+
+Most networks need none. Where 8-bit weights alone leave too little signal (small depthwise networks, mostly), the
+layers whose rounding hurts most for their size get 12 bits, kept as int16, until it is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from kvant.capture import Executor
+from kvant.quantization.progress import Progress
+from kvant.quantization.sensitivity import DIRECTIONS, along_random_direction, channel_weights, smallest
+from kvant.quantization.simulate import Plan, measure
+from kvant.quantization.statistics import Sample
+from kvant.quantization.weights import fine_weight
+
+References = list[list[torch.Tensor]]
+
+
+def refine(
+    plan: Plan,
+    samples: Sequence[Sample],
+    references: References,
+    goal: float,
+    settle: Callable[[Plan], Plan],
+    show: Progress,
+) -> Plan:
+    """``plan`` with 12-bit weights in as few layers as needed for ``goal`` dB at the outputs.
+
+    Args:
+        plan: everything decided, activations in 16 bits so that weights are what limits accuracy.
+        samples: measured on these; ``references`` are the float outputs for them.
+        settle: adjusts biases to changed weights.
+    """
+    noise = weight_noise(plan, samples, references, show)
+    total = sum(plan.weights[name].values.size for name in noise)
+    # Even a tiny layer costs something: it runs with wider products.
+    order = sorted(noise, key=lambda name: -noise[name] / (plan.weights[name].values.size + 0.2 * total / len(noise)))
+
+    def refined(count: int) -> Plan:
+        weights = dict(plan.weights)
+        for name in order[:count]:
+            weights[name] = fine_weight(_float_weight(plan, name).numpy())
+        return settle(replace(plan, weights=weights))
+
+    count, _ = smallest(len(order), lambda some: measure(refined(some), samples, references), goal)
+    return refined(count)
+
+
+def weight_noise(
+    plan: Plan, samples: Sequence[Sample], references: References, show: Progress
+) -> dict[str, float]:  # fmt: skip
+    """Noise over signal at the outputs that the rounding of each layer's weights causes, by the layer's output.
+
+    The gradient of a random combination of the outputs by a weight, times the weight's rounding error, squared and
+    averaged over combinations and samples.
+    """
+    graph = plan.simulated_graph()
+    executor = Executor(graph)
+    constants = {node.output: node.inputs[1] for node in graph.nodes if node.output in plan.weights}
+    errors = {
+        name: torch.from_numpy(weight.dequantize()) - _float_weight(plan, name) for name, weight in plan.weights.items()
+    }
+    tensors = executor.differentiate(constants.values())
+    weights = channel_weights(references)
+    generator = torch.Generator().manual_seed(0)
+    noise = dict.fromkeys(plan.weights, 0.0)
+    for sample in show.track(list(samples), "measuring weights"):
+        with torch.enable_grad():
+            outputs = executor.run(sample, gradients=True)
+            for direction in range(DIRECTIONS):
+                loss = along_random_direction(outputs, weights, generator)
+                more = direction + 1 < DIRECTIONS
+                found = torch.autograd.grad(loss, list(tensors.values()), retain_graph=more, allow_unused=True)
+                for name, gradient in zip(constants, found, strict=True):
+                    if gradient is not None:
+                        effect = float((gradient * errors[name]).sum(dtype=torch.float64))
+                        noise[name] += effect * effect / (DIRECTIONS * len(samples))
+    return noise
+
+
+def _float_weight(plan: Plan, name: str) -> torch.Tensor:
+    """The float32 weight of the layer whose output is ``name``."""
+    node = plan.graph.producers()[name]
+    return torch.from_numpy(plan.graph.constants[node.inputs[1]])
