@@ -73,7 +73,7 @@ def conv_shape(**changes: object) -> library.ConvShape:
 def pack(
     lib: ctypes.CDLL, linear: bool = False, terms: int = 1000, outputs: int = 3, depth: int = 2
 ) -> tuple[int, c_void_p]:
-    values, bias = np.ones((3, 2), np.int8), np.zeros(3, np.int64)
+    values, bias = np.ones((3, 2), np.int16), np.zeros(3, np.int64)
     factors = np.ones(3, np.float32)
     pointers = [c_void_p(array.ctypes.data) for array in (values, bias, factors)]
     packed, sums = c_void_p(), byref(library.Sums(terms, 0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvant.errors import AccumulatorOverflowError
+from kvant.errors import AccumulatorOverflowError, GraphError
 from kvant.graph import ops
 
 from .graphs import one_op, random_integers, real, run, to_integers, typed, weighted_graph
@@ -35,15 +35,16 @@ CONVS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+@pytest.mark.parametrize(("dtype", "weights"), [("uint8", "int8"), ("int16", "int8"), ("uint8", "int16")])
 @pytest.mark.parametrize(("groups", "strides", "begin", "end", "dilations", "kernel"), CONVS)
-def test_conv_equals_torch_float64_sums(dtype, groups, strides, begin, end, dilations, kernel):
+def test_conv_equals_torch_float64_sums(dtype, weights, groups, strides, begin, end, dilations, kernel):
     rng = np.random.default_rng(0)
     x_type, y_type = typed(dtype), typed("uint8", 0.2, 7)
     x = random_integers(rng, (2, 8, 9, 11), dtype)
-    weight = random_integers(rng, (8, 8 // groups, *kernel), "int8")
+    weight = random_integers(rng, (8, 8 // groups, *kernel), weights)
+    weight = np.maximum(weight, -np.iinfo(weight.dtype).max)
     bias = rng.integers(-5000, 5000, 8)
-    scales = rng.uniform(1e-4, 1e-3, 8).astype(np.float32)
+    scales = (rng.uniform(1e-4, 1e-3, 8) * (1 if weights == "int8" else 2**-8)).astype(np.float32)
     op = ops.Conv(strides, begin, end, dilations, groups)
     result = run(weighted_graph(op, x.shape, x_type, weight, bias, y_type, scales), x)
     centred = torch.from_numpy(x.astype(np.float64) - x_type.quantization.zero_point)
@@ -107,6 +108,24 @@ def test_linear_is_exact_near_the_int32_bound():
     multiplier = np.float32(2.0**-10 / 100.0)
     expected = np.rint(sums.astype(np.float32) * multiplier).clip(-32768, 32767)
     np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("x_value", [-32768, 32767])
+def test_the_largest_16_bit_operands_are_exact(x_value):
+    """Every pair of products comes within 2**17 of int32's end; the sums lie far beyond it."""
+    x, weight = np.full((3, 515), x_value, np.int16), np.full((19, 515), 32767, np.int16)
+    weight[1::2] = -32767
+    graph = weighted_graph(ops.Linear(), x.shape, typed("int16", 1.0), weight, None, typed("int16", 2.0**25), 1.0)
+    sums = x.astype(np.int64) @ weight.astype(np.int64).T
+    expected = np.rint(sums.astype(np.float32) * np.float32(2.0**-25)).astype(np.int64)
+    np.testing.assert_array_equal(run(graph, x), expected)
+    assert len(np.unique(expected)) == 2
+
+
+def test_a_weight_of_minus_32768_is_refused():
+    weight = np.full((1, 4), -32768, np.int16)
+    with pytest.raises(GraphError, match="int16 weights reach from -32767 to 32767"):
+        weighted_graph(ops.Linear(), (1, 4), typed("int16"), weight, None, typed("uint8"))
 
 
 def test_bias_beyond_int64_is_refused():

@@ -18,6 +18,9 @@ from kvant.quantization.simulate import Plan, measure
 from kvant.quantization.statistics import Sample
 from kvant.quantization.weights import fine_weight
 
+# The number of layers is told apart this finely: every trial corrects the biases of the whole network.
+PARTS = 10
+
 References = list[list[torch.Tensor]]
 
 
@@ -47,7 +50,7 @@ def refine(
             weights[name] = fine_weight(_float_weight(plan, name).numpy())
         return settle(replace(plan, weights=weights))
 
-    count, _ = smallest(len(order), lambda some: measure(refined(some), samples, references), goal)
+    count, _ = smallest(len(order), lambda some: measure(refined(some), samples, references), goal, PARTS)
     return refined(count)
 
 
@@ -79,7 +82,7 @@ def weight_noise(
                 for name, gradient in zip(constants, found, strict=True):
                     if gradient is not None:
                         effect = float((gradient * errors[name]).sum(dtype=torch.float64))
-                        noise[name] += effect * effect / (DIRECTIONS * len(samples))
+                        noise[name] += effect * effect / DIRECTIONS
     return noise
 
 

@@ -180,14 +180,15 @@ def _mixed(
     return {name: wide[name] if group_of[name] in chosen else type for name, type in plan.types.items()}
 
 
-def smallest(count: int, evaluate: Callable[[int], float], goal: float) -> tuple[int, float]:
+def smallest(count: int, evaluate: Callable[[int], float], goal: float, parts: int = 24) -> tuple[int, float]:
     """About the smallest of 1 ... ``count`` whose value reaches ``goal``, and its value: a bisection.
 
     Args:
+        parts: how finely the numbers are told apart.
         evaluate: the measured value for a number; it grows, but for noise.
     """
     low, high, best = 0, count, float("nan")
-    while high - low > max(1, count // 24):
+    while high - low > max(1, count // parts):
         middle = (low + high) // 2
         got = evaluate(middle)
         if got >= goal:
