@@ -12,8 +12,9 @@ from kvant.capture import capture, prepare
 from kvant.graph import ops
 from kvant.quantization.progress import Progress
 from kvant.quantization.refine import weight_noise
-from kvant.quantization.simulate import Plan, decibels, float_outputs, measure
+from kvant.quantization.simulate import Plan
 from kvant.quantization.weights import fine_weight, quantize_weight
+from kvant.quantization.yardstick import Yardstick, decibels
 from networks import settle_batch_norm, sqnr_db
 
 
@@ -87,11 +88,10 @@ def test_predicted_noise_is_what_rounding_one_layer_does() -> None:
     exact = {name: fine_weight(graph.constants[inputs[name][1]]) for name in names}
     rough = {name: quantize_weight(graph.constants[inputs[name][1]], None, "minmax") for name in names}
     biases = {name: graph.constants[inputs[name][2]] for name in names if len(inputs[name]) > 2}
-    samples = [[picture] for picture in pictures(24)]
-    references = float_outputs(graph, samples)
+    yardstick = Yardstick(graph, [[picture] for picture in pictures(24)])
     types = {name: graph.types[name] for name in graph.activations()}  # float: nothing is rounded but weights
-    predicted = weight_noise(Plan(graph, types, rough, biases), samples, references, Progress(False))
+    predicted = weight_noise(Plan(graph, types, rough, biases), yardstick, Progress(False))
     for name in names:
         plan = Plan(graph, types, {**exact, name: rough[name]}, biases)
-        found = measure(plan, samples, references)
+        found = yardstick.measure(plan)
         assert decibels(predicted[name]) == pytest.approx(found, abs=4)

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
 import torch
 
 from kvant.capture import capture, prepare
-from kvant.errors import CalibrationError, RecipeError
+from kvant.errors import CalibrationError
 from kvant.graph import Graph, TensorType, ops, validate
 from kvant.quantization.convert import convert
-from kvant.quantization.correct import correct
+from kvant.quantization.correct import correct, float_means
 from kvant.quantization.equalize import equalize
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.progress import Progress
-from kvant.quantization.ranges import activation_type, choose_range
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.refine import refine
 from kvant.quantization.sensitivity import widen
-from kvant.quantization.simulate import Plan, float_outputs, measure
+from kvant.quantization.simulate import Plan
 from kvant.quantization.statistics import Channels, Sample, Statistics, Watch, collect
-from kvant.quantization.ties import makes_values, ties
+from kvant.quantization.ties import makes_values
+from kvant.quantization.types import activation_types
 from kvant.quantization.weights import QuantizedWeight, quantize_weight
+from kvant.quantization.yardstick import Yardstick
 from kvant.runtime import QuantizedModel
 
 # Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
 WEIGHT_MARGIN_DB = 8.0
-# Activations of 16 bits reach this much further than calibration saw: a bit they can spare, against saturation.
-HEADROOM = 2.0
 # Int8 weights may fall short of the target by this much before some get more bits, and then exceed it by this much.
-TOLERATED_DB = 3.0
+TOLERATED_DB = 1.0
 REFINED_DB = 2.0
 
 
@@ -131,54 +129,64 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
         for node in graph.nodes
         if isinstance(node.op, ops.WEIGHTED)
     }
-    narrow, wide = _types(graph, seen.observers, recipe)
+    narrow, wide = activation_types(graph, seen.observers, recipe)
     plan = Plan(graph, wide, weights, _biases(graph))
     fitted, held = _split(seen.samples)
+    trial = Trial(fitted, Yardstick(graph, held), recipe, show)
     if recipe.correct_bias:
-        plan = _round_weights(plan, fitted, held, recipe, show)
+        plan = _round_weights(plan, trial)
     if recipe.fine_weights and recipe.target_sqnr is not None:
-        plan = _refine_weights(plan, fitted, held, recipe, recipe.target_sqnr, show)
+        plan = _refine_weights(plan, trial, recipe.target_sqnr)
     plan.types = narrow
     if recipe.target_sqnr is not None:
-        plan.types = widen(plan, wide, held, recipe.target_sqnr, show).types
-    if recipe.correct_bias and plan.types != wide:
-        plan = correct(plan, fitted, show)
-    return plan
+        plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show).types
+    return plan if plan.types == wide else trial.correct(plan)
+
+
+class Trial:
+    """Samples that biases and weights are fitted to, and a yardstick of samples held out, on which choices are made."""
+
+    def __init__(self, fitted: list[Sample], yardstick: Yardstick, recipe: Recipe, show: Progress) -> None:
+        self.fitted = fitted
+        self.yardstick = yardstick
+        self.recipe = recipe
+        self.show = show
+        self._means: dict[str, torch.Tensor] = {}
+
+    def correct(self, plan: Plan, *, compensate: bool = False) -> Plan:
+        """Biases (and weights) of ``plan`` corrected, if the recipe wants it."""
+        if not self.recipe.correct_bias:
+            return plan
+        if not self._means:
+            self._means = float_means(plan.graph, self.fitted)
+        return correct(plan, self.fitted, self._means, self.show, compensate=compensate)
 
 
 def _split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Samples to fit on, and samples held out to decide on; too few to part serve for both."""
     if len(samples) < 4:
         return samples, samples
-    count = max(len(samples) // 4, 2)
+    count = max(len(samples) // 4, min(len(samples) // 2, 3))
     return samples[:-count], samples[-count:]
 
 
-def _round_weights(plan: Plan, fitted: list[Sample], held: list[Sample], recipe: Recipe, show: Progress) -> Plan:
+def _round_weights(plan: Plan, trial: Trial) -> Plan:
     """Correct biases, and round weights anew where int8 weights alone are what limits accuracy and it does help."""
-    nearest = correct(plan, fitted, show)
-    if not recipe.compensate:
+    nearest = trial.correct(plan)
+    if not trial.recipe.compensate:
         return nearest
-    references = float_outputs(plan.graph, held)
-    before = measure(nearest, held, references)
-    if before >= (recipe.target_sqnr or 0.0) + WEIGHT_MARGIN_DB:
+    before = trial.yardstick.measure(nearest)
+    if before >= (trial.recipe.target_sqnr or 0.0) + WEIGHT_MARGIN_DB:
         return nearest
-    anew = correct(plan, fitted, show, compensate=True)
-    return anew if measure(anew, held, references) > before else nearest
+    anew = trial.correct(plan, compensate=True)
+    return anew if trial.yardstick.measure(anew) > before else nearest
 
 
-def _refine_weights(
-    plan: Plan, fitted: list[Sample], held: list[Sample], recipe: Recipe, target: float, show: Progress
-) -> Plan:
+def _refine_weights(plan: Plan, trial: Trial, target: float) -> Plan:
     """Finer weights where int8 weights alone miss the target by more than is left to activations."""
-    references = float_outputs(plan.graph, held)
-    if measure(plan, held, references) >= target - TOLERATED_DB:
+    if trial.yardstick.measure(plan) >= target - TOLERATED_DB:
         return plan
-
-    def settle(changed: Plan) -> Plan:
-        return correct(changed, fitted, show) if recipe.correct_bias else changed
-
-    return refine(plan, held, references, target + REFINED_DB, settle, show)
+    return refine(plan, trial.yardstick, target + REFINED_DB, trial.correct, trial.show)
 
 
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:
@@ -244,52 +252,3 @@ def _biases(graph: Graph) -> dict[str, np.ndarray]:
         for node in graph.nodes
         if isinstance(node.op, ops.WEIGHTED) and len(node.inputs) > 2
     }
-
-
-def _types(
-    graph: Graph, observers: dict[str, AnyObserver], recipe: Recipe
-) -> tuple[dict[str, TensorType], dict[str, TensorType]]:
-    """The types the recipe asks for, and the types with 16 bits everywhere."""
-    group_of = ties(graph)
-    members: dict[str, list[AnyObserver]] = {}
-    for name, observer in observers.items():
-        members.setdefault(group_of[name], []).append(observer)
-    _observe_constants(graph, group_of, members)
-    wanted = _wanted_wide(graph, group_of, recipe)
-    exact = Recipe(range_method="minmax")
-    narrow, wide = {}, {}
-    for name, group in group_of.items():
-        low, high = choose_range(members[group], exact)
-        wide[name] = activation_type((low * HEADROOM, high * HEADROOM), 16)
-        narrow[name] = wide[name]
-        if recipe.activation_bits == 8 and group not in wanted:
-            narrow[name] = activation_type(choose_range(members[group], recipe), 8)
-    return narrow, wide
-
-
-def _observe_constants(graph: Graph, group_of: dict[str, str], members: dict[str, list[AnyObserver]]) -> None:
-    """Constants that are joined with activations, and padding values, must lie inside the range too."""
-    from kvant.quantization.observers import Extremes
-
-    def include(group: str, low: float, high: float) -> None:
-        extremes = Extremes()
-        extremes.observe(torch.empty(0), low, high)
-        members.setdefault(group, []).append(extremes)
-
-    for name, group in group_of.items():
-        if name in graph.constants:
-            include(group, float(graph.constants[name].min()), float(graph.constants[name].max()))
-    for node in graph.nodes:
-        if isinstance(node.op, ops.Pad) and node.op.mode == "constant" and node.op.value != 0:
-            include(group_of[node.output], node.op.value, node.op.value)
-
-
-def _wanted_wide(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[str]:
-    modules = {node.output: node.source.module for node in graph.nodes}
-    wanted = set()
-    for pattern in recipe.wide:
-        hits = [name for name in group_of if fnmatch(name, pattern) or fnmatch(modules.get(name, ""), pattern)]
-        if not hits:
-            raise RecipeError(f"Recipe(wide=...): {pattern!r} matches no tensor and no module of this model")
-        wanted |= {group_of[name] for name in hits}
-    return wanted

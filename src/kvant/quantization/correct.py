@@ -1,9 +1,9 @@
 """Sequential empirical bias correction: take the mean error of each layer out of its bias, from first to last.
 
 Rounding errors times inputs that are not zero on average shift a layer's mean output, and the shifts add up with depth
-(Nagel et al. 2019, section 4.2; Finkelstein et al. 2019). The float and the quantized network run side by side, node by
-node, on the same samples; each layer's bias absorbs the difference of the means before the next layer is looked at, so
-a layer corrects what the earlier ones could not.
+(Nagel et al. 2019, section 4.2; Finkelstein et al. 2019). The quantized network runs node by node on all samples; each
+layer's bias absorbs the difference from the float network's mean before the next layer is looked at, so a layer
+corrects what the earlier ones could not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Node, ops
+from kvant.graph import Graph, Node, ops
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
 from kvant.quantization.simulate import Plan, fake_quantize
@@ -25,78 +25,105 @@ from kvant.quantization.ties import makes_values
 Tensors = dict[str, torch.Tensor]
 
 
-def correct(plan: Plan, samples: list[Sample], show: Progress, *, compensate: bool = False) -> Plan:
+def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """The mean of each channel of every weighted node's output, before its clamp, in the float network.
+
+    Returns:
+        float64 (O) by the node's output; means over ``samples``, positions and, for linear layers, rows.
+    """
+    executor = Executor(graph)
+    sums = {node.output: _Mean(_axis(node)) for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
+    last_use = _last_uses(graph)
+    with torch.inference_mode():
+        for sample in samples:
+            bindings = executor.bind(sample)
+            values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
+            for index, node in enumerate(graph.nodes):
+                if node.output in sums:
+                    open_values = executor.step(_without_clamp(node), values, bindings)
+                    sums[node.output].add(open_values)
+                    values[node.output] = _clamped(open_values, node.op.clamp)  # type: ignore[union-attr]
+                else:
+                    values[node.output] = executor.step(node, values, bindings)
+                _drop(values, node, index, last_use)
+    return {name: mean.value() for name, mean in sums.items()}
+
+
+def correct(
+    plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], show: Progress, *, compensate: bool = False
+) -> Plan:
     """``plan`` with the mean error on ``samples`` taken out of the biases.
 
     Args:
         plan: what is decided so far; its types say where the quantized network rounds.
         samples: lists of tensors in the order of the graph's inputs, all of them run in step.
+        wanted: ``float_means`` of the graph on the same samples.
         compensate: also round each layer's weights anew, by ``kvant.quantization.rounding``, where that is affordable.
 
     Returns:
         A plan in which every weighted node has a bias, but those whose error the next layers' biases take out.
     """
-    return _Correction(plan, samples, compensate).run(show)
+    return _Correction(plan, samples, wanted, compensate).run(show)
 
 
 class _Correction:
-    def __init__(self, plan: Plan, samples: list[Sample], compensate: bool) -> None:
+    def __init__(self, plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], compensate: bool) -> None:
         self.plan = plan
-        self.compensate = compensate
+        self.wanted = wanted
         self.weights = dict(plan.weights)
         simulated = plan.simulated_graph()
-        self.exact = Executor(plan.graph)
         self.rough = Executor(simulated)
         self.pairs = list(zip(plan.graph.nodes, simulated.nodes, strict=True))
         self.rounded = makes_values(plan.graph)
         self.biases = dict(plan.biases)
         self.consumers = plan.graph.consumers()
-        self.wanted: list[Tensors] = []
         self.got: list[Tensors] = []
-        self.bindings = [self.exact.bind(sample) for sample in samples]
+        self.bindings = [self.rough.bind(sample) for sample in samples]
+        # The float network runs beside the quantized one only where weights are rounded to its activations.
+        self.exact = Executor(plan.graph) if compensate else None
+        self.true: list[Tensors] = []
         for sample in samples:
             named = {entry.name: values for entry, values in zip(plan.graph.inputs, sample, strict=True)}
-            self.wanted.append(named)
             self.got.append({name: self._round(name, values) for name, values in named.items()})
+            if compensate:
+                self.true.append(named)
 
     def run(self, show: Progress) -> Plan:
-        last_use = {name: index for index, (node, _) in enumerate(self.pairs) for name in node.inputs}
+        last_use = _last_uses(self.plan.graph)
         with torch.inference_mode():
             for index, (node, rough) in enumerate(show.track(self.pairs, "correcting biases")):
                 if isinstance(node.op, ops.WEIGHTED):
                     self._weighted(node, rough)
                 else:
-                    self._other(node, rough)
-                self._forget(index, last_use)
+                    for got, bindings in zip(self.got, self.bindings, strict=True):
+                        got[node.output] = self._round(node.output, self.rough.step(rough, got, bindings))
+                self._follow(node)
+                for values in (*self.got, *self.true):
+                    _drop(values, node, index, last_use)
         return replace(self.plan, weights=self.weights, biases=self.biases)
 
-    def _other(self, node: Node, rough: Node) -> None:
-        for wanted, got, bindings in zip(self.wanted, self.got, self.bindings, strict=True):
-            wanted[node.output] = self.exact.step(node, wanted, bindings)
-            got[node.output] = self._round(node.output, self.rough.step(rough, got, bindings))
+    def _follow(self, node: Node) -> None:
+        """Run the float network's node, if it runs at all."""
+        if self.exact is not None:
+            for true, bindings in zip(self.true, self.bindings, strict=True):
+                true[node.output] = self.exact.step(node, true, bindings)
 
     def _weighted(self, node: Node, rough: Node) -> None:
-        if self.compensate:
+        if self.exact is not None:
             self._round_anew(node, rough)
-        clamp = node.op.clamp  # type: ignore[union-attr]
-        open_node, open_rough = _without_clamp(node), _without_clamp(rough)
-        for wanted, got, bindings in zip(self.wanted, self.got, self.bindings, strict=True):
-            wanted[node.output] = self.exact.step(open_node, wanted, bindings)
+        open_rough = _without_clamp(rough)
+        mean = _Mean(_axis(node))
+        for got, bindings in zip(self.got, self.bindings, strict=True):
             got[node.output] = self.rough.step(open_rough, got, bindings)
-        if node.output not in self.biases and self._absorbed(node):
-            self._finish(node, clamp)
-            return
-        axis = -1 if isinstance(node.op, ops.Linear) else 1
-        shift = self._shift(node.output, axis)
-        self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + shift.numpy()
+            mean.add(got[node.output])
+        if node.output in self.biases or not self._absorbed(node):
+            shift = (self.wanted[node.output] - mean.value()).float()
+            self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + shift.numpy()
+            for got in self.got:
+                values, axis = got[node.output], _axis(node)
+                values += shift.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
+        clamp = node.op.clamp  # type: ignore[union-attr]
         for got in self.got:
-            values = got[node.output]
-            values += shift.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
-        self._finish(node, clamp)
-
-    def _finish(self, node: Node, clamp: ops.Clamp | None) -> None:
-        for wanted, got in zip(self.wanted, self.got, strict=True):
-            wanted[node.output] = _clamped(wanted[node.output], clamp)
             got[node.output] = self._round(node.output, _clamped(got[node.output], clamp))
 
     def _absorbed(self, node: Node) -> bool:
@@ -111,7 +138,7 @@ class _Correction:
         if self.weights[node.output].fine or not rounds_well(node, weight):
             return
         name = node.inputs[0]
-        pairs = [(wanted[name], got[name]) for wanted, got in zip(self.wanted, self.got, strict=True)]
+        pairs = [(true[name], got[name]) for true, got in zip(self.true, self.got, strict=True)]
         moments = gather(node, weight, pairs)
         if not moments.determined():
             return
@@ -119,25 +146,45 @@ class _Correction:
         self.weights[node.output] = anew
         self.rough.set_constant(rough.inputs[1], anew.dequantize())
 
-    def _shift(self, name: str, axis: int) -> torch.Tensor:
-        """float32 (O): mean of float minus quantized output over samples and all axes but that of the channels."""
-        parts, count = [], 0
-        for wanted, got in zip(self.wanted, self.got, strict=True):
-            difference = wanted[name] - got[name]
-            others = [index for index in range(difference.dim()) if index != axis % difference.dim()]
-            part = difference.sum(others, dtype=torch.float64) if others else difference.double()
-            parts.append(part)
-            count += difference.numel() // part.numel()
-        return (torch.stack(parts).sum(0) / count).float()
-
     def _round(self, name: str, values: torch.Tensor) -> torch.Tensor:
         return fake_quantize(values, self.plan.types[name]) if name in self.rounded else values
 
-    def _forget(self, index: int, last_use: dict[str, int]) -> None:
-        for name in self.pairs[index][0].inputs:
-            if last_use[name] == index:
-                for tensors in (*self.wanted, *self.got):
-                    tensors.pop(name, None)
+
+class _Mean:
+    """The mean over all axes but one, of tensors that come one by one."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.total: torch.Tensor | None = None
+        self.count = 0
+
+    def add(self, values: torch.Tensor) -> None:
+        others = [index for index in range(values.dim()) if index != self.axis % values.dim()]
+        part = values.sum(others, dtype=torch.float64) if others else values.double()
+        self.total = part if self.total is None else self.total + part
+        self.count += values.numel() // part.numel()
+
+    def value(self) -> torch.Tensor:
+        """float64, one entry for each channel."""
+        if self.total is None:
+            raise ValueError("no samples")
+        return self.total / self.count
+
+
+def _axis(node: Node) -> int:
+    """The axis of a weighted node's output channels."""
+    return -1 if isinstance(node.op, ops.Linear) else 1
+
+
+def _last_uses(graph: Graph) -> dict[str, int]:
+    return {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+
+
+def _drop(values: Tensors, node: Node, index: int, last_use: dict[str, int]) -> None:
+    """Forget the inputs that no later node reads."""
+    for name in node.inputs:
+        if last_use[name] == index:
+            values.pop(name, None)
 
 
 def _without_clamp(node: Node) -> Node:

@@ -6,28 +6,25 @@ layers whose rounding hurts most for their size get 12 bits, kept as int16, unti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from kvant.capture import Executor
 from kvant.quantization.progress import Progress
-from kvant.quantization.sensitivity import DIRECTIONS, along_random_direction, channel_weights, smallest
-from kvant.quantization.simulate import Plan, measure
-from kvant.quantization.statistics import Sample
+from kvant.quantization.sensitivity import DIRECTIONS, smallest
+from kvant.quantization.simulate import Plan
 from kvant.quantization.weights import fine_weight
+from kvant.quantization.yardstick import Yardstick
 
 # The number of layers is told apart this finely: every trial corrects the biases of the whole network.
 PARTS = 10
 
-References = list[list[torch.Tensor]]
-
 
 def refine(
     plan: Plan,
-    samples: Sequence[Sample],
-    references: References,
+    yardstick: Yardstick,
     goal: float,
     settle: Callable[[Plan], Plan],
     show: Progress,
@@ -36,10 +33,10 @@ def refine(
 
     Args:
         plan: everything decided, activations in 16 bits so that weights are what limits accuracy.
-        samples: measured on these; ``references`` are the float outputs for them.
+        yardstick: measures signal to noise.
         settle: adjusts biases to changed weights.
     """
-    noise = weight_noise(plan, samples, references, show)
+    noise = weight_noise(plan, yardstick, show)
     total = sum(plan.weights[name].values.size for name in noise)
     # Even a tiny layer costs something: it runs with wider products.
     order = sorted(noise, key=lambda name: -noise[name] / (plan.weights[name].values.size + 0.2 * total / len(noise)))
@@ -50,13 +47,11 @@ def refine(
             weights[name] = fine_weight(_float_weight(plan, name).numpy())
         return settle(replace(plan, weights=weights))
 
-    count, _ = smallest(len(order), lambda some: measure(refined(some), samples, references), goal, PARTS)
+    count, _ = smallest(len(order), lambda some: yardstick.measure(refined(some)), goal, PARTS)
     return refined(count)
 
 
-def weight_noise(
-    plan: Plan, samples: Sequence[Sample], references: References, show: Progress
-) -> dict[str, float]:  # fmt: skip
+def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress) -> dict[str, float]:
     """Noise over signal at the outputs that the rounding of each layer's weights causes, by the layer's output.
 
     The gradient of a random combination of the outputs by a weight, times the weight's rounding error, squared and
@@ -69,14 +64,13 @@ def weight_noise(
         name: torch.from_numpy(weight.dequantize()) - _float_weight(plan, name) for name, weight in plan.weights.items()
     }
     tensors = executor.differentiate(constants.values())
-    weights = channel_weights(references)
     generator = torch.Generator().manual_seed(0)
     noise = dict.fromkeys(plan.weights, 0.0)
-    for sample in show.track(list(samples), "measuring weights"):
+    for at, sample in enumerate(show.track(yardstick.samples, "measuring weights")):
         with torch.enable_grad():
             outputs = executor.run(sample, gradients=True)
             for direction in range(DIRECTIONS):
-                loss = along_random_direction(outputs, weights, generator)
+                loss = yardstick.random_direction(at, outputs, generator)
                 more = direction + 1 < DIRECTIONS
                 found = torch.autograd.grad(loss, list(tensors.values()), retain_graph=more, allow_unused=True)
                 for name, gradient in zip(constants, found, strict=True):

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, TensorType, infer_shapes, ops
+from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.progress import Progress
-from kvant.quantization.simulate import Plan, channel_powers, fake_quantize, float_outputs, measure
-from kvant.quantization.statistics import Sample
+from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.ties import makes_values, ties
+from kvant.quantization.yardstick import Yardstick
 
 # Random directions for each sample.
 DIRECTIONS = 3
@@ -40,30 +40,33 @@ class Widening:
 
 
 def widen(
-    plan: Plan, wide: dict[str, TensorType], samples: Sequence[Sample], target: float, show: Progress
+    plan: Plan,
+    wide: dict[str, TensorType],
+    yardstick: Yardstick,
+    target: float,
+    show: Progress,
 ) -> Widening:
     """Give 16 bits to as few activations as needed for ``target`` dB at the outputs.
 
     Args:
         plan: everything in the types it has so far (8 bits, except what the recipe named).
         wide: the 16-bit type of every activation.
-        samples: measured on these.
+        yardstick: measures signal to noise.
         target: wanted signal to noise; lower where int8 weights alone do not reach it.
     """
-    references = float_outputs(plan.graph, samples)
-    before = measure(plan, samples, references)
+    before = yardstick.measure(plan)
     if before >= target:
         return Widening(plan.types, before, before, before, ())
-    ceiling = measure(replace(plan, types=wide), samples, references)
+    ceiling = yardstick.measure(replace(plan, types=wide))
     goal = min(target, ceiling - CEILING_MARGIN_DB)
     if before >= goal:
         return Widening(plan.types, before, before, ceiling, ())
     group_of = ties(plan.graph)
-    noise = group_noise(plan, samples, references, group_of, show)
+    noise = group_noise(plan, yardstick, group_of, show)
     order = _order(noise, group_cost(plan.graph, group_of))
     count, after = smallest(
         len(order),
-        lambda some: measure(replace(plan, types=_mixed(plan, wide, group_of, order[:some])), samples, references),
+        lambda some: yardstick.measure(replace(plan, types=_mixed(plan, wide, group_of, order[:some]))),
         goal,
     )
     return Widening(_mixed(plan, wide, group_of, order[:count]), before, after, ceiling, tuple(order[:count]))
@@ -71,46 +74,26 @@ def widen(
 
 def group_noise(
     plan: Plan,
-    samples: Sequence[Sample],
-    references: list[list[torch.Tensor]],
+    yardstick: Yardstick,
     group_of: dict[str, str],
     show: Progress,
 ) -> dict[str, float]:
     """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
     executor = Executor(plan.simulated_graph())
     rounded = makes_values(plan.graph)
-    weights = channel_weights(references)
     generator = torch.Generator().manual_seed(0)
     noise: dict[str, float] = {}
-    for sample in show.track(list(samples), "measuring sensitivity"):
+    for at, sample in enumerate(show.track(yardstick.samples, "measuring sensitivity")):
         tape = _Tape(rounded)
         with torch.enable_grad():
             outputs = executor.run(sample, tape, gradients=True)
             for direction in range(DIRECTIONS):
-                loss = along_random_direction(outputs, weights, generator)
+                loss = yardstick.random_direction(at, outputs, generator)
                 found = torch.autograd.grad(
                     loss, list(tape.seen.values()), retain_graph=direction + 1 < DIRECTIONS, allow_unused=True
                 )
                 _add(noise, dict(zip(tape.seen, found, strict=True)), tape.seen, plan.types, group_of)
     return noise
-
-
-def channel_weights(references: list[list[torch.Tensor]]) -> dict[int, torch.Tensor]:
-    """For each float output the factor of each channel, float32 (C), that makes noise relative to the signal."""
-    return {index: (power * len(power)).rsqrt().float() for index, power in channel_powers(references).items()}
-
-
-def along_random_direction(
-    outputs: list[torch.Tensor], weights: dict[int, torch.Tensor], generator: torch.Generator
-) -> torch.Tensor:
-    """<v, outputs> for a random v, in which every channel's noise counts relative to its power."""
-    parts = []
-    for index, weight in weights.items():
-        output = outputs[index]
-        if output.dim() > 1:
-            weight = weight.reshape(1, -1, *[1] * (output.dim() - 2))
-        parts.append((output * weight * torch.randn(output.shape, generator=generator)).sum())
-    return torch.stack(parts).sum().div(len(parts) ** 0.5)
 
 
 class _Tape:
@@ -148,18 +131,12 @@ def _add(
 def group_cost(graph: Graph, group_of: dict[str, str]) -> dict[str, float]:
     """Multiplications that each group's tensors feed, at the example size."""
     cost: dict[str, float] = {}
-    shapes = infer_shapes(graph, {entry.name: _example(graph, entry.shape) for entry in graph.inputs})
+    shapes = infer_shapes(graph, example_shapes(graph))
     for node in graph.nodes:
         if isinstance(node.op, ops.WEIGHTED):
             group = group_of[node.inputs[0]]
             cost[group] = cost.get(group, 0.0) + multiplications(graph, node.output, node.inputs[1], shapes)
     return cost
-
-
-def _example(graph: Graph, shape: tuple[object, ...]) -> tuple[int, ...]:
-    from kvant.graph import evaluate
-
-    return tuple(evaluate(dim, graph.example) for dim in shape)  # type: ignore[arg-type]
 
 
 def multiplications(graph: Graph, output: str, weight: str, shapes: dict[str, tuple[int, ...]]) -> float:

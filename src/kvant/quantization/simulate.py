@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,59 +71,3 @@ class Simulation:
 
     def _round(self, name: str, values: torch.Tensor) -> torch.Tensor | None:
         return fake_quantize(values, self.types[name]) if name in self.rounded else None
-
-
-# Channels of less power than this share of the mean count as if they had it: silence is not worth bits.
-_QUIET = 0.02
-
-
-def noise_ratio(reference: Sequence[list[torch.Tensor]], outputs: Sequence[list[torch.Tensor]]) -> float:
-    """Noise power over signal power, channel by channel, so that weak channels count as much as strong ones.
-
-    Pooled over samples; the mean over channels (axis 1) and over the float outputs.
-    """
-    powers = channel_powers(reference)
-    ratios = []
-    for index, power in powers.items():
-        noise = sum(_power((got[index] - want[index]).detach()) for got, want in zip(outputs, reference, strict=True))
-        ratios.append(float((noise / power).mean()))
-    return sum(ratios) / max(len(ratios), 1)
-
-
-def channel_powers(reference: Sequence[list[torch.Tensor]]) -> dict[int, torch.Tensor]:
-    """For each float output its power in each channel, float64 (C), summed over samples and never nearly zero."""
-    powers = {}
-    for index, first in enumerate(reference[0]):
-        if first.is_floating_point():
-            power = torch.stack([_power(sample[index]) for sample in reference]).sum(0)
-            powers[index] = power.clamp_min(max(_QUIET * float(power.mean()), 1e-30))
-    return powers
-
-
-def _power(values: torch.Tensor) -> torch.Tensor:
-    """float64 (C): sum of squares of each channel (axis 1); (1) where there is no such axis."""
-    if values.dim() < 2:
-        return values.double().square().sum().reshape(1)
-    others = [axis for axis in range(values.dim()) if axis != 1]
-    return values.double().square().sum(others)
-
-
-def decibels(ratio: float) -> float:
-    """Signal to noise in dB from noise over signal.
-
-    >>> decibels(0.01)
-    20.0
-    """
-    return -10 * math.log10(max(ratio, 1e-30))
-
-
-def float_outputs(graph: Graph, samples: Sequence[Sample]) -> list[list[torch.Tensor]]:
-    """What the float graph gives for each sample."""
-    executor = Executor(graph)
-    return [executor.run(sample) for sample in samples]
-
-
-def measure(plan: Plan, samples: Sequence[Sample], references: Sequence[list[torch.Tensor]]) -> float:
-    """Signal to noise in dB at the outputs of ``plan``, channel by channel, against ``float_outputs``."""
-    simulation = Simulation(plan)
-    return decibels(noise_ratio(references, [simulation.run(sample) for sample in samples]))

@@ -17,6 +17,9 @@ HIGHEST = 127
 HIGHEST_FINE = 2047
 # The part of an int32 accumulator that a bias may take: half.
 _BIAS_LIMIT = 2.0**30
+# Weights of a row that its scale is judged by, at least; and weights that are searched together, in the cache.
+_JUDGED = 4096
+_CACHED = 1 << 18
 _CANDIDATES = torch.cat([torch.linspace(1.0, 0.7, 31), torch.linspace(0.68, 0.3, 20)])
 
 
@@ -83,6 +86,19 @@ def _flat_moment(weight: np.ndarray, moment: np.ndarray | None) -> torch.Tensor 
 
 
 def _search(flat: torch.Tensor, moment: torch.Tensor | None, largest: torch.Tensor) -> torch.Tensor:
+    """The best scale of each row. Long rows are judged by an even choice of their weights."""
+    step = max(flat.shape[1] // _JUDGED, 1)
+    rows = max(_CACHED // min(flat.shape[1], _JUDGED), 1)
+    parts = [slice(first, first + rows) for first in range(0, len(flat), rows)]
+    return torch.cat(
+        [
+            _search_rows(flat[part, ::step], None if moment is None else moment[part, ::step], largest[part])
+            for part in parts
+        ]
+    )
+
+
+def _search_rows(flat: torch.Tensor, moment: torch.Tensor | None, largest: torch.Tensor) -> torch.Tensor:
     best = torch.full_like(largest, torch.inf)
     chosen = _safe(largest / HIGHEST)
     for share in _CANDIDATES:
