@@ -19,9 +19,9 @@ class Recipe:
     Attributes:
         activation_bits: 8 (uint8, asymmetric) or 16 (int16, zero point 0) for every activation.
         wide: patterns (``fnmatch``) of tensor names or module paths whose output is to have 16 bits.
-        target_sqnr: decibels of signal to quantization noise wanted at the outputs. Activations are widened to 16
-            bits, the most harmful ones first, until it is reached or until they are no longer what limits it. None
-            never widens.
+        target_sqnr: decibels of signal to quantization noise wanted at every output (for the mean of its channels, 3 dB
+            less will do). Activations are widened to 16 bits, the most harmful ones first, until it is reached or until
+            they are no longer what limits it. None never widens.
         observer: what is remembered of activations: a histogram, the extremes, or a moving average of the extremes.
         range_method: how a range is chosen from a histogram: least squared error, extremes, or a percentile.
         percentile: the share of values, in percent, that ``range_method="percentile"`` keeps.

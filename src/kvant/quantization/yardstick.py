@@ -12,10 +12,11 @@ from kvant.graph import Graph
 from kvant.quantization.simulate import Plan, Simulation
 from kvant.quantization.statistics import Sample
 
-# Samples weaker than this share of the median count as if they had it, and channels than this share of the mean:
-# silence is not worth bits.
-_QUIET_SAMPLE = 0.25
+# Samples weaker than the median count as if they had it, and channels weaker than this share of the mean power as if
+# they had that: silence is not worth bits.
 _QUIET_CHANNEL = 0.02
+# Weak channels may be noisier than the whole by this factor: 3 dB.
+_CHANNEL_SLACK = 2.0
 # A channel's power from few values is little known: that many values of mean power are added to them.
 _PRIOR_VALUES = 32
 
@@ -23,7 +24,9 @@ _PRIOR_VALUES = 32
 class Yardstick:
     """Samples, the float network's outputs for them, and what noise counts for there.
 
-    Every sample counts alike, and so does every channel (axis 1) of every float output, however weak its signal.
+    Two ratios of noise to signal are taken for every float output: over all its values, and the mean over its
+    channels (axis 1), in which weak channels count as much as strong ones. The worst one decides, the second with some
+    slack. Samples count by their power, but none by more than it has itself: one loud sample hides nothing.
 
     Attributes:
         samples: lists of tensors in the order of the graph's inputs.
@@ -34,45 +37,48 @@ class Yardstick:
         executor = Executor(graph)
         self.samples = list(samples)
         self.wanted = [executor.run(sample) for sample in self.samples]
-        self._factors = {
-            index: _factors([outputs[index] for outputs in self.wanted])
+        outputs = {
+            index: [sample[index] for sample in self.wanted]
             for index, first in enumerate(self.wanted[0])
             if first.is_floating_point()
         }
+        self._whole = {index: _factors(values, by_channel=False) for index, values in outputs.items()}
+        self._channels = {index: _factors(values, by_channel=True) for index, values in outputs.items()}
 
     def measure(self, plan: Plan) -> float:
         """Signal to noise in dB at the outputs of the network as ``plan`` has it."""
         simulation = Simulation(plan)
-        return decibels(sum(self.noise(at, simulation.run(sample)) for at, sample in enumerate(self.samples)))
-
-    def noise(self, at: int, outputs: Sequence[torch.Tensor]) -> float:
-        """Noise over signal that these outputs for sample ``at`` add; over all samples it sums up to the ratio."""
-        parts = [
-            float((factors[at].double().square() * _power(outputs[index] - self.wanted[at][index])).sum())
-            for index, factors in self._factors.items()
-        ]
-        return sum(parts) / max(len(parts), 1)
+        whole, channels = dict.fromkeys(self._whole, 0.0), dict.fromkeys(self._channels, 0.0)
+        for at, sample in enumerate(self.samples):
+            for index, output in enumerate(simulation.run(sample)):
+                if index in whole:
+                    noise = _power(output - self.wanted[at][index])
+                    whole[index] += float((self._whole[index][at].double().square() * noise).sum())
+                    channels[index] += float((self._channels[index][at].double().square() * noise).sum())
+        return decibels(max([*whole.values(), *(ratio / _CHANNEL_SLACK for ratio in channels.values())], default=0.0))
 
     def random_direction(self, at: int, outputs: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        """<v, outputs> of sample ``at`` for a random v; the mean of its square is ``noise`` for noise in outputs."""
+        """<v, outputs> of sample ``at`` for a random v: with noise for outputs, the mean of its square is that noise
+        over the signal, channel by channel."""
         parts = []
-        for index, factors in self._factors.items():
+        for index, factors in self._channels.items():
             output = outputs[index]
             shape = (1, -1, *[1] * (output.dim() - 2)) if output.dim() > 1 else (1,)
             parts.append((output * factors[at].reshape(shape) * torch.randn(output.shape, generator=generator)).sum())
         return torch.stack(parts).sum().div(len(parts) ** 0.5)
 
 
-def _factors(wanted: list[torch.Tensor]) -> list[torch.Tensor]:
+def _factors(wanted: list[torch.Tensor], by_channel: bool) -> list[torch.Tensor]:
     """For one output, by sample, what noise in each channel is multiplied by: float32 (C)."""
     powers = torch.stack([_power(output) for output in wanted])  # (samples, C)
     count = wanted[0].numel() / powers.shape[1]
     levels = powers.mean(1)
-    levels = levels.clamp_min(max(_QUIET_SAMPLE * float(levels.median()), 1e-30))
+    levels = levels.clamp_min(max(float(levels.median()), 1e-30))
     channels = (powers / levels[:, None]).sum(0)
     known = count * len(wanted) / (count * len(wanted) + _PRIOR_VALUES)
-    channels = known * channels + (1 - known) * channels.mean()
-    channels = channels.clamp_min(max(_QUIET_CHANNEL * float(channels.mean()), 1e-30))
+    mean = float(channels.mean())
+    channels = known * channels + (1 - known) * mean if by_channel else torch.full_like(channels, mean)
+    channels = channels.clamp_min(max(_QUIET_CHANNEL * mean, 1e-30))
     return [(level * channels * len(channels)).rsqrt().float() for level in levels]
 
 
