@@ -93,5 +93,5 @@ def test_predicted_noise_is_what_rounding_one_layer_does() -> None:
     predicted = weight_noise(Plan(graph, types, rough, biases), yardstick, Progress(False))
     for name in names:
         plan = Plan(graph, types, {**exact, name: rough[name]}, biases)
-        found = yardstick.measure(plan)
+        found = yardstick.measure_whole(plan)
         assert decibels(predicted[name]) == pytest.approx(found, abs=4)

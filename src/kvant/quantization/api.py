@@ -184,7 +184,7 @@ def _round_weights(plan: Plan, trial: Trial) -> Plan:
 
 def _refine_weights(plan: Plan, trial: Trial, target: float) -> Plan:
     """Finer weights where int8 weights alone miss the target by more than is left to activations."""
-    if trial.yardstick.measure(plan) >= target - TOLERATED_DB:
+    if trial.yardstick.measure_whole(plan) >= target - TOLERATED_DB:
         return plan
     return refine(plan, trial.yardstick, target + REFINED_DB, trial.correct, trial.show)
 

@@ -47,7 +47,7 @@ def refine(
             weights[name] = fine_weight(_float_weight(plan, name).numpy())
         return settle(replace(plan, weights=weights))
 
-    count, _ = smallest(len(order), lambda some: yardstick.measure(refined(some)), goal, PARTS)
+    count, _ = smallest(len(order), lambda some: yardstick.measure_whole(refined(some)), goal, PARTS)
     return refined(count)
 
 

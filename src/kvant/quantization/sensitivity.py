@@ -25,7 +25,7 @@ from kvant.quantization.yardstick import Yardstick
 # Random directions for each sample.
 DIRECTIONS = 3
 # Widening stops when rounding of activations costs less than this beside what int8 weights alone cost.
-CEILING_MARGIN_DB = 0.7
+CEILING_MARGIN_DB = 1.5
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,16 @@ class Yardstick:
         self._channels = {index: _factors(values, by_channel=True) for index, values in outputs.items()}
 
     def measure(self, plan: Plan) -> float:
-        """Signal to noise in dB at the outputs of the network as ``plan`` has it."""
+        """Signal to noise in dB at the worst output of the network as ``plan`` has it, weak channels included."""
+        whole, channels = self._noise(plan)
+        return decibels(max(whole, channels / _CHANNEL_SLACK))
+
+    def measure_whole(self, plan: Plan) -> float:
+        """Signal to noise in dB at the worst output, over all its values."""
+        return decibels(self._noise(plan)[0])
+
+    def _noise(self, plan: Plan) -> tuple[float, float]:
+        """Noise over signal at the worst output: over all values, and the mean over channels."""
         simulation = Simulation(plan)
         whole, channels = dict.fromkeys(self._whole, 0.0), dict.fromkeys(self._channels, 0.0)
         for at, sample in enumerate(self.samples):
@@ -55,7 +64,7 @@ class Yardstick:
                     noise = _power(output - self.wanted[at][index])
                     whole[index] += float((self._whole[index][at].double().square() * noise).sum())
                     channels[index] += float((self._channels[index][at].double().square() * noise).sum())
-        return decibels(max([*whole.values(), *(ratio / _CHANNEL_SLACK for ratio in channels.values())], default=0.0))
+        return max(whole.values(), default=0.0), max(channels.values(), default=0.0)
 
     def random_direction(self, at: int, outputs: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """<v, outputs> of sample ``at`` for a random v: with noise for outputs, the mean of its square is that noise
