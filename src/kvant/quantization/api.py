@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from kvant.quantization.equalize import equalize
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
-from kvant.quantization.refine import refine
+from kvant.quantization.refine import refine, refine_small
 from kvant.quantization.sensitivity import widen
 from kvant.quantization.simulate import Plan
 from kvant.quantization.statistics import Channels, Sample, Statistics, Watch, collect
@@ -133,10 +134,7 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     plan = Plan(graph, wide, weights, _biases(graph))
     fitted, held = _split(seen.samples)
     trial = Trial(fitted, Yardstick(graph, held), recipe, show)
-    if recipe.correct_bias:
-        plan = _round_weights(plan, trial)
-    if recipe.fine_weights and recipe.target_sqnr is not None:
-        plan = _refine_weights(plan, trial, recipe.target_sqnr)
+    plan = _choose_weights(plan, trial)
     plan.types = narrow
     if recipe.target_sqnr is not None:
         plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show).types
@@ -170,23 +168,21 @@ def _split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     return samples[:-count], samples[-count:]
 
 
-def _round_weights(plan: Plan, trial: Trial) -> Plan:
-    """Correct biases, and round weights anew where int8 weights alone are what limits accuracy and it does help."""
+def _choose_weights(plan: Plan, trial: Trial) -> Plan:
+    """Correct biases; where int8 weights are what limits accuracy, round them anew, and give some of them more bits."""
+    recipe, yardstick, target = trial.recipe, trial.yardstick, trial.recipe.target_sqnr or 0.0
     nearest = trial.correct(plan)
-    if not trial.recipe.compensate:
+    before = yardstick.measure(nearest)
+    if before >= target + WEIGHT_MARGIN_DB:
         return nearest
-    before = trial.yardstick.measure(nearest)
-    if before >= (trial.recipe.target_sqnr or 0.0) + WEIGHT_MARGIN_DB:
-        return nearest
-    anew = trial.correct(plan, compensate=True)
-    return anew if trial.yardstick.measure(anew) > before else nearest
-
-
-def _refine_weights(plan: Plan, trial: Trial, target: float) -> Plan:
-    """Finer weights where int8 weights alone miss the target by more than is left to activations."""
-    if trial.yardstick.measure_whole(plan) >= target - TOLERATED_DB:
-        return plan
-    return refine(plan, trial.yardstick, target + REFINED_DB, trial.correct, trial.show)
+    best = nearest
+    if recipe.compensate and recipe.correct_bias:
+        start = refine_small(nearest, yardstick, trial.show) if recipe.fine_weights else nearest
+        anew = trial.correct(replace(start, biases=plan.biases), compensate=True)
+        best = anew if yardstick.measure(anew) > before else nearest
+    if recipe.fine_weights and yardstick.measure_whole(best) < target - TOLERATED_DB:
+        return refine(nearest, yardstick, target + REFINED_DB, trial.correct, trial.show)
+    return best
 
 
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:

@@ -135,14 +135,14 @@ class _Correction:
 
     def _round_anew(self, node: Node, rough: Node) -> None:
         weight = self.plan.graph.constants[node.inputs[1]]
-        if self.weights[node.output].fine or not rounds_well(node, weight):
+        if not rounds_well(node, weight):
             return
         name = node.inputs[0]
         pairs = [(true[name], got[name]) for true, got in zip(self.true, self.got, strict=True)]
         moments = gather(node, weight, pairs)
         if not moments.determined():
             return
-        anew = compensated(weight, self.weights[node.output].scale, moments)
+        anew = compensated(weight, self.weights[node.output], moments)
         self.weights[node.output] = anew
         self.rough.set_constant(rough.inputs[1], anew.dequantize())
 

@@ -19,7 +19,7 @@ class Recipe:
     Attributes:
         activation_bits: 8 (uint8, asymmetric) or 16 (int16, zero point 0) for every activation.
         wide: patterns (``fnmatch``) of tensor names or module paths whose output is to have 16 bits.
-        target_sqnr: decibels of signal to quantization noise wanted at every output (for the mean of its channels, 3 dB
+        target_sqnr: decibels of signal to quantization noise wanted at every output (for the mean of its channels, 2 dB
             less will do). Activations are widened to 16 bits, the most harmful ones first, until it is reached or until
             they are no longer what limits it. None never widens.
         observer: what is remembered of activations: a histogram, the extremes, or a moving average of the extremes.
@@ -30,8 +30,8 @@ class Recipe:
         correct_bias: take the mean error that quantization causes out of the biases, layer by layer.
         compensate: where int8 weights limit accuracy, round them so that the errors within a layer make up for each
             other on the kept samples (together with ``correct_bias``).
-        fine_weights: where int8 weights alone miss ``target_sqnr`` clearly, give 12 bits (kept as int16) to the weights
-            of the layers that cause most of it.
+        fine_weights: where int8 weights limit accuracy, give 12 bits (kept as int16) to the weights of layers that
+            cause most of it: within 1 % of all weights, and beyond that only where ``target_sqnr`` is missed otherwise.
         samples: how many calibration samples are kept for equalization, correction and measurement.
 
     Example:
@@ -41,7 +41,7 @@ class Recipe:
 
     activation_bits: ActivationBits = 8
     wide: tuple[str, ...] = ()
-    target_sqnr: float | None = 25.0
+    target_sqnr: float | None = 26.0
     observer: Observer = "histogram"
     range_method: RangeMethod = "mse"
     percentile: float = 99.99

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from kvant.graph import Node, ops
-from kvant.quantization.weights import HIGHEST, QuantizedWeight
+from kvant.quantization.weights import QuantizedWeight
 
 # Weights of one output channel beyond which the K x K matrices cost more than they give.
 LARGEST = 2400
@@ -92,23 +92,20 @@ def _padded(op: ops.Conv, values: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(values, widths)
 
 
-def compensated(weight: np.ndarray, scale: np.ndarray, moments: Moments, refit: bool = True) -> QuantizedWeight:
-    """Round ``weight`` (O, ...) to int8 at the scales ``scale`` (O) so that the layer's output errs least."""
+def compensated(weight: np.ndarray, nearest: QuantizedWeight, moments: Moments) -> QuantizedWeight:
+    """Round ``weight`` (O, ...) at the scales and bits of ``nearest`` so that the layer's output errs least."""
     groups, size = moments.own.shape[:2]
     rows = torch.from_numpy(weight.reshape(groups, -1, size)).double()
-    steps = torch.from_numpy(scale.reshape(groups, -1)).double()
+    steps = torch.from_numpy(nearest.scale.reshape(groups, -1)).double()
     diagonal = moments.own.diagonal(dim1=1, dim2=2)
     damping = DAMPING * diagonal.mean(1, keepdim=True) + 1e-12
     hessian = moments.own + torch.diag_embed(damping.expand_as(diagonal))
-    if refit:
-        rows = rows + torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2)).transpose(
-            1, 2
-        )
-    values = _round_in_turn(rows, steps, hessian)
-    return QuantizedWeight(values.to(torch.int8).numpy().reshape(weight.shape), scale)
+    shift = torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2))
+    values = _round_in_turn(rows + shift.transpose(1, 2), steps, hessian, nearest.highest)
+    return QuantizedWeight(values.numpy().astype(nearest.values.dtype).reshape(weight.shape), nearest.scale)
 
 
-def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor, highest: int) -> torch.Tensor:
     """Round column after column, those with the largest inputs first; returns (G, O / G, K) integers as float64."""
     order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     rows = rows.gather(2, order[:, None].expand_as(rows))
@@ -120,7 +117,7 @@ def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tenso
         stop = min(start + BLOCK, rows.shape[2])
         errors = torch.empty_like(rows[:, :, start:stop])
         for column in range(start, stop):
-            values[:, :, column] = torch.round(rows[:, :, column] / steps).clamp_(-HIGHEST, HIGHEST)
+            values[:, :, column] = torch.round(rows[:, :, column] / steps).clamp_(-highest, highest)
             error = (rows[:, :, column] - values[:, :, column] * steps) / factor[:, column, column, None]
             rows[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
             errors[:, :, column - start] = error

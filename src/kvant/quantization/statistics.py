@@ -36,15 +36,17 @@ class Channels:
         """float64 (C): root mean square."""
         return np.asarray(np.sqrt(self.moment()))
 
-    def observe(self, values: torch.Tensor, axis: int) -> None:
-        """Add a tensor whose channels lie along ``axis``."""
+    def observe(self, values: torch.Tensor, axis: int) -> tuple[float, float]:
+        """Add a tensor whose channels lie along ``axis``; returns its extremes."""
         others = [index for index in range(values.dim()) if index != axis % values.dim()]
         # Twice as fast as aminmax along axes, and twenty times as fast as the infinity norm.
-        largest = torch.maximum(values.amax(others), -values.amin(others)).numpy()
+        high, low = values.amax(others), values.amin(others)
+        largest = torch.maximum(high, -low).numpy()
         norm = torch.linalg.vector_norm(values, 2, others).numpy().astype(np.float64)
         self.largest = np.maximum(self.largest, largest)
         self.squares = self.squares + norm * norm
         self.count += values.numel() // values.shape[axis]
+        return float(low.min()), float(high.max())
 
     def part(self, offset: int, count: int) -> Channels:
         """The statistics of ``count`` channels from ``offset`` on."""
@@ -111,19 +113,20 @@ class Watch:
     def __call__(self, name: str, values: torch.Tensor) -> None:
         if values.dtype != torch.float32:
             return
-        if name in self.names:
-            low, high = (float(value) for value in torch.aminmax(values))
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise CalibrationError(f"activation {name!r} became NaN or infinite on calibration data")
-            if name not in self.seen.observers:
-                self.seen.observers[name] = OBSERVERS[self.observer]()
-            self.seen.observers[name].observe(values, low, high)
+        extremes = None
         if name in self.axes:
             axis = self.axes[name]
             if name not in self.seen.channels:
                 count = values.shape[axis]
                 self.seen.channels[name] = Channels(np.zeros(count), np.zeros(count))
-            self.seen.channels[name].observe(values, axis)
+            extremes = self.seen.channels[name].observe(values, axis)
+        if name in self.names:
+            low, high = extremes or (float(value) for value in torch.aminmax(values))
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise CalibrationError(f"activation {name!r} became NaN or infinite on calibration data")
+            if name not in self.seen.observers:
+                self.seen.observers[name] = OBSERVERS[self.observer]()
+            self.seen.observers[name].observe(values, low, high)
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:

@@ -35,6 +35,11 @@ class QuantizedWeight:
         """Whether the values have 12 bits instead of 8."""
         return self.values.dtype == np.int16
 
+    @property
+    def highest(self) -> int:
+        """How far the integers may reach on either side."""
+        return HIGHEST_FINE if self.fine else HIGHEST
+
     def dequantize(self) -> np.ndarray:
         """The float32 weight that the integers stand for."""
         column = self.scale.reshape(-1, *[1] * (self.values.ndim - 1))

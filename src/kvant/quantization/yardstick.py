@@ -15,8 +15,8 @@ from kvant.quantization.statistics import Sample
 # Samples weaker than the median count as if they had it, and channels weaker than this share of the mean power as if
 # they had that: silence is not worth bits.
 _QUIET_CHANNEL = 0.02
-# Weak channels may be noisier than the whole by this factor: 3 dB.
-_CHANNEL_SLACK = 2.0
+# Weak channels may be noisier than the whole by this factor: 2 dB.
+_CHANNEL_SLACK = 1.6
 # A channel's power from few values is little known: that many values of mean power are added to them.
 _PRIOR_VALUES = 32
 
