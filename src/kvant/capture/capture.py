@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from kvant.capture.agree import agrees
 from kvant.capture.export import Dynamic, Level, export, known_dynamic, levels
 from kvant.capture.model import check_model
 from kvant.capture.structure import Arguments, flatten_arguments
@@ -50,7 +51,7 @@ def capture(
         except CaptureError:
             # Fewer dynamic sizes may do; if not even fixed sizes do, that reason is the one to tell.
             continue
-        if _takes_other_sizes(graph):
+        if _takes_other_sizes(graph) and agrees(model, arguments, graph):
             return graph
     return _capture(model, arguments, last)
 

@@ -78,7 +78,7 @@ class Executor:
         for (kernel, node), dead in zip(self._steps, self._dead, strict=True):
             try:
                 value = kernel([values[name] for name in node.inputs], bindings)
-            except RuntimeError as error:
+            except (RuntimeError, IndexError) as error:
                 raise ShapeError(f"{node.describe()} cannot run: {error}") from error
             values[node.output] = _seen(observe, node.output, value)
             for name in dead:

@@ -1,0 +1,82 @@
+"""Whether a captured graph does what the model does at other sizes than the example's.
+
+torch.export follows the one way through ``forward`` that the example takes. Where the code asks for sizes
+(``if x.shape[2] > 100``, padding to a multiple of 8), another size may take another way; nothing in the exported graph
+tells. So the model itself is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kvant.capture.execute import Executor
+from kvant.capture.structure import Arguments, flatten_outputs
+from kvant.errors import InputError, ShapeError
+from kvant.graph import Graph, evaluate
+
+# Other sizes by the number of the symbol (height and width differ) and the example's size; smaller ones are cheap.
+_CHANGES: tuple[Callable[[int, int], int], ...] = (
+    lambda number, size: max(size // 2, 1),
+    lambda number, size: max(size // 2, 1) + 5 - 2 * (number % 2),
+    lambda number, size: max(size // (2 if number % 2 else 4), 1),
+    lambda number, size: max(size // (4 if number % 2 else 2), 1),
+    lambda number, size: size + 9 - 2 * (number % 2),
+)
+# Differences from the order of float operations stay far below; another way through the code does not.
+_TOLERANCE = 1e-2
+
+
+def agrees(model: nn.Module, arguments: Arguments, graph: Graph) -> bool:
+    """Whether ``graph`` and ``model`` give the same outputs at sizes that both take."""
+    free = [symbol for symbol in graph.example if not symbol.startswith("batch")]
+    if not free:
+        return True
+    executor = Executor(graph)
+    for change in _CHANGES:
+        sizes = graph.example | {name: change(at, graph.example[name]) for at, name in enumerate(free)}
+        shapes = [[evaluate(dim, sizes) for dim in entry.shape] for entry in graph.inputs]
+        tensors = [_resized(tensor, shape) for tensor, shape in zip(arguments.tensors, shapes, strict=True)]
+        try:
+            got = executor.run(tensors)
+        except (ShapeError, InputError):
+            continue
+        wanted = _outputs(model, arguments, tensors)
+        if wanted is not None and not _same(wanted, got):
+            return False
+    return True
+
+
+def _resized(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """``tensor`` cut or repeated along each axis."""
+    for axis, size in enumerate(shape):
+        tensor = tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
+    return tensor
+
+
+def _outputs(model: nn.Module, arguments: Arguments, tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """What the model returns, or None where it refuses these sizes."""
+    args, kwargs = arguments.rebuild([tensor.clone() for tensor in tensors])
+    try:
+        with torch.inference_mode():
+            return flatten_outputs(model(*args, **kwargs))[0]
+    except Exception:  # a forward may refuse a size in any way it likes
+        return None
+
+
+def _same(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in got]:
+        return False
+    return all(_close(one, two) for one, two in zip(wanted, got, strict=True))
+
+
+def _close(wanted: Tensor, got: Tensor) -> bool:
+    if not wanted.is_floating_point():
+        # Near ties between floats may decide an integer differently.
+        return wanted.numel() == 0 or float((wanted != got).float().mean()) < 0.1
+    if wanted.numel() == 0:
+        return True
+    largest = wanted.abs().nan_to_num(0.0).max().clamp_min(1e-6)
+    return bool((wanted - got).abs().nan_to_num(0.0).max() <= _TOLERANCE * largest)
