@@ -31,7 +31,7 @@ from _common import (
 from _engines import ENGINES, TITLES, Infer, Kvant, export_onnx
 
 from kvant.pose import evaluate_coco, prepare, read_image
-from kvant.pose.demo.report import output_sqnr
+from kvant.pose.demo.report import output_sqnr, shares_text
 from kvant.pose.demo.without_torch import median_ms
 
 SQNR_PHOTOS = 8
@@ -154,7 +154,7 @@ def main() -> None:
     print_table(COLUMNS, rows(report))
     if "kvant" in report["results"]:
         shares = report["results"]["kvant"]
-        print(f"kvant multiplies {shares['int8xint8']:.1%} in int8 x int8, {shares['int16xint8']:.1%} in int16 x int8")
+        print(f"kvant multiplies {shares_text(shares)}")
     write_json(options.output / "accuracy.json", report)
 
 

@@ -17,6 +17,8 @@ import calibration
 import cv2
 from _common import REPOSITORY
 
+from kvant.pose.demo.report import shares_text
+
 Report = dict[str, Any]
 PAGES = ("docs/benchmarks.md", "README.md")
 PICTURE = "docs/images/demo.jpg"
@@ -53,7 +55,7 @@ def demo_table(report: Report) -> str:
         [
             "multiplications",
             "float32",
-            f"{report['int8xint8']:.1%} int8 x int8, {report['int16xint8']:.1%} int16 x int8",
+            shares_text(report),
         ],
     ]
     table = markdown(["", "float32, torch", f"kvant ({report['backend']})"], rows)
@@ -67,9 +69,7 @@ def accuracy_table(report: Report) -> str:
     photos = f"{report['val_photos']} val photos, calibrated on {report['calibration_photos']} train photos"
     lines = [table, "", f"{photos}. {conditions(report)}"]
     if "kvant" in report["results"]:
-        shares = report["results"]["kvant"]
-        narrow, wide = shares["int8xint8"], shares["int16xint8"]
-        lines += ["", f"kvant does {narrow:.1%} of the multiplications in int8 x int8 and {wide:.1%} in int16 x int8."]
+        lines += ["", f"Multiplications in kvant's file: {shares_text(report['results']['kvant'])}."]
     return "\n".join(lines)
 
 

@@ -66,6 +66,12 @@ def broken_promises(summary: dict[str, Any]) -> list[str]:
     return [sentence[0].upper() + sentence[1:] + "." for broken, sentence in checks if broken]
 
 
+def shares_text(shares: dict[str, Any]) -> str:
+    """In which integers a network multiplies, in words."""
+    parts = [("int8xint8", "int8 x int8"), ("int16xint8", "int16 x int8"), ("int16xint16", "int16 x int16")]
+    return ", ".join(f"{shares[name]:.1%} {title}" for name, title in parts if shares.get(name))
+
+
 def rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The report: what, float, int8."""
     size, ratio = summary["file_bytes"], summary["file_bytes"] / summary["float_bytes"]
@@ -80,7 +86,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "multiplications",
             "float32",
-            f"{summary['int8xint8']:.1%} int8 x int8, {summary['int16xint8']:.1%} int16 x int8",
+            shares_text(summary),
         ),
         ("torch imported", "yes", "yes" if summary["torch_imported"] else "no"),
     ]

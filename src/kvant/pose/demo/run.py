@@ -185,13 +185,12 @@ def _summary(
 
 
 def multiplication_shares(model: QuantizedModel) -> dict[str, float]:
-    """Share of the network's multiplications in int8 x int8 and in int16 x int8 (8 bits signed or not)."""
-    macs = model.macs()
-    total = sum(entry.count for entry in macs)
-    eight = {"int8", "uint8"}
-    narrow = sum(entry.count for entry in macs if set(entry.dtypes) <= eight)
-    wide = sum(entry.count for entry in macs if "int16" in entry.dtypes and set(entry.dtypes) & eight)
-    return {"int8xint8": round(narrow / total, 4), "int16xint8": round(wide / total, 4)}
+    """Share of the network's multiplications by how many of the two operands have 16 bits (8 bits signed or not)."""
+    counts = dict.fromkeys(("int8xint8", "int16xint8", "int16xint16"), 0)
+    for entry in model.macs():
+        counts[tuple(counts)[entry.dtypes.count("int16")]] += entry.count
+    total = sum(counts.values())
+    return {name: round(count / total, 4) for name, count in counts.items()}
 
 
 def _draw(work: Path, names: Sequence[str], held_out: Sequence[Picture], reference: Float, result: Result) -> list[str]:
