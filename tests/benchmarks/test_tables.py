@@ -47,7 +47,12 @@ def test_marked_regions_are_rewritten_and_nothing_else(tables: Any, tmp_path: Pa
     text = tables.rewrite(page, tmp_path)
     assert text.startswith("before\n<!-- table: accuracy -->\n| ") and "old" not in text
     assert "after\n<!-- table: calibration -->\nstays\n<!-- end -->\n" in text
-    for part in ("| 0.2480 | -0.0020 |", "A CPU, 2 threads; kvant 1.2.3", "80.0% int8 x int8, 20.0% int16 x int8", "load 0.1"):
+    for part in (
+        "| 0.2480 | -0.0020 |",
+        "A CPU, 2 threads; kvant 1.2.3",
+        "80.0% int8 x int8, 20.0% int16 x int8",
+        "load 0.1",
+    ):
         assert part in text
     assert tables.rewrite(text, tmp_path) == text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,31 +18,29 @@ SLOW = [
     ("mobilenetv3_large_w1", 224), ("efficientnet_b0", 224), ("densenet121", 224), ("shufflenet_g1_w1", 224),
     ("shufflenetv2_w1", 224), ("hrnet_w18_small_v1", 224), ("inceptionv3", 299), ("ghostnet", 224),
     ("sepreresnet10", 224), ("dpn68", 224), ("xception", 299), ("lwopenpose2d_mobilenet_cmupan_coco", 128),
-    ("pspnet_resnetd50b_voc", 480),
+    ("pspnet_resnetd50b_voc", 480), ("simplepose_resnet18_coco", 256),
 ]  # fmt: skip
-# Int8 weights alone cost these more than 20 dB on noise images: random depthwise networks amplify small differences.
-CHAOTIC = {"mobilenetv2_w1", "mobilenetv3_large_w1", "shufflenetv2_w1", "ghostnet", "efficientnet_b0"}
 
 
 def check(name: str, size: int) -> None:
-    model = pytorchcv_network(name, size, batch=2 if size > 200 else 8)
+    model = pytorchcv_network(name, size, batch=8 if size < 300 else 4)
     generator = torch.Generator().manual_seed(2)
-    data = [torch.randn(1, 3, size, size, generator=generator) for _ in range(8)]
-    quantized = kvant.quantize(model, data[0], calibration=data[:6])
+    data = [torch.randn(1, 3, size, size, generator=generator) for _ in range(12)]
+    quantized = kvant.quantize(model, data[0], calibration=data[:8])
+    wanted, got = [], []
     with torch.no_grad():
-        for x in data[6:]:
-            wanted, got = model(x), quantized(x)
-            first = wanted if isinstance(wanted, tuple | list) else [wanted]
-            second = got if isinstance(got, tuple | list) else [got]
-            for one, two in zip(first, second, strict=True):
-                assert sqnr_db(one, two) >= 20
+        for x in data[8:]:
+            wanted.append(_flat(model(x)))
+            got.append(_flat(quantized(x)))
+    for one, two in zip(zip(*wanted, strict=True), zip(*got, strict=True), strict=True):
+        assert sqnr_db(torch.cat(one), torch.cat(two)) >= 20
     if size <= 128:
         reference = QuantizedModel(quantized.graph, backend="reference")
         for one, two in zip(_flat(reference(data[7].numpy())), _flat(quantized(data[7].numpy())), strict=True):
             np.testing.assert_array_equal(one, two)
 
 
-def _flat(outputs: object) -> list[np.ndarray]:
+def _flat(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
@@ -51,7 +51,5 @@ def test_fast_architectures(name: str, size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), SLOW)
-def test_slow_architectures(name: str, size: int, request: pytest.FixtureRequest) -> None:
-    if name in CHAOTIC:
-        request.applymarker(pytest.mark.xfail(reason="int8 weights alone are below 20 dB", raises=AssertionError))
+def test_slow_architectures(name: str, size: int) -> None:
     check(name, size)
