@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from kvant.quantization import quantize as quantize
     from kvant.runtime import QuantizedModel as QuantizedModel
     from kvant.runtime import load as load
+    from kvant.runtime.native import num_threads as num_threads
+    from kvant.runtime.native import set_num_threads as set_num_threads
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,8 @@ _LAZY = {
     "Recipe": "kvant.quantization",
     "QuantizedModel": "kvant.runtime",
     "load": "kvant.runtime",
+    "num_threads": "kvant.runtime.native",
+    "set_num_threads": "kvant.runtime.native",
 }
 
 __all__ = [
@@ -59,6 +63,8 @@ __all__ = [
     "load",
     "Recipe",
     "QuantizedModel",
+    "num_threads",
+    "set_num_threads",
     "KvantError",
     "CaptureError",
     "UnsupportedOperatorError",

@@ -122,6 +122,10 @@ def num_threads() -> int:
 def set_num_threads(count: int) -> None:
     """Use this many threads, the calling one included, for all models of the process; 0 is as many as there are cores.
 
+    >>> set_num_threads(2)
+    >>> num_threads()
+    2
+
     Raises:
         BackendError: the count is not within 0 to 1024, or the native library is missing.
     """
