@@ -63,6 +63,17 @@ def test_a_network_that_does_well_keeps_int8_weights() -> None:
     assert weight_dtypes(kvant.quantize(model, data[0], calibration=data)) == {"int8"}
 
 
+class Weightless(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x) * x
+
+
+def test_a_network_without_weights_has_none_to_refine() -> None:
+    data = pictures(4)
+    quantized = kvant.quantize(Weightless().eval(), data[0], calibration=data, recipe=kvant.Recipe(target_sqnr=90.0))
+    assert sqnr_db(Weightless()(data[1]), quantized(data[1])) > 60
+
+
 def test_fine_weights_survive_the_file(tmp_path) -> None:
     model, data = chain(3), pictures(6)
     quantized = kvant.quantize(model, data[0], calibration=data, recipe=kvant.Recipe(target_sqnr=55.0))

@@ -170,6 +170,8 @@ def _split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
 
 def _choose_weights(plan: Plan, trial: Trial) -> Plan:
     """Correct biases; where int8 weights are what limits accuracy, round them anew, and give some of them more bits."""
+    if not plan.weights:
+        return plan
     recipe, yardstick, target = trial.recipe, trial.yardstick, trial.recipe.target_sqnr or 0.0
     nearest = trial.correct(plan)
     before = yardstick.measure(nearest)
