@@ -146,7 +146,7 @@ def multiplications(graph: Graph, output: str, weight: str, shapes: dict[str, tu
 
 def _order(noise: dict[str, float], cost: dict[str, float]) -> list[str]:
     """Groups by noise per multiplication; moving a tensor at twice the width costs a little even where none follow."""
-    typical = sum(cost.values()) / max(len(cost), 1)
+    typical = sum(cost.values()) / max(len(cost), 1) or 1.0
     return sorted(noise, key=lambda group: -noise[group] / (cost.get(group, 0.0) + 0.05 * typical))
 
 
