@@ -28,7 +28,9 @@ def pytorchcv_network(name: str, size: int = 64, batch: int = 8) -> nn.Module:
 
     torch.manual_seed(0)
     # By default this one reads positions out of its maps with int(), which no exporter can follow.
-    options = {"return_heatmap": True} if name.startswith("simplepose") else {}
+    options: dict[str, object] = {"return_heatmap": True} if name.startswith("simplepose") else {}
+    if name.startswith("pspnet"):
+        options["in_size"] = (size, size)
     model = get_model(name, pretrained=False, **options)
     generator = torch.Generator().manual_seed(1)
     inputs = [torch.randn(batch, 3, size, size, generator=generator) for _ in range(2)]

@@ -84,12 +84,12 @@ def test_fine_weights_survive_the_file(tmp_path) -> None:
         np.testing.assert_array_equal(loaded(data[0].numpy()), quantized(data[0].numpy()))
 
 
-def test_fine_weights_are_24_db_finer() -> None:
+def test_fine_weights_are_36_db_finer() -> None:
     weight = np.random.default_rng(0).normal(size=(8, 16, 3, 3)).astype(np.float32)
     coarse, fine = quantize_weight(weight, None, "minmax"), fine_weight(weight)
-    assert fine.values.dtype == np.int16 and np.abs(fine.values).max() == 2047
+    assert fine.values.dtype == np.int16 and np.abs(fine.values).max() == 8191
     power = [np.square(found.dequantize() - weight).mean() for found in (coarse, fine)]
-    assert 10 * np.log10(power[0] / power[1]) == pytest.approx(20 * np.log10(2047 / 127), abs=0.5)
+    assert 10 * np.log10(power[0] / power[1]) == pytest.approx(20 * np.log10(8191 / 127), abs=0.5)
 
 
 def test_predicted_noise_is_what_rounding_one_layer_does() -> None:

@@ -30,7 +30,7 @@ class Recipe:
         correct_bias: take the mean error that quantization causes out of the biases, layer by layer.
         compensate: where int8 weights limit accuracy, round them so that the errors within a layer make up for each
             other on the kept samples (together with ``correct_bias``).
-        fine_weights: where int8 weights limit accuracy, give 12 bits (kept as int16) to the weights of layers that
+        fine_weights: where int8 weights limit accuracy, give 14 bits (kept as int16) to the weights of layers that
             cause most of it: within 1 % of all weights, and beyond that only where ``target_sqnr`` is missed otherwise.
         samples: how many calibration samples are kept for equalization, correction and measurement.
 

@@ -26,7 +26,7 @@ SMALL_SHARE = 0.01
 
 
 def refine_small(plan: Plan, yardstick: Yardstick, show: Progress) -> Plan:
-    """``plan`` with 12-bit weights in the layers that cause the most noise for their size, 1 % of all weights."""
+    """``plan`` with 14-bit weights in the layers that cause the most noise for their size, 1 % of all weights."""
     noise = weight_noise(plan, yardstick, show)
     sizes = {name: weight.values.size for name, weight in plan.weights.items()}
     room = SMALL_SHARE * sum(sizes.values())
@@ -39,7 +39,7 @@ def refine_small(plan: Plan, yardstick: Yardstick, show: Progress) -> Plan:
 
 
 def with_fine(plan: Plan, names: Iterable[str]) -> Plan:
-    """``plan`` with 12-bit weights, rounded to nearest, in the layers with these outputs."""
+    """``plan`` with 14-bit weights, rounded to nearest, in the layers with these outputs."""
     fine = {name: fine_weight(_float_weight(plan, name).numpy()) for name in names}
     return replace(plan, weights=plan.weights | fine)
 
@@ -51,7 +51,7 @@ def refine(
     settle: Callable[[Plan], Plan],
     show: Progress,
 ) -> Plan:
-    """``plan`` with 12-bit weights in as few layers as needed for ``goal`` dB at the outputs.
+    """``plan`` with 14-bit weights in as few layers as needed for ``goal`` dB at the outputs.
 
     Args:
         plan: everything decided, activations in 16 bits so that weights are what limits accuracy.

@@ -11,10 +11,10 @@ from kvant.errors import AccumulatorOverflowError
 from kvant.graph import Quantization
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
 
-# Integers of a weight reach as far on either side: int8, and the 12 bits that fine weights take of their int16, few
-# enough that sums of products with int16 activations stay in int32 over long stretches.
+# Integers of a weight reach as far on either side: int8, and the 14 bits that fine weights take of their int16, few
+# enough that int32 surely holds eight products with int16 activations.
 HIGHEST = 127
-HIGHEST_FINE = 2047
+HIGHEST_FINE = 8191
 # The part of an int32 accumulator that a bias may take: half.
 _BIAS_LIMIT = 2.0**30
 # Weights of a row that its scale is judged by, at least; and weights that are searched together, in the cache.
@@ -32,7 +32,7 @@ class QuantizedWeight:
 
     @property
     def fine(self) -> bool:
-        """Whether the values have 12 bits instead of 8."""
+        """Whether the values have 14 bits instead of 8."""
         return self.values.dtype == np.int16
 
     @property
@@ -69,7 +69,7 @@ def quantize_weight(weight: np.ndarray, moment: np.ndarray | None, method: str) 
 
 
 def fine_weight(weight: np.ndarray) -> QuantizedWeight:
-    """Round ``weight`` (float32, (O, ...)) to int16 in [-2047, 2047] with one scale for each output channel."""
+    """Round ``weight`` (float32, (O, ...)) to int16 in [-8191, 8191] with one scale for each output channel."""
     flat = weight.reshape(weight.shape[0], -1)
     scale = _safe(torch.from_numpy(np.abs(flat).max(axis=1) / np.float32(HIGHEST_FINE))).numpy()
     return _rounded(weight, scale, fine=True)
