@@ -27,7 +27,7 @@ POSITIONS_PER_WEIGHT = 4
 # Columns that are rounded one by one before their errors are spread over all later columns.
 BLOCK = 64
 # Added to the diagonal, relative to its mean: keeps the factor stable and the fit close to the trained weight.
-DAMPING = 0.01
+DAMPING = 0.05
 
 
 @dataclass
