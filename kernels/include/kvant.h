@@ -150,9 +150,9 @@ typedef struct kvant_sums {
 
 typedef struct kvant_weights kvant_weights;
 
-/* Prepare weights once. values: (outputs, depth), from int8 or int16 weights without -32768, outputs divided into groups of consecutive ones; bias and
- * multipliers: one for each output. kvant_pack_conv is for kvant_conv, kvant_pack_linear for kvant_linear. The arrays
- * are copied. */
+/* Prepare weights once. values: (outputs, depth), from int8 or int16 weights without -32768, outputs divided into
+ * groups of consecutive ones; bias and multipliers: one for each output. kvant_pack_conv is for kvant_conv,
+ * kvant_pack_linear for kvant_linear. The arrays are copied. */
 KVANT_API int32_t kvant_pack_conv(int64_t outputs, int64_t depth, int64_t groups, const int16_t *values,
                                   const int64_t *bias, const float *multipliers, const kvant_sums *sums,
                                   kvant_weights **packed);

@@ -46,7 +46,7 @@ class UnsupportedOperatorError(CaptureError, NotImplementedError):
         lines = "\n".join(f"  - {line}" for line in self.operators)
         super().__init__(
             f"{count} operator{'s' if count != 1 else ''} of this model cannot be captured:\n{lines}\n"
-            "Rewrite these parts with supported operators (docs/architecture.md lists them), "
+            "Rewrite these parts with supported operators (docs/operators.md lists them), "
             "or keep them outside the model that is quantized."
         )
 

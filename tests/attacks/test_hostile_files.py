@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import sys
@@ -421,11 +422,9 @@ def test_any_operator_with_any_attributes(op: str, attributes: Json, inputs: lis
     header = copy.deepcopy(HEADER)
     header["nodes"].append({"op": {"op": op, **kept}, "inputs": inputs, "output": "z", "type": type})
     header["outputs"] = ["z"]
-    try:
-        text = msgspec.json.encode(header).decode()
+    text = msgspec.json.encode(header).decode()
+    with contextlib.suppress(FormatError):  # whether it is refused is not the question: nothing else may be raised
         from_bytes(seal_header(text))
-    except FormatError:
-        pass
 
 
 def test_recursion_depth_is_left_alone() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kvant.capture import Executor, capture
+from kvant.capture import Executor, capture, registry
 from kvant.errors import CaptureError, InputError, ModelStateError, ShapeError, UnsupportedOperatorError
 
 from .compare import Function, example
@@ -186,3 +188,9 @@ def test_torch_stays_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     output = capfd.readouterr()
     assert output.out == output.err == ""
     assert logging.root.manager.disable == disabled
+
+
+def test_the_list_of_operators_that_the_message_points_to_is_complete() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
+    listed = re.findall(r"`(\w+(?:\.\w+)?)`", text.partition("\n## ")[2])
+    assert sorted(listed) == sorted(name.removesuffix(".default") for name in registry.supported())

@@ -7,7 +7,7 @@ tells. So the model itself is asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kvant.capture.execute import Executor
 from kvant.capture.structure import Arguments, flatten_outputs
 from kvant.errors import InputError, ShapeError
-from kvant.graph import Graph, evaluate
+from kvant.graph import Graph, evaluate, infer_shapes
 
 # Other sizes by the number of the symbol (height and width differ) and the example's size; smaller ones are cheap.
 _CHANGES: tuple[Callable[[int, int], int], ...] = (
@@ -25,19 +25,28 @@ _CHANGES: tuple[Callable[[int, int], int], ...] = (
     lambda number, size: max(size // (4 if number % 2 else 2), 1),
     lambda number, size: size + 9 - 2 * (number % 2),
 )
+# More of them, for which only shapes are inferred.
+_LARGER: tuple[Callable[[int, int], int], ...] = (
+    lambda number, size: 2 * size, lambda number, size: size + 32, lambda number, size: size + 1,
+)  # fmt: skip
 # Differences from the order of float operations stay far below; another way through the code does not.
 _TOLERANCE = 1e-2
 
 
+def takes_other_sizes(graph: Graph) -> bool:
+    """Whether shapes fit together at another size, if any but the batch is said to be free.
+
+    torch sees no difference between a size that is free and one that some equation ties to the example's, as where a
+    flattened image meets a linear layer.
+    """
+    shapes = list(_other_shapes(graph, (*_CHANGES, *_LARGER)))
+    return not shapes or any(_fits(graph, each) for each in shapes)
+
+
 def agrees(model: nn.Module, arguments: Arguments, graph: Graph) -> bool:
     """Whether ``graph`` and ``model`` give the same outputs at sizes that both take."""
-    free = [symbol for symbol in graph.example if not symbol.startswith("batch")]
-    if not free:
-        return True
     executor = Executor(graph)
-    for change in _CHANGES:
-        sizes = graph.example | {name: change(at, graph.example[name]) for at, name in enumerate(free)}
-        shapes = [[evaluate(dim, sizes) for dim in entry.shape] for entry in graph.inputs]
+    for shapes in _other_shapes(graph, _CHANGES):
         tensors = [_resized(tensor, shape) for tensor, shape in zip(arguments.tensors, shapes, strict=True)]
         try:
             got = executor.run(tensors)
@@ -46,6 +55,22 @@ def agrees(model: nn.Module, arguments: Arguments, graph: Graph) -> bool:
         wanted = _outputs(model, arguments, tensors)
         if wanted is not None and not _same(wanted, got):
             return False
+    return True
+
+
+def _other_shapes(graph: Graph, changes: Iterable[Callable[[int, int], int]]) -> Iterator[list[list[int]]]:
+    """Shapes of the inputs, in order, after each change; none if no size but the batch is free."""
+    free = [symbol for symbol in graph.example if not symbol.startswith("batch")]
+    for change in changes if free else ():
+        sizes = graph.example | {symbol: change(at, graph.example[symbol]) for at, symbol in enumerate(free)}
+        yield [[evaluate(dim, sizes) for dim in entry.shape] for entry in graph.inputs]
+
+
+def _fits(graph: Graph, shapes: Sequence[Sequence[int]]) -> bool:
+    try:
+        infer_shapes(graph, {entry.name: shape for entry, shape in zip(graph.inputs, shapes, strict=True)})
+    except ShapeError:
+        return False
     return True
 
 

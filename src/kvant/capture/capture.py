@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from kvant.capture.agree import agrees
+from kvant.capture.agree import agrees, takes_other_sizes
 from kvant.capture.export import Dynamic, Level, export, known_dynamic, levels
 from kvant.capture.model import check_model
 from kvant.capture.structure import Arguments, flatten_arguments
 from kvant.capture.translate import translate
-from kvant.errors import CaptureError, ShapeError, UnsupportedOperatorError
-from kvant.graph import Graph, evaluate, infer_shapes, validate
+from kvant.errors import CaptureError, UnsupportedOperatorError
+from kvant.graph import Graph, validate
 
 
 def capture(
@@ -51,7 +51,7 @@ def capture(
         except CaptureError:
             # Fewer dynamic sizes may do; if not even fixed sizes do, that reason is the one to tell.
             continue
-        if _takes_other_sizes(graph) and agrees(model, arguments, graph):
+        if takes_other_sizes(graph) and agrees(model, arguments, graph):
             return graph
     return _capture(model, arguments, last)
 
@@ -60,25 +60,3 @@ def _capture(model: nn.Module, arguments: Arguments, level: Level) -> Graph:
     graph = translate(export(model, arguments, level), arguments)
     validate(graph)
     return graph
-
-
-# Other sizes that are tried, from the example's: torch sees no difference between a size that is free and one that
-# some equation ties to the example's, as where a flattened image meets a linear layer.
-_OTHER_SIZES: tuple[Callable[[int], int], ...] = (
-    lambda size: 2 * size, lambda size: size + 32, lambda size: size + 1, lambda size: max(size - 1, 1),
-)  # fmt: skip
-
-
-def _takes_other_sizes(graph: Graph) -> bool:
-    """Whether shapes fit together at another size, if any but the batch is said to be free."""
-    free = [symbol for symbol in graph.example if not symbol.startswith("batch")]
-    return not free or any(_fits(graph, free, change) for change in _OTHER_SIZES)
-
-
-def _fits(graph: Graph, free: Sequence[str], change: Callable[[int], int]) -> bool:
-    sizes = graph.example | {symbol: change(graph.example[symbol]) for symbol in free}
-    try:
-        infer_shapes(graph, {entry.name: [evaluate(dim, sizes) for dim in entry.shape] for entry in graph.inputs})
-    except ShapeError:
-        return False
-    return True

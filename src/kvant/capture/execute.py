@@ -31,7 +31,7 @@ class Executor:
             (KERNELS[type(node.op)](node.op, [self._constants.get(name) for name in node.inputs]), node)
             for node in graph.nodes
         ]
-        self._dead = _last_uses(graph)
+        self._dead = last_uses(graph)
 
     def run(self, inputs: Sequence[Tensor], observe: Observe | None = None, *, gradients: bool = False) -> list[Tensor]:
         """The graph's outputs, flat, in the order of ``graph.outputs``.
@@ -114,7 +114,7 @@ def _seen(observe: Observe | None, name: str, value: Tensor) -> Tensor:
     return value if replaced is None else replaced
 
 
-def _last_uses(graph: Graph) -> list[list[str]]:
+def last_uses(graph: Graph) -> list[list[str]]:
     """For each node, the activations that nothing reads after it, so that their memory is free for others."""
     kept = set(graph.outputs) | set(graph.constants)
     dead: list[list[str]] = []

@@ -133,12 +133,10 @@ def _check_node(graph: Graph, node: Node) -> None:
     _check_attributes(node)
     given = [graph.types[name] for name in node.inputs]
     output = graph.types[node.output]
-    if isinstance(node.op, ops.MOVES):
+    if isinstance(node.op, ops.MOVES) or (isinstance(node.op, ops.Resize) and node.op.mode != "linear"):
         moved = given if isinstance(node.op, ops.Concat) else given[:1]
         if any(entry != output for entry in moved):
             raise GraphError(f"{node.describe()} only moves integers, so its types must be equal: {given} -> {output}")
-    if isinstance(node.op, ops.Resize) and node.op.mode != "linear" and given[0] != output:
-        raise GraphError(f"{node.describe()} only moves integers, so its types must be equal: {given[0]} -> {output}")
     if isinstance(node.op, ops.Reduce) and node.op.axes != tuple(sorted(set(node.op.axes))):
         raise GraphError(f"{node.describe()}: axes={node.op.axes} must be sorted, each once")
     if isinstance(node.op, ops.WEIGHTED) and given[0].quantization is not None:

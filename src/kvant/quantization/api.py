@@ -18,10 +18,10 @@ from kvant.quantization.equalize import equalize
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
-from kvant.quantization.refine import refine, refine_small
+from kvant.quantization.refine import refine, refine_small, weight_noise
 from kvant.quantization.sensitivity import widen
 from kvant.quantization.simulate import Plan
-from kvant.quantization.statistics import Channels, Sample, Statistics, Watch, collect
+from kvant.quantization.statistics import Channels, Sample, Statistics, collect, observe
 from kvant.quantization.ties import makes_values
 from kvant.quantization.types import activation_types
 from kvant.quantization.weights import QuantizedWeight, quantize_weight
@@ -137,7 +137,7 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     plan = _choose_weights(plan, trial)
     plan.types = narrow
     if recipe.target_sqnr is not None:
-        plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show).types
+        plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show)
     return plan if plan.types == wide else trial.correct(plan)
 
 
@@ -177,13 +177,14 @@ def _choose_weights(plan: Plan, trial: Trial) -> Plan:
     before = yardstick.measure(nearest)
     if before >= target + WEIGHT_MARGIN_DB:
         return nearest
+    noise = weight_noise(nearest, yardstick, trial.show) if recipe.fine_weights else {}
     best = nearest
     if recipe.compensate and recipe.correct_bias:
-        start = refine_small(nearest, yardstick, trial.show) if recipe.fine_weights else nearest
+        start = refine_small(nearest, noise)
         anew = trial.correct(replace(start, biases=plan.biases), compensate=True)
         best = anew if yardstick.measure(anew) > before else nearest
     if recipe.fine_weights and yardstick.measure_whole(best) < target - TOLERATED_DB:
-        return refine(nearest, yardstick, target + REFINED_DB, trial.correct, trial.show)
+        return refine(nearest, noise, yardstick, target + REFINED_DB, trial.correct)
     return best
 
 
@@ -197,22 +198,10 @@ def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, d
         if name in channels:
             channels[name] = channels[name].divided(divisor)
     changed = set(result.divisors) & makes_values(graph)
-    again = Statistics()
-    watch = Watch(result.graph, changed, recipe.observer, again)
-    watch.axes = {}
-    run_all(result.graph, seen.samples, watch)
+    again = observe(result.graph, seen.samples, changed, recipe.observer)
     for name in changed:
-        seen.observers[name] = _at_least(again.observers[name], channels.get(name))
+        seen.observers[name] = _at_least(again[name], channels.get(name))
     return result.graph, channels
-
-
-def run_all(graph: Graph, samples: list[Sample], watch: Watch) -> None:
-    """Run ``graph`` over ``samples`` for what ``watch`` sees."""
-    from kvant.capture import Executor
-
-    executor = Executor(graph)
-    for sample in samples:
-        executor.run(sample, watch)
 
 
 def _at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
-from kvant.capture import Executor
+from kvant.capture import Executor, last_uses
 from kvant.graph import Graph, Node, ops
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
@@ -33,19 +33,18 @@ def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
     """
     executor = Executor(graph)
     sums = {node.output: _Mean(_axis(node)) for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
-    last_use = _last_uses(graph)
     with torch.inference_mode():
         for sample in samples:
             bindings = executor.bind(sample)
             values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
-            for index, node in enumerate(graph.nodes):
+            for node, dead in zip(graph.nodes, last_uses(graph), strict=True):
                 if node.output in sums:
                     open_values = executor.step(_without_clamp(node), values, bindings)
                     sums[node.output].add(open_values)
-                    values[node.output] = _clamped(open_values, node.op.clamp)  # type: ignore[union-attr]
+                    values[node.output] = _clamped(node, open_values)
                 else:
                     values[node.output] = executor.step(node, values, bindings)
-                _drop(values, node, index, last_use)
+                _drop(values, dead)
     return {name: mean.value() for name, mean in sums.items()}
 
 
@@ -73,7 +72,7 @@ class _Correction:
         self.weights = dict(plan.weights)
         simulated = plan.simulated_graph()
         self.rough = Executor(simulated)
-        self.pairs = list(zip(plan.graph.nodes, simulated.nodes, strict=True))
+        self.steps = list(zip(plan.graph.nodes, simulated.nodes, last_uses(plan.graph), strict=True))
         self.rounded = makes_values(plan.graph)
         self.biases = dict(plan.biases)
         self.consumers = plan.graph.consumers()
@@ -89,9 +88,8 @@ class _Correction:
                 self.true.append(named)
 
     def run(self, show: Progress) -> Plan:
-        last_use = _last_uses(self.plan.graph)
         with torch.inference_mode():
-            for index, (node, rough) in enumerate(show.track(self.pairs, "correcting biases")):
+            for node, rough, dead in show.track(self.steps, "correcting biases"):
                 if isinstance(node.op, ops.WEIGHTED):
                     self._weighted(node, rough)
                 else:
@@ -99,7 +97,7 @@ class _Correction:
                         got[node.output] = self._round(node.output, self.rough.step(rough, got, bindings))
                 self._follow(node)
                 for values in (*self.got, *self.true):
-                    _drop(values, node, index, last_use)
+                    _drop(values, dead)
         return replace(self.plan, weights=self.weights, biases=self.biases)
 
     def _follow(self, node: Node) -> None:
@@ -122,9 +120,8 @@ class _Correction:
             for got in self.got:
                 values, axis = got[node.output], _axis(node)
                 values += shift.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
-        clamp = node.op.clamp  # type: ignore[union-attr]
         for got in self.got:
-            got[node.output] = self._round(node.output, _clamped(got[node.output], clamp))
+            got[node.output] = self._round(node.output, _clamped(node, got[node.output]))
 
     def _absorbed(self, node: Node) -> bool:
         """Whether a shift of the output reaches only biases of later layers, which then take it out there."""
@@ -176,15 +173,9 @@ def _axis(node: Node) -> int:
     return -1 if isinstance(node.op, ops.Linear) else 1
 
 
-def _last_uses(graph: Graph) -> dict[str, int]:
-    return {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
-
-
-def _drop(values: Tensors, node: Node, index: int, last_use: dict[str, int]) -> None:
-    """Forget the inputs that no later node reads."""
-    for name in node.inputs:
-        if last_use[name] == index:
-            values.pop(name, None)
+def _drop(values: Tensors, names: list[str]) -> None:
+    for name in names:
+        values.pop(name, None)
 
 
 def _without_clamp(node: Node) -> Node:
@@ -197,5 +188,6 @@ def _unpadded(op: ops.AnyOp) -> bool:
     return isinstance(op, ops.Linear)
 
 
-def _clamped(values: torch.Tensor, clamp: ops.Clamp | None) -> torch.Tensor:
+def _clamped(node: Node, values: torch.Tensor) -> torch.Tensor:
+    clamp: ops.Clamp | None = node.op.clamp  # type: ignore[union-attr]
     return values if clamp is None else torch.clamp(values, clamp[0], clamp[1])

@@ -8,35 +8,26 @@ the fewest multiplications, then measure the real thing and widen more if it was
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
+from kvant.graph import Graph, TensorType
 from kvant.quantization.progress import Progress
 from kvant.quantization.simulate import Plan, fake_quantize
+from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.yardstick import Yardstick
+from kvant.runtime import count_macs
+
+Tensors = dict[str, torch.Tensor]
 
 # Random directions for each sample.
 DIRECTIONS = 3
 # Widening stops when rounding of activations costs less than this beside what int8 weights alone cost.
 CEILING_MARGIN_DB = 1.5
-
-
-@dataclass(frozen=True)
-class Widening:
-    """The result of the search: types, and signal to noise at the outputs in dB before, after, and at 16 bits."""
-
-    types: dict[str, TensorType]
-    before: float
-    after: float
-    ceiling: float
-    groups: tuple[str, ...]
 
 
 def widen(
@@ -45,8 +36,8 @@ def widen(
     yardstick: Yardstick,
     target: float,
     show: Progress,
-) -> Widening:
-    """Give 16 bits to as few activations as needed for ``target`` dB at the outputs.
+) -> dict[str, TensorType]:
+    """Types of the activations, with 16 bits for as few of them as needed for ``target`` dB at the outputs.
 
     Args:
         plan: everything in the types it has so far (8 bits, except what the recipe named).
@@ -56,20 +47,19 @@ def widen(
     """
     before = yardstick.measure(plan)
     if before >= target:
-        return Widening(plan.types, before, before, before, ())
-    ceiling = yardstick.measure(replace(plan, types=wide))
-    goal = min(target, ceiling - CEILING_MARGIN_DB)
+        return plan.types
+    goal = min(target, yardstick.measure(replace(plan, types=wide)) - CEILING_MARGIN_DB)
     if before >= goal:
-        return Widening(plan.types, before, before, ceiling, ())
+        return plan.types
     group_of = ties(plan.graph)
     noise = group_noise(plan, yardstick, group_of, show)
     order = _order(noise, group_cost(plan.graph, group_of))
-    count, after = smallest(
-        len(order),
-        lambda some: yardstick.measure(replace(plan, types=_mixed(plan, wide, group_of, order[:some]))),
-        goal,
-    )
-    return Widening(_mixed(plan, wide, group_of, order[:count]), before, after, ceiling, tuple(order[:count]))
+
+    def mixed(count: int) -> dict[str, TensorType]:
+        chosen = set(order[:count])
+        return {name: wide[name] if group_of[name] in chosen else type for name, type in plan.types.items()}
+
+    return mixed(smallest(len(order), lambda some: yardstick.measure(replace(plan, types=mixed(some))), goal))
 
 
 def group_noise(
@@ -81,18 +71,48 @@ def group_noise(
     """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
     executor = Executor(plan.simulated_graph())
     rounded = makes_values(plan.graph)
+
+    def run(sample: Sample) -> tuple[list[torch.Tensor], Tensors]:
+        tape = _Tape(rounded)
+        return executor.run(sample, tape, gradients=True), tape.seen
+
+    def error(name: str, values: torch.Tensor) -> torch.Tensor | None:
+        type = plan.types[name]
+        return fake_quantize(values, type) - values if type.dtype == "uint8" else None
+
+    noise: dict[str, float] = {}
+    for name, share in noise_of(run, error, yardstick, show.track(yardstick.samples, "measuring sensitivity")).items():
+        noise[group_of[name]] = noise.get(group_of[name], 0.0) + share
+    return noise
+
+
+def noise_of(
+    run: Callable[[Sample], tuple[list[torch.Tensor], Tensors]],
+    error: Callable[[str, torch.Tensor], torch.Tensor | None],
+    yardstick: Yardstick,
+    samples: Iterable[Sample],
+) -> dict[str, float]:
+    """Noise over signal at the outputs that a small error in each of some tensors causes, by the tensor's name.
+
+    Args:
+        run: gives, for a sample, the outputs, and the tensors by which they can be differentiated.
+        error: the error of a tensor, from its name and value; None for one that has none.
+        samples: those of ``yardstick``, in order.
+    """
     generator = torch.Generator().manual_seed(0)
     noise: dict[str, float] = {}
-    for at, sample in enumerate(show.track(yardstick.samples, "measuring sensitivity")):
-        tape = _Tape(rounded)
+    for at, sample in enumerate(samples):
         with torch.enable_grad():
-            outputs = executor.run(sample, tape, gradients=True)
+            outputs, tensors = run(sample)
             for direction in range(DIRECTIONS):
                 loss = yardstick.random_direction(at, outputs, generator)
-                found = torch.autograd.grad(
-                    loss, list(tape.seen.values()), retain_graph=direction + 1 < DIRECTIONS, allow_unused=True
-                )
-                _add(noise, dict(zip(tape.seen, found, strict=True)), tape.seen, plan.types, group_of)
+                more = direction + 1 < DIRECTIONS
+                found = torch.autograd.grad(loss, list(tensors.values()), retain_graph=more, allow_unused=True)
+                for (name, values), gradient in zip(tensors.items(), found, strict=True):
+                    wrong = None if gradient is None else error(name, values.detach())
+                    if gradient is not None and wrong is not None:
+                        effect = float((gradient * wrong).sum(dtype=torch.float64))
+                        noise[name] = noise.get(name, 0.0) + effect * effect / DIRECTIONS
     return noise
 
 
@@ -101,7 +121,7 @@ class _Tape:
 
     def __init__(self, names: set[str]) -> None:
         self.names = names
-        self.seen: dict[str, torch.Tensor] = {}
+        self.seen: Tensors = {}
 
     def __call__(self, name: str, values: torch.Tensor) -> torch.Tensor | None:
         if name not in self.names:
@@ -112,36 +132,15 @@ class _Tape:
         return values
 
 
-def _add(
-    noise: dict[str, float],
-    gradients: dict[str, torch.Tensor | None],
-    values: dict[str, torch.Tensor],
-    types: dict[str, TensorType],
-    group_of: dict[str, str],
-) -> None:
-    for name, gradient in gradients.items():
-        if gradient is None or types[name].dtype != "uint8":
-            continue
-        value = values[name].detach()
-        effect = float((gradient * (fake_quantize(value, types[name]) - value)).sum(dtype=torch.float64))
-        group = group_of[name]
-        noise[group] = noise.get(group, 0.0) + effect * effect / DIRECTIONS
-
-
 def group_cost(graph: Graph, group_of: dict[str, str]) -> dict[str, float]:
     """Multiplications that each group's tensors feed, at the example size."""
     cost: dict[str, float] = {}
-    shapes = infer_shapes(graph, example_shapes(graph))
-    for node in graph.nodes:
-        if isinstance(node.op, ops.WEIGHTED):
-            group = group_of[node.inputs[0]]
-            cost[group] = cost.get(group, 0.0) + multiplications(graph, node.output, node.inputs[1], shapes)
+    producers = graph.producers()
+    for each in count_macs(graph):
+        read = producers[each.node].inputs[:2]
+        for group in {group_of[name] for name in read if name not in graph.constants}:
+            cost[group] = cost.get(group, 0.0) + each.count
     return cost
-
-
-def multiplications(graph: Graph, output: str, weight: str, shapes: dict[str, tuple[int, ...]]) -> float:
-    """Multiplications of one weighted layer: output elements times weights per output channel."""
-    return float(np.prod(shapes[output])) * float(np.prod(graph.constants[weight].shape[1:]))
 
 
 def _order(noise: dict[str, float], cost: dict[str, float]) -> list[str]:
@@ -150,26 +149,18 @@ def _order(noise: dict[str, float], cost: dict[str, float]) -> list[str]:
     return sorted(noise, key=lambda group: -noise[group] / (cost.get(group, 0.0) + 0.05 * typical))
 
 
-def _mixed(
-    plan: Plan, wide: dict[str, TensorType], group_of: dict[str, str], groups: Sequence[str]
-) -> dict[str, TensorType]:
-    chosen = set(groups)
-    return {name: wide[name] if group_of[name] in chosen else type for name, type in plan.types.items()}
-
-
-def smallest(count: int, evaluate: Callable[[int], float], goal: float, parts: int = 24) -> tuple[int, float]:
-    """About the smallest of 1 ... ``count`` whose value reaches ``goal``, and its value: a bisection.
+def smallest(count: int, evaluate: Callable[[int], float], goal: float, parts: int = 24) -> int:
+    """About the smallest of 1 ... ``count`` whose value reaches ``goal``: a bisection.
 
     Args:
         parts: how finely the numbers are told apart.
         evaluate: the measured value for a number; it grows, but for noise.
     """
-    low, high, best = 0, count, float("nan")
+    low, high = 0, count
     while high - low > max(1, count // parts):
         middle = (low + high) // 2
-        got = evaluate(middle)
-        if got >= goal:
-            high, best = middle, got
+        if evaluate(middle) >= goal:
+            high = middle
         else:
             low = middle
-    return high, evaluate(high) if math.isnan(best) else best
+    return high

@@ -88,7 +88,7 @@ def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, prog
     """
     seen = Statistics()
     executor = Executor(graph)
-    watch = Watch(graph, makes_values(graph), observer, seen)
+    watch = _Watch(makes_values(graph), channel_axes(graph), observer, seen)
     kept = _Kept(keep, all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape))
     for batch in progress.track(data, "calibrating"):
         seen.batches += 1
@@ -101,12 +101,22 @@ def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, prog
     return seen
 
 
-class Watch:
-    """Sees every activation of a run and feeds the observers of those named."""
+def observe(graph: Graph, samples: Iterable[Sample], names: set[str], observer: str) -> dict[str, AnyObserver]:
+    """Observers, of the kind ``observer``, of the activations ``names`` of ``graph`` on ``samples``."""
+    seen = Statistics()
+    executor = Executor(graph)
+    watch = _Watch(names, {}, observer, seen)
+    for sample in samples:
+        executor.run(sample, watch)
+    return seen.observers
 
-    def __init__(self, graph: Graph, names: set[str], observer: str, seen: Statistics) -> None:
+
+class _Watch:
+    """Sees every activation of a run; feeds the observers of ``names``, and the channels of those with an axis."""
+
+    def __init__(self, names: set[str], axes: dict[str, int], observer: str, seen: Statistics) -> None:
         self.names = names
-        self.axes = channel_axes(graph)
+        self.axes = axes
         self.observer = observer
         self.seen = seen
 

@@ -55,8 +55,6 @@ class Context:
             raise GraphError(f"tensor {name!r} is {type.dtype}, but integers with a scale are needed here")
         if type.quantization.axis is not None:
             raise GraphError(f"tensor {name!r} has one scale per channel, but one for all is needed here")
-        if type.dtype == "int16" and type.quantization.zero_point != 0:
-            raise GraphError(f"tensor {name!r} is int16 with zero point {type.quantization.zero_point}; it must be 0")
         return type
 
     def around(self, name: str, axis: int) -> tuple[int, int, int]:

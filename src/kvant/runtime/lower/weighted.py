@@ -24,6 +24,8 @@ from kvant.runtime.arithmetic import (
 from kvant.runtime.lower.context import Context
 from kvant.runtime.steps import Pair, Weights
 
+Scales = npt.NDArray[np.float64]
+
 
 def prepare(graph: Graph) -> dict[str, Weights]:
     """Weights, multipliers and proven accumulator bounds of every convolution and linear layer, by output name.
@@ -55,14 +57,11 @@ def _weights(graph: Graph, node: Node) -> Weights:
     bound = accumulator_bound(x, values, bias)
     largest = furthest(x) * int(np.abs(values.astype(np.int32)).max(initial=0))
     groups = getattr(node.op, "groups", 1)
-    return Weights(values, bias, _multipliers(x, weight, output, len(bias)), bound, exact_terms(largest), groups)
+    multipliers = _multipliers(x, weight.quantization.scales().astype(np.float64), output, len(bias))
+    return Weights(values, bias, multipliers, bound, exact_terms(largest), groups)
 
 
-def _multipliers(
-    x: TensorType, weight: TensorType, output: TensorType, channels: int
-) -> npt.NDArray[np.float32]:  # fmt: skip
-    assert weight.quantization is not None
-    scales = weight.quantization.scales().astype(np.float64)
+def _multipliers(x: TensorType, scales: Scales, output: TensorType, channels: int) -> npt.NDArray[np.float32]:
     factors = multiplier(scale_of(x) * scales, scale_of(output))
     return np.ascontiguousarray(np.broadcast_to(factors, (channels,)))
 
