@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 1
+#define KVANT_ABI_VERSION 2
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -90,7 +90,7 @@ KVANT_API int32_t kvant_index(int64_t rank, const int64_t *shape, const int64_t 
 KVANT_API int32_t kvant_gather(int64_t outer, int64_t size, int64_t inner, int64_t element_size, const void *x,
                                int64_t count, const int64_t *indices, void *y, int64_t *bad_index);
 
-/* Windows of one axis: window i covers start[i], start[i] + step, ... below stop[i]. */
+/* Images are (outer, height, width, inner). Window i of an axis covers start[i], start[i] + step, ... below stop[i]. */
 typedef struct kvant_windows {
   int64_t count;
   const int64_t *start;
@@ -98,12 +98,13 @@ typedef struct kvant_windows {
   int64_t step;
 } kvant_windows;
 
-KVANT_API int32_t kvant_max_pool(int64_t outer, int64_t height, int64_t width, const kvant_windows *rows,
-                                 const kvant_windows *columns, const kvant_source *x, void *y);
+KVANT_API int32_t kvant_max_pool(int64_t outer, int64_t height, int64_t width, int64_t inner,
+                                 const kvant_windows *rows, const kvant_windows *columns, const kvant_source *x,
+                                 void *y);
 /* multipliers: one for each output pixel (rows->count * columns->count). */
-KVANT_API int32_t kvant_mean_pool(int64_t outer, int64_t height, int64_t width, const kvant_windows *rows,
-                                  const kvant_windows *columns, const kvant_source *x, const float *multipliers,
-                                  const kvant_target *target, void *y);
+KVANT_API int32_t kvant_mean_pool(int64_t outer, int64_t height, int64_t width, int64_t inner,
+                                  const kvant_windows *rows, const kvant_windows *columns, const kvant_source *x,
+                                  const float *multipliers, const kvant_target *target, void *y);
 
 /* Interpolation along one axis: x[lower] * (one - weight) + x[upper] * weight. one is at most 2048. */
 typedef struct kvant_taps {
@@ -114,7 +115,7 @@ typedef struct kvant_taps {
   int64_t one;
 } kvant_taps;
 
-KVANT_API int32_t kvant_resize(int64_t outer, int64_t height, int64_t width, const kvant_taps *rows,
+KVANT_API int32_t kvant_resize(int64_t outer, int64_t height, int64_t width, int64_t inner, const kvant_taps *rows,
                                const kvant_taps *columns, const kvant_source *x, float multiplier,
                                const kvant_target *target, void *y);
 
@@ -148,41 +149,77 @@ typedef struct kvant_sums {
   int32_t wide;
 } kvant_sums;
 
-typedef struct kvant_weights kvant_weights;
-
-/* Prepare weights once. values: (outputs, depth), from int8 or int16 weights without -32768, outputs divided into
- * groups of consecutive ones; bias and multipliers: one for each output. kvant_pack_conv is for kvant_conv,
- * kvant_pack_linear for kvant_linear. The arrays are copied. */
-KVANT_API int32_t kvant_pack_conv(int64_t outputs, int64_t depth, int64_t groups, const int16_t *values,
-                                  const int64_t *bias, const float *multipliers, const kvant_sums *sums,
-                                  kvant_weights **packed);
-KVANT_API int32_t kvant_pack_linear(int64_t outputs, int64_t depth, const int16_t *values, const int64_t *bias,
-                                    const float *multipliers, const kvant_sums *sums, kvant_weights **packed);
-KVANT_API void kvant_free_weights(kvant_weights *packed);
-
-/* [0] is the vertical axis, [1] the horizontal one. */
-typedef struct kvant_conv_shape {
-  int64_t batch;
-  int64_t channels;
-  int64_t size[2];
-  int64_t output_size[2];
+/* A convolution, apart from what it is applied to. Input and output are (batch, height, width, channels). A linear
+ * layer is a convolution of one row of pixels with a 1 x 1 kernel. In pairs, [0] is the vertical axis. */
+typedef struct kvant_conv_layer {
+  int64_t outputs;
+  int64_t channels; /* of the input, all groups together */
+  int64_t groups;   /* of consecutive channels and outputs */
   int64_t kernel[2];
   int64_t strides[2];
-  int64_t pads[2]; /* before the first pixel; what lies behind the last one follows from output_size */
   int64_t dilations[2];
   int32_t transposed;
+  int32_t dtype;      /* of the input */
+  int32_t zero_point; /* of the input; padding has this value */
+  const int16_t *values;    /* (outputs, channels / groups, kernel[0], kernel[1]): int8 or int16 weights, none -32768 */
+  const int64_t *bias;      /* (outputs) */
+  const float *multipliers; /* (outputs) */
+  kvant_sums sums;
+} kvant_conv_layer;
+
+/* What a layer is applied to. */
+typedef struct kvant_conv_shape {
+  int64_t batch;
+  int64_t size[2];
+  int64_t output_size[2];
+  int64_t pads[2];  /* before the first pixel; what lies behind the last one follows from output_size */
+  int64_t x_stride; /* elements from one pixel of the input to the next: its channels, or more */
+  int64_t y_stride; /* the same for the output */
 } kvant_conv_shape;
 
-/* x: (batch, channels, *size), y: (batch, outputs, *output_size). */
-KVANT_API int32_t kvant_conv(const kvant_conv_shape *shape, const kvant_weights *weights, const kvant_source *x,
+/* A layer laid out for this machine. */
+typedef struct kvant_weights kvant_weights;
+
+/* How to compute a layer: always the same bits, but some are faster and need more memory. */
+typedef enum kvant_method {
+  KVANT_DIRECT = 0,
+  KVANT_WINOGRAD = 1, /* 3 x 3 kernels */
+  KVANT_TRANSFORM = 2 /* large kernels, by a number-theoretic transform */
+} kvant_method;
+
+/* Prepare a layer once, by `method` where it is exact for these weights, else directly. Everything that `layer` points
+ * to is copied. */
+KVANT_API int32_t kvant_pack_conv(const kvant_conv_layer *layer, int32_t method, kvant_weights **packed);
+/* Memory that the layer's weights will take, about; -1 if the method does not fit the layer. Pointers are not read. */
+KVANT_API int32_t kvant_conv_bytes(const kvant_conv_layer *layer, int32_t method, int64_t *bytes);
+KVANT_API void kvant_free_weights(kvant_weights *packed);
+KVANT_API const char *kvant_algorithm(const kvant_weights *packed); /* how it is computed: "direct", ... */
+KVANT_API int64_t kvant_weights_bytes(const kvant_weights *packed); /* memory that the packed layer takes */
+KVANT_API int32_t kvant_conv(const kvant_conv_shape *shape, const kvant_weights *weights, const void *x,
                              const kvant_target *target, void *y);
-/* x: (rows, depth), y: (rows, outputs). */
-KVANT_API int32_t kvant_linear(int64_t rows, const kvant_weights *weights, const kvant_source *x,
-                               const kvant_target *target, void *y);
 /* count products of (m, k) and (k, n) matrices; index_a and index_b name the matrices of each. */
 KVANT_API int32_t kvant_matmul(int64_t m, int64_t k, int64_t n, int64_t count, const int64_t *index_a,
                                const int64_t *index_b, const kvant_source *a, const kvant_source *b, float multiplier,
                                const kvant_sums *sums, const kvant_target *target, void *y);
+
+/* A call of one of the functions above, as part of a plan. */
+typedef enum kvant_step {
+  KVANT_STEP_QUANTIZE, KVANT_STEP_DEQUANTIZE, KVANT_STEP_RESCALE, KVANT_STEP_TABLE, KVANT_STEP_BINARY,
+  KVANT_STEP_COPY, KVANT_STEP_CONCAT, KVANT_STEP_INDEX, KVANT_STEP_GATHER, KVANT_STEP_MAX_POOL,
+  KVANT_STEP_MEAN_POOL, KVANT_STEP_RESIZE, KVANT_STEP_SUM, KVANT_STEP_EXTREME, KVANT_STEP_ARG_MAX,
+  KVANT_STEP_SOFTMAX, KVANT_STEP_NORMALIZE, KVANT_STEP_CONV, KVANT_STEP_MATMUL
+} kvant_step;
+
+#define KVANT_MOST_ARGUMENTS 15
+
+/* arguments: those of the function, in order; an integer as its value, a float by its bits in the low half. */
+typedef struct kvant_call {
+  uint64_t step;
+  uint64_t arguments[KVANT_MOST_ARGUMENTS];
+} kvant_call;
+
+/* Run a plan. If a call fails, its status is returned, and *failed is its number. */
+KVANT_API int32_t kvant_run(const kvant_call *calls, int64_t count, int64_t *failed);
 
 #ifdef __cplusplus
 }

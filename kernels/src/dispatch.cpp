@@ -26,23 +26,31 @@ bool has_avx512vnni() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
-const Loops &choose() {
+Isa choose() {
   const char *asked = std::getenv("KVANT_ISA");
-  const char *isa = asked == nullptr ? "" : asked;
+  const char *name = asked == nullptr ? "" : asked;
   __builtin_cpu_init();
-  if (std::strcmp(isa, "portable") == 0 || !__builtin_cpu_supports("avx2")) return portable::kLoops;
-  if (std::strcmp(isa, "avx2") == 0 || !has_avx512vnni()) return avx2::kLoops;
-  return avx512vnni::kLoops;
+  if (std::strcmp(name, "portable") == 0 || !__builtin_cpu_supports("avx2")) return Isa::kPortable;
+  if (std::strcmp(name, "avx2") == 0 || !has_avx512vnni()) return Isa::kAvx2;
+  return Isa::kAvx512Vnni;
 }
 #else
-const Loops &choose() { return portable::kLoops; }
+Isa choose() { return Isa::kPortable; }
 #endif
 
 }  // namespace
 
-const Loops &loops() {
-  static const Loops &chosen = choose();
+Isa isa() {
+  static const Isa chosen = choose();
   return chosen;
+}
+
+const Loops &loops() {
+#if defined(KVANT_HAVE_X86)
+  if (isa() == Isa::kAvx512Vnni) return avx512vnni::kLoops;
+  if (isa() == Isa::kAvx2) return avx2::kLoops;
+#endif
+  return portable::kLoops;
 }
 
 }  // namespace kvant

@@ -1,9 +1,10 @@
-// Linear layers and matrix products: groups of rows are packed once and multiplied by panel after panel of columns.
+// Matrix products: groups of rows are packed once and multiplied by panel after panel of columns.
 #include <algorithm>
 #include <exception>
+#include <vector>
 
+#include "products.h"
 #include "threads.h"
-#include "weights.h"
 
 namespace kvant {
 namespace {
@@ -43,7 +44,7 @@ void multiply_panel(const std::vector<RowBlock> &blocks, const Depth &depth, con
     const Block block{rows.rows, rows.used, output.vectors, std::min(width, output.columns - column),
                       a + rows.offset, v};
     uint8_t *to = output.y + (rows.first * output.columns + column) * element;
-    multiply_block(block, depth, *output.finish, rows.first, column, tile, to, output.columns);
+    multiply_block(block, depth, *output.finish, tile, to, output.columns);
   }
 }
 
@@ -58,31 +59,6 @@ bool get_room(const Depth &depth, Room *room) {
   room->rows = scratch_array<int16_t>(1, 2 * loops().rows * depth.pairs);
   room->tile = scratch(2, tile_bytes());
   return room->packed && room->rows && room->tile;
-}
-
-int32_t run_linear(int64_t rows, const kvant_weights &weights, const kvant_source &x, const kvant_target &target,
-                   uint8_t *y) {
-  const Depth &depth = weights.depth;
-  const int64_t panel_size = 2 * weights.vectors * loops().lanes * depth.pairs;
-  const int64_t panels = divide_up(weights.outputs, weights.vectors * loops().lanes);
-  const int64_t groups = divide_up(rows, kGroup);
-  const int64_t splits = std::min(panels, divide_up(2 * num_threads(), std::max<int64_t>(1, groups)));
-  const Finish finish{weights.bias.data(), weights.multipliers.data(), true, false, target};
-  return parallel(groups * splits, 1, [&](int64_t begin, int64_t end) -> int32_t {
-    Room room;
-    KVANT_REQUIRE(get_room(depth, &room), KVANT_NO_MEMORY);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item / splits * kGroup, split = item % splits;
-      const auto blocks = row_blocks(std::min(kGroup, rows - first), depth.pairs);
-      pack_rows(x, first, blocks, depth, room.rows, room.packed);
-      const Output output{&finish, weights.outputs, weights.vectors,
-                          y + first * weights.outputs * size_of(target.dtype)};
-      for (int64_t p = panels * split / splits; p < panels * (split + 1) / splits; ++p) {
-        multiply_panel(blocks, depth, output, p, room.packed, weights.packed.data() + p * panel_size, room.tile);
-      }
-    }
-    return KVANT_OK;
-  });
 }
 
 struct MatMul {
@@ -152,7 +128,7 @@ int32_t run_plain(const MatMul &product, const Finish &finish) {
         loops().centre32(product.n, at(product.b, row_b * product.n), product.b.dtype, 1, product.b.zero_point, b);
         for (int64_t j = 0; j < product.n; ++j) sums[j] += static_cast<int64_t>(a[k]) * b[j];
       }
-      loops().settle64(product.n, sums, finish.multipliers[0], &product.target,
+      loops().settle64(product.n, sums, finish.multiplier, &product.target,
                        product.y + row * product.n * size_of(product.target.dtype));
     }
     return KVANT_OK;
@@ -163,20 +139,6 @@ int32_t run_plain(const MatMul &product, const Finish &finish) {
 }  // namespace kvant
 
 using namespace kvant;
-
-extern "C" int32_t kvant_linear(int64_t rows, const kvant_weights *weights, const kvant_source *x,
-                                const kvant_target *target, void *y) {
-  KVANT_REQUIRE(weights && x && x->data && target && y, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(rows >= 0 && weights->linear && valid(x) && valid(target), KVANT_BAD_ARGUMENT);
-  int64_t given, written;
-  KVANT_REQUIRE(product({rows, weights->depth.count, 64}, &given), KVANT_OVERFLOW);
-  KVANT_REQUIRE(product({rows, weights->outputs, 64}, &written), KVANT_OVERFLOW);
-  try {
-    return run_linear(rows, *weights, *x, *target, static_cast<uint8_t *>(y));
-  } catch (const std::exception &) {
-    return KVANT_NO_MEMORY;
-  }
-}
 
 extern "C" int32_t kvant_matmul(int64_t m, int64_t k, int64_t n, int64_t count, const int64_t *index_a,
                                 const int64_t *index_b, const kvant_source *a, const kvant_source *b, float multiplier,
@@ -189,7 +151,7 @@ extern "C" int32_t kvant_matmul(int64_t m, int64_t k, int64_t n, int64_t count, 
   KVANT_REQUIRE(product({count, m, n, 64}, &size_y), KVANT_OVERFLOW);
   for (int64_t i = 0; i < count; ++i) KVANT_REQUIRE(index_a[i] >= 0 && index_b[i] >= 0, KVANT_BAD_ARGUMENT);
   const MatMul job{m, k, n, count, index_a, index_b, *a, *b, *target, static_cast<uint8_t *>(y)};
-  const Finish finish{nullptr, &multiplier, false, true, *target};
+  const Finish finish{multiplier, *target};
   Depth depth;
   try {
     return depth_of(k, *sums, &depth) ? run_packed(job, depth, finish) : run_plain(job, finish);

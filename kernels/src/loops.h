@@ -10,62 +10,33 @@
 
 namespace kvant {
 
-// How sums become results: the bias and multiplier of a row or, where per_column, of a column.
+// How sums become results.
 struct Finish {
-  const int64_t *bias;  // null: none
-  const float *multipliers;
-  bool per_column;
-  bool one_multiplier;  // multipliers holds a single one
+  float multiplier;
   kvant_target target;
 };
 
 // A tile of sums, row after row of `width`, of which `columns` are real, and where its results go.
 struct Tile {
   int64_t rows, columns, width;
-  int64_t first_row, first_column;  // within what Finish describes
   uint8_t *y;
   int64_t stride;  // bytes from row to row of y
 };
-
-// Which pixels a panel of convolution columns takes. Element k of the column of output pixel p is pixel
-// (segment's row + rows[k], segment's column + columns[k] + step * position in the segment) of plane planes[k].
-struct Segment {
-  int64_t row, column, length;
-};
-
-struct Gather {
-  const kvant_source *x;
-  const uint8_t *first;  // plane 0
-  const uint8_t *end;    // of x: nothing beyond may be read
-  int64_t height, width, step;
-  int64_t depth, pairs;
-  const int64_t *planes, *rows, *columns;
-};
-
-// Room behind a row of 16-bit integers that loops may overwrite, in elements.
-constexpr int64_t kSlack = 64;
 
 // Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
 // a[pair][row][2], v[pair][column][2]; tile[row][column].
 struct Loops {
   const char *name;
   int64_t rows;     // most rows that `multiply` takes: a power of two
-  int64_t lanes;    // columns of one vector, a divisor of kSlack
+  int64_t lanes;    // columns of one vector
   int64_t vectors;  // most vectors of columns
   void (*multiply)(int64_t rows, int64_t vectors, int64_t pairs, const int16_t *a, const int16_t *v, int32_t *tile);
   void (*finish32)(const Finish &finish, const Tile &tile, const int32_t *sums);
   void (*finish64)(const Finish &finish, const Tile &tile, const int64_t *sums);
-  // panel[pair][pixel][2] of `width` pixels; `rows` has room for two rows of width + kSlack.
-  void (*gather)(const Gather &gather, const Segment *segments, int64_t count, int64_t width, int16_t *rows,
-                 int16_t *panel);
-
   // Two rows of 16-bit integers, element by element side by side.
   void (*interleave)(int64_t count, const int16_t *first, const int16_t *second, int16_t *out);
   // x[i * stride] - zero_point.
   void (*centre16)(int64_t count, const void *x, int32_t dtype, int64_t stride, int32_t zero_point, int16_t *out);
-  // The same by whole vectors: reads up to `end` and writes up to `lanes` elements behind out[count].
-  void (*centre_over)(int64_t count, const void *x, const void *end, int32_t dtype, int64_t stride,
-                      int32_t zero_point, int16_t *out);
   void (*centre32)(int64_t count, const void *x, int32_t dtype, int64_t stride, int32_t zero_point, int32_t *out);
 
   // Requantize: a row of sums with one multiplier, or with one for each element.
@@ -78,11 +49,6 @@ struct Loops {
   void (*settle_float)(int64_t count, const float *values, const kvant_target *target, void *y);
 
   void (*widen_add)(int64_t count, const int32_t *values, int64_t *sums);
-
-  // y[i] = requantized bias + sum over t of weights[t] * x[offsets[t] + i]. Reads x and writes y up to a multiple of
-  // `lanes` elements.
-  void (*depthwise)(int64_t count, int64_t taps, const int16_t *x, const int64_t *offsets, const int16_t *weights,
-                    int32_t bias, float multiplier, const kvant_target *target, void *y);
 
   void (*quantize)(int64_t count, const float *x, float scale, const kvant_target *target, void *y);
   void (*to_float)(int64_t count, const int32_t *x, float multiplier, float *y);
@@ -100,5 +66,9 @@ struct Loops {
 
 // The loops for this machine.
 const Loops &loops();
+
+// The instruction set that they use.
+enum class Isa { kPortable, kAvx2, kAvx512Vnni };
+Isa isa();
 
 }  // namespace kvant

@@ -14,7 +14,6 @@ constexpr int64_t kRows = 4;
 constexpr int64_t kLanes = 8;
 constexpr int64_t kVectors = 2;
 using Vector = __m256i;
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 
 inline Vector zero() { return _mm256_setzero_si256(); }
 inline Vector load(const int16_t *from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)); }
@@ -23,9 +22,6 @@ inline Vector broadcast(const int16_t *pair) {
   int32_t bits;
   __builtin_memcpy(&bits, pair, sizeof bits);
   return _mm256_set1_epi32(bits);
-}
-inline Ints widen(const int16_t *from) {
-  return reinterpret_cast<Ints>(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
 }
 inline Vector multiply_add(Vector sum, Vector a, Vector b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 

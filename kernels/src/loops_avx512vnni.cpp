@@ -14,7 +14,6 @@ constexpr int64_t kRows = 8;
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 3;
 using Vector = __m512i;
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 
 inline Vector zero() { return _mm512_setzero_si512(); }
 inline Vector load(const int16_t *from) { return _mm512_loadu_si512(from); }
@@ -23,9 +22,6 @@ inline Vector broadcast(const int16_t *pair) {
   int32_t bits;
   __builtin_memcpy(&bits, pair, sizeof bits);
   return _mm512_set1_epi32(bits);
-}
-inline Ints widen(const int16_t *from) {
-  return reinterpret_cast<Ints>(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))));
 }
 // The compiler spills accumulators around the intrinsic (GCC 12); it does not around one instruction of its own.
 inline Vector multiply_add(Vector sum, Vector a, Vector b) {

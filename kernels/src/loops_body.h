@@ -1,20 +1,12 @@
 // Bodies of the inner loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
-// namespace) and, before this, in that namespace: kName, `multiply` and its tile's measures, the type Ints (kLanes
-// 32-bit integers) and `widen`, which makes one of as many 16-bit integers. Nothing here may call an inline
-// function of a header: the linker could keep the copy of another instruction set.
+// namespace) and, before this, in that namespace: kName, `multiply` and its tile's measures. Nothing here may call an
+// inline function of a header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
 
 // 1.5 * 2^23: adding and subtracting it rounds a float below 2^22 to an integer, half to even.
 constexpr float kRounder = 12582912.0f;
-
-template <typename T>
-struct Unqualified;
-template <typename T>
-struct Unqualified<const T &> {
-  using Type = T;
-};
 
 struct Bounds {
   float zero, low, high;
@@ -103,86 +95,25 @@ void widen_add(int64_t count, const int32_t *__restrict values, int64_t *__restr
   for (int64_t i = 0; i < count; ++i) sums[i] += values[i];
 }
 
-// V vectors of depthwise sums.
-template <int64_t V>
-void depthwise_block(int64_t taps, const int16_t *x, const int64_t *offsets, const int16_t *weights, int32_t bias,
-                     int32_t *out) {
-  Ints sums[V];
-  for (int64_t v = 0; v < V; ++v) sums[v] = Ints{} + bias;
-  for (int64_t t = 0; t < taps; ++t) {
-    const int32_t weight = weights[t];
-    for (int64_t v = 0; v < V; ++v) sums[v] += widen(x + offsets[t] + v * kLanes) * weight;
-  }
-  __builtin_memcpy(out, sums, sizeof sums);
-}
-
-template <typename Out>
-void depthwise_all(int64_t count, int64_t taps, const int16_t *x, const int64_t *offsets, const int16_t *weights,
-                   int32_t bias, float multiplier, const kvant_target *target, Out *y) {
-  constexpr int64_t kBlock = 4;
-  const Bounds bounds = bounds_of(target);
-  int32_t sums[kBlock * kLanes];
-  for (int64_t i = 0; i < count;) {
-    const bool whole = count - i >= kBlock * kLanes;
-    if (whole) {
-      depthwise_block<kBlock>(taps, x + i, offsets, weights, bias, sums);
-    } else {
-      depthwise_block<1>(taps, x + i, offsets, weights, bias, sums);
-    }
-    for (const int64_t end = i + (whole ? kBlock : 1) * kLanes, first = i; i < end; i += kLanes) {
-      for (int64_t j = 0; j < kLanes; ++j) {
-        y[i + j] = static_cast<Out>(settle(static_cast<float>(sums[i - first + j]) * multiplier, bounds));
-      }
-    }
-  }
-}
-
-void depthwise(int64_t count, int64_t taps, const int16_t *x, const int64_t *offsets, const int16_t *weights,
-               int32_t bias, float multiplier, const kvant_target *target, void *y) {
-  if (target->dtype == KVANT_UINT8) {
-    depthwise_all(count, taps, x, offsets, weights, bias, multiplier, target, static_cast<uint8_t *>(y));
-  } else {
-    depthwise_all(count, taps, x, offsets, weights, bias, multiplier, target, static_cast<int16_t *>(y));
-  }
-}
-
-// One row of a tile: whole vectors, so that there is no remainder loop.
-template <bool kPerColumn, typename Sum, typename Out>
-void finish_row(int64_t width, const Sum *__restrict sums, const Sum *__restrict bias, const float *multipliers,
-                const Bounds &bounds, Out *__restrict y) {
+// Whole vectors, so that there is no remainder loop.
+template <typename Sum, typename Out>
+void finish_row(int64_t width, const Sum *__restrict sums, float multiplier, const Bounds &bounds,
+                Out *__restrict y) {
   for (int64_t i = 0; i < width; i += kLanes) {
     for (int64_t j = i; j < i + kLanes; ++j) {
-      const Sum sum = sums[j] + bias[kPerColumn ? j : 0];
-      y[j] = static_cast<Out>(settle(static_cast<float>(sum) * multipliers[kPerColumn ? j : 0], bounds));
+      y[j] = static_cast<Out>(settle(static_cast<float>(sums[j]) * multiplier, bounds));
     }
   }
 }
-
-constexpr int64_t kWidth = kLanes * kVectors;
 
 template <typename Sum, typename Out>
 void finish_tile(const Finish &finish, const Tile &tile, const Sum *sums) {
   const Bounds bounds = bounds_of(&finish.target);
-  Sum bias[kWidth] = {};
-  float multipliers[kWidth] = {};
-  if (finish.per_column) {
-    for (int64_t c = 0; c < tile.columns; ++c) {
-      bias[c] = static_cast<Sum>(finish.bias[tile.first_column + c]);
-      multipliers[c] = finish.multipliers[tile.first_column + c];
-    }
-  }
   const bool whole = tile.columns == tile.width;
   for (int64_t r = 0; r < tile.rows; ++r) {
-    Out row[kWidth];
+    Out row[kLanes * kVectors];
     Out *out = reinterpret_cast<Out *>(tile.y + r * tile.stride);
-    Out *to = whole ? out : row;
-    if (finish.per_column) {
-      finish_row<true>(tile.width, sums + r * tile.width, bias, multipliers, bounds, to);
-    } else {
-      if (finish.bias != nullptr) bias[0] = static_cast<Sum>(finish.bias[tile.first_row + r]);
-      multipliers[0] = finish.multipliers[finish.one_multiplier ? 0 : tile.first_row + r];
-      finish_row<false>(tile.width, sums + r * tile.width, bias, multipliers, bounds, to);
-    }
+    finish_row(tile.width, sums + r * tile.width, finish.multiplier, bounds, whole ? out : row);
     if (!whole) __builtin_memcpy(out, row, static_cast<uint64_t>(tile.columns) * sizeof(Out));
   }
 }
@@ -191,78 +122,6 @@ template <typename Sum>
 void finish(const Finish &finish, const Tile &tile, const Sum *sums) {
   if (finish.target.dtype == KVANT_UINT8) return finish_tile<Sum, uint8_t>(finish, tile, sums);
   finish_tile<Sum, int16_t>(finish, tile, sums);
-}
-
-// Elements of a row, centred; whole vectors where x and out have room for them.
-template <typename In>
-void centre_run(int64_t count, const In *x, const In *end, int64_t step, int32_t zero_point, int16_t *out) {
-  if (step == 1 && end - x >= count + kLanes) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-      for (int64_t j = i; j < i + kLanes; ++j) out[j] = static_cast<int16_t>(x[j] - zero_point);
-    }
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int16_t>(x[i * step] - zero_point);
-}
-
-void centre_over(int64_t count, const void *x, const void *end, int32_t dtype, int64_t stride, int32_t zero_point,
-                 int16_t *out) {
-  with_type(dtype, x, [=](const auto *typed) {
-    centre_run(count, typed, static_cast<decltype(typed)>(end), stride, zero_point, out);
-  });
-}
-
-void zero_run(int64_t count, int16_t *out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = 0;
-}
-
-// Element k of the columns of a segment. May overwrite up to kLanes elements behind it.
-template <typename In>
-void gather_segment(const Gather &g, const In *plane, const Segment &segment, int64_t k, int16_t *out) {
-  const int64_t row = segment.row + g.rows[k], column = segment.column + g.columns[k], count = segment.length;
-  if (row < 0 || row >= g.height) return zero_run(count, out);
-  int64_t low = 0, high = count;
-  if (column < 0) low = (-column + g.step - 1) / g.step;
-  if (column + (count - 1) * g.step >= g.width) high = column >= g.width ? 0 : (g.width - 1 - column) / g.step + 1;
-  if (low > count) low = count;
-  if (high < low) high = low;
-  zero_run(low, out);
-  const In *end = reinterpret_cast<const In *>(g.end);
-  if (high > low) {
-    centre_run(high - low, plane + row * g.width + column + low * g.step, end, g.step, g.x->zero_point, out + low);
-  }
-  zero_run(count - high, out + high);
-}
-
-template <typename In>
-void gather_all(const Gather &g, const Segment *segments, int64_t count, int64_t width, int16_t *rows,
-                int16_t *panel) {
-  int16_t *row[2] = {rows, rows + width + kSlack};
-  zero_run(2 * (width + kSlack), rows);
-  for (int64_t p = 0; p < g.pairs; ++p) {
-    for (int64_t side = 0; side < 2; ++side) {
-      const int64_t k = 2 * p + side;
-      int16_t *out = row[side];
-      if (k == g.depth) {
-        zero_run(width, out);
-        break;
-      }
-      const In *plane = reinterpret_cast<const In *>(g.first) + g.planes[k];
-      for (int64_t s = 0; s < count; ++s) {
-        gather_segment(g, plane, segments[s], k, out);
-        out += segments[s].length;
-      }
-    }
-    int16_t *to = panel + 2 * p * width;
-    for (int64_t i = 0; i < width; i += kLanes) interleave(kLanes, row[0] + i, row[1] + i, to + 2 * i);
-  }
-}
-
-void gather(const Gather &g, const Segment *segments, int64_t count, int64_t width, int16_t *rows, int16_t *panel) {
-  with_type(g.x->dtype, nullptr, [&](const auto *typed) {
-    using In = typename Unqualified<decltype(*typed)>::Type;
-    gather_all<In>(g, segments, count, width, rows, panel);
-  });
 }
 
 void to_float(int64_t count, const int32_t *__restrict x, float multiplier, float *__restrict y) {
@@ -359,10 +218,8 @@ const Loops kLoops = {
     multiply,
     finish<int32_t>,
     finish<int64_t>,
-    gather,
     interleave,
     centre<int16_t>,
-    centre_over,
     centre<int32_t>,
     settle_row<int32_t>,
     settle_row<int64_t>,
@@ -370,7 +227,6 @@ const Loops kLoops = {
     settle_each<int64_t>,
     settle_float,
     widen_add,
-    depthwise,
     quantize,
     to_float,
     binary,

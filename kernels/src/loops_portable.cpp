@@ -11,14 +11,7 @@ constexpr char kName[] = "portable";
 constexpr int64_t kRows = 4;
 constexpr int64_t kLanes = 4;
 constexpr int64_t kVectors = 2;
-typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-
-inline Ints widen(const int16_t *from) {
-  Shorts values;
-  __builtin_memcpy(&values, from, sizeof values);
-  return __builtin_convertvector(values, Ints);
-}
 
 // The first and the second integers of as many pairs, each widened to 32 bits.
 inline void split_pairs(const int16_t *from, Ints *first, Ints *second) {

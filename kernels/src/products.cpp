@@ -16,6 +16,18 @@ int64_t block_rows(int64_t left) {
   return rows;
 }
 
+std::vector<RowBlock> row_blocks(int64_t count, int64_t pairs) {
+  std::vector<RowBlock> blocks;
+  int64_t offset = 0;
+  for (int64_t first = 0; first < count;) {
+    const int64_t rows = block_rows(count - first), used = std::min(rows, count - first);
+    blocks.push_back({first, rows, used, offset});
+    offset += 2 * rows * pairs;
+    first += used;
+  }
+  return blocks;
+}
+
 int64_t panel_vectors(int64_t count) {
   const int64_t vectors = divide_up(count, loops().lanes);
   return std::max<int64_t>(1, divide_up(vectors, divide_up(vectors, loops().vectors)));
@@ -52,11 +64,10 @@ void multiply_wide(const Block &block, const Depth &depth, int32_t *tile, int64_
 
 }  // namespace
 
-void multiply_block(const Block &block, const Depth &depth, const Finish &finish, int64_t first_row,
-                    int64_t first_column, void *tile, uint8_t *y, int64_t stride) {
+void multiply_block(const Block &block, const Depth &depth, const Finish &finish, void *tile, uint8_t *y,
+                    int64_t stride) {
   const int64_t width = block.vectors * loops().lanes;
-  const Tile result{block.used_rows, block.used_columns, width, first_row, first_column, y,
-                    stride * size_of(finish.target.dtype)};
+  const Tile result{block.used_rows, block.used_columns, width, y, stride * size_of(finish.target.dtype)};
   int32_t *narrow = static_cast<int32_t *>(tile);
   int64_t *wide = reinterpret_cast<int64_t *>(narrow + loops().rows * loops().lanes * loops().vectors);
   if (depth.wide) {

@@ -1,7 +1,8 @@
-// Products of packed rows and columns: what convolutions, linear layers and matrix products share.
+// Products of packed rows and columns.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common.h"
 #include "loops.h"
@@ -21,6 +22,15 @@ bool depth_of(int64_t count, const kvant_sums &sums, Depth *depth);
 
 // The rows of the next block where `left` remain: a power of two up to loops().rows.
 int64_t block_rows(int64_t left);
+// A block of consecutive rows: `used` of `rows` are real.
+struct RowBlock {
+  int64_t first;
+  int64_t rows;
+  int64_t used;
+  int64_t offset;  // of its packed values
+};
+std::vector<RowBlock> row_blocks(int64_t count, int64_t pairs);
+
 // Columns of a panel: as many vectors as loops().vectors allows, spread evenly over the panels that `count` needs.
 int64_t panel_vectors(int64_t count);
 
@@ -41,8 +51,7 @@ struct Block {
   const int16_t *v;
 };
 
-// What rows or columns are multiplied by and biased with, from the block's first row and the panel's first column.
-void multiply_block(const Block &block, const Depth &depth, const Finish &finish, int64_t first_row,
-                    int64_t first_column, void *tile, uint8_t *y, int64_t stride);
+void multiply_block(const Block &block, const Depth &depth, const Finish &finish, void *tile, uint8_t *y,
+                    int64_t stride);
 
 }  // namespace kvant

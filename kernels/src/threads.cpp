@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -20,6 +21,7 @@ namespace {
 
 using Work = std::function<int32_t(int64_t, int64_t)>;
 constexpr int32_t kMostThreads = 1024;
+constexpr int64_t kChunksPerThread = 16;
 
 int32_t available_threads() {
 #if defined(__linux__)
@@ -35,7 +37,32 @@ int32_t default_threads() {
   return asked >= 1 && asked <= kMostThreads ? static_cast<int32_t>(asked) : available_threads();
 }
 
-// Workers sleep until a generation begins; worker i then takes part i + 1 of it, the caller part 0.
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Between two layers a worker that spins is there at once; one that sleeps takes longer than many layers.
+constexpr std::chrono::microseconds kSpin{200};
+
+// True as soon as `ready` is; false if it was not within kSpin.
+template <typename Ready>
+bool spin(Ready ready) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+// One piece of work at a time is open: the caller and those workers that come in time take chunk after chunk of it. The
+// caller closes it when all chunks are taken and waits for the workers inside; it never waits for one that still sleeps.
 class Pool {
  public:
   explicit Pool(int32_t threads) : threads_(threads) {}
@@ -44,6 +71,7 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       stop_ = true;
+      ++generation_;
     }
     wake_.notify_all();
     for (std::thread &worker : workers_) worker.join();
@@ -52,75 +80,100 @@ class Pool {
   int32_t threads() const { return threads_; }
 
   // False if the pool is busy with another caller.
-  bool try_run(int64_t items, int64_t parts, const Work &work, int32_t *status) {
+  bool try_run(int64_t items, int64_t chunk, const Work &work, int32_t *status) {
     std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
     start_workers();
-    begin(items, std::min<int64_t>(parts, static_cast<int64_t>(workers_.size()) + 1), work);
-    run_part(0);
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return pending_ == 0; });
+    open(items, chunk, work);
+    take_chunks();
+    inside_.fetch_or(kClosed);
+    const auto empty = [this] { return inside_.load() == kClosed; };
+    while (!spin(empty)) std::this_thread::yield();
     *status = status_.load();
     return true;
   }
 
  private:
+  static constexpr int64_t kClosed = int64_t{1} << 62;
+
   void start_workers() {
     while (static_cast<int32_t>(workers_.size()) + 1 < threads_) {
-      const int64_t index = static_cast<int64_t>(workers_.size()) + 1;
       try {
-        workers_.emplace_back([this, index, seen = generation_] { serve(index, seen); });
+        workers_.emplace_back([this, seen = generation_.load()] { serve(seen); });
       } catch (const std::exception &) {
         threads_ = static_cast<int32_t>(workers_.size()) + 1;  // the system grants no more
       }
     }
   }
 
-  void begin(int64_t items, int64_t parts, const Work &work) {
-    std::lock_guard<std::mutex> lock(mutex_);
+  // Nobody is inside, so what describes the work may change; whoever enters afterwards sees it.
+  void open(int64_t items, int64_t chunk, const Work &work) {
     work_ = &work;
     items_ = items;
-    parts_ = parts;
+    chunk_ = chunk;
+    next_ = 0;
     status_ = KVANT_OK;
-    pending_ = parts - 1;
+    inside_.store(0);
     ++generation_;
-    wake_.notify_all();
-  }
-
-  void run_part(int64_t part) {
-    const int32_t result = (*work_)(items_ * part / parts_, items_ * (part + 1) / parts_);
-    int32_t before = status_.load();
-    while (before < result && !status_.compare_exchange_weak(before, result)) {
+    if (sleepers_.load() > 0) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
     }
   }
 
-  void serve(int64_t index, uint64_t seen) {
-    std::unique_lock<std::mutex> lock(mutex_);
+  bool enter() {
+    int64_t before = inside_.load();
+    while ((before & kClosed) == 0) {
+      if (inside_.compare_exchange_weak(before, before + 1)) return true;
+    }
+    return false;
+  }
+
+  void take_chunks() {
+    int32_t worst = KVANT_OK;
     for (;;) {
-      wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
-      if (stop_) return;
-      seen = generation_;
-      if (index >= parts_) continue;
-      lock.unlock();
-      run_part(index);
-      lock.lock();
-      if (--pending_ == 0) done_.notify_one();
+      const int64_t begin = next_.fetch_add(chunk_);
+      if (begin >= items_) break;
+      worst = std::max(worst, (*work_)(begin, std::min(items_, begin + chunk_)));
     }
+    int32_t before = status_.load();
+    while (before < worst && !status_.compare_exchange_weak(before, worst)) {
+    }
+  }
+
+  void serve(uint64_t seen) {
+    const auto called = [this, &seen] { return generation_.load() != seen; };
+    for (;;) {
+      if (!spin(called)) sleep(called);
+      if (stop_) return;
+      seen = generation_.load();
+      if (!enter()) continue;
+      take_chunks();
+      inside_.fetch_sub(1);
+    }
+  }
+
+  template <typename Called>
+  void sleep(Called called) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++sleepers_;
+    wake_.wait(lock, called);
+    --sleepers_;
   }
 
   std::mutex busy_;   // held by the caller that uses the pool
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // what sleepers wait with
   std::condition_variable wake_;
-  std::condition_variable done_;
   std::vector<std::thread> workers_;
   std::atomic<int32_t> threads_;
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int64_t> inside_{kClosed};  // workers that take chunks, and whether no more may come
+  std::atomic<int32_t> sleepers_{0};
+  std::atomic<bool> stop_{false};
   const Work *work_ = nullptr;
-  int64_t items_ = 0;
-  int64_t parts_ = 1;
-  int64_t pending_ = 0;
-  uint64_t generation_ = 0;
+  int64_t items_ = 0, chunk_ = 1;
+  std::atomic<int64_t> next_{0};
   std::atomic<int32_t> status_{KVANT_OK};
-  bool stop_ = false;
 };
 
 // The pool of this process. Calls hold it shared, replacing it is exclusive.
@@ -158,12 +211,14 @@ void release_pool() { pthread_rwlock_unlock(&process->lock); }
 
 int32_t parallel(int64_t items, int64_t grain, const Work &work) {
   if (items <= 0) return KVANT_OK;
-  const int64_t most = std::max<int64_t>(1, items / std::max<int64_t>(1, grain));
-  if (most == 1) return work(0, items);
+  grain = std::max<int64_t>(1, grain);
+  if (items < 2 * grain) return work(0, items);
   Pool *pool = acquire_pool();
-  const int64_t parts = pool == nullptr ? 1 : std::min<int64_t>(most, pool->threads());
+  const int64_t threads = pool == nullptr ? 1 : pool->threads();
+  // Some chunks for each thread, so that one that is held up leaves its share to the others.
+  const int64_t chunk = std::max(grain, items / (kChunksPerThread * threads));
   int32_t status = KVANT_OK;
-  if (parts == 1 || !pool->try_run(items, parts, work, &status)) status = work(0, items);
+  if (threads == 1 || !pool->try_run(items, chunk, work, &status)) status = work(0, items);
   release_pool();
   return status;
 }

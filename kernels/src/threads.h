@@ -7,8 +7,9 @@
 namespace kvant {
 
 // Call `work(begin, end)` over disjoint ranges that cover 0..items, each of at least `grain` items where there are
-// that many, on up to num_threads() threads; returns the largest status that any call returned. Ranges are a function
-// of items and thread count alone. While another thread of the process holds the pool, the caller does all the work.
+// that many (the last one may be smaller), on up to num_threads() threads; returns the largest status that any call
+// returned. Which thread takes which range is left to chance. While another thread of the process holds the pool, the
+// caller does all the work.
 int32_t parallel(int64_t items, int64_t grain, const std::function<int32_t(int64_t, int64_t)> &work);
 
 int32_t num_threads();

@@ -1,4 +1,4 @@
-// Pooling and interpolation over (outer, height, width).
+// Pooling and interpolation over (outer, height, width, inner).
 #include <algorithm>
 #include <cstring>
 
@@ -29,42 +29,24 @@ bool sound(const kvant_taps *taps, int64_t size) {
   return true;
 }
 
-// Extremes of columns of `row` for each window.
-template <typename T>
-void fold_columns(const kvant_windows *columns, const T *row, T *out) {
-  for (int64_t i = 0; i < columns->count; ++i) {
-    T best = row[columns->start[i]];
+// The largest of the pixels that each window of a row covers; a pixel is `inner` elements.
+void max_columns(const kvant_windows *columns, int64_t inner, int32_t dtype, const uint8_t *row, uint8_t *out) {
+  const int64_t pixel = inner * size_of(dtype);
+  for (int64_t i = 0; i < columns->count; ++i, out += pixel) {
+    std::memcpy(out, row + columns->start[i] * pixel, static_cast<size_t>(pixel));
     for (int64_t j = columns->start[i] + columns->step; j < columns->stop[i]; j += columns->step) {
-      best = best > row[j] ? best : row[j];
+      loops().extreme(inner, true, dtype, row + j * pixel, out);
     }
-    out[i] = best;
-  }
-}
-
-void max_row(const kvant_windows *columns, int32_t dtype, const void *row, void *out) {
-  if (dtype == KVANT_UINT8) {
-    fold_columns(columns, static_cast<const uint8_t *>(row), static_cast<uint8_t *>(out));
-  } else if (dtype == KVANT_INT8) {
-    fold_columns(columns, static_cast<const int8_t *>(row), static_cast<int8_t *>(out));
-  } else {
-    fold_columns(columns, static_cast<const int16_t *>(row), static_cast<int16_t *>(out));
-  }
-}
-
-// Sums of columns of `row` for each window.
-template <typename Sum>
-void sum_columns(const kvant_windows *columns, const Sum *row, int64_t *out) {
-  for (int64_t i = 0; i < columns->count; ++i) {
-    int64_t sum = 0;
-    for (int64_t j = columns->start[i]; j < columns->stop[i]; j += columns->step) sum += row[j];
-    out[i] = sum;
   }
 }
 
 // One row of interpolated columns: (one - weight) * x[lower] + weight * x[upper].
-void blend_columns(const kvant_taps *taps, const int32_t *row, int64_t *out) {
-  for (int64_t i = 0; i < taps->count; ++i) {
-    out[i] = row[taps->lower[i]] * (taps->one - taps->weight[i]) + row[taps->upper[i]] * taps->weight[i];
+void blend_columns(const kvant_taps *taps, int64_t inner, const int32_t *row, int64_t *out) {
+  for (int64_t i = 0; i < taps->count; ++i, out += inner) {
+    const int32_t *lower = row + taps->lower[i] * inner, *upper = row + taps->upper[i] * inner;
+    // 16 bits times 11: both products and their sum fit 32.
+    const int32_t weight = static_cast<int32_t>(taps->weight[i]), rest = static_cast<int32_t>(taps->one) - weight;
+    for (int64_t c = 0; c < inner; ++c) out[c] = lower[c] * rest + upper[c] * weight;
   }
 }
 
@@ -73,14 +55,15 @@ struct RowPair {
   int64_t *sums[2];
   int64_t have[2] = {-1, -1};
 
-  const int64_t *get(int64_t row, int64_t other, const kvant_taps *columns, const uint8_t *plane,
+  const int64_t *get(int64_t row, int64_t other, const kvant_taps *columns, int64_t inner, const uint8_t *image,
                      const kvant_source *x, int64_t width, int32_t *centred) {
     for (int side = 0; side < 2; ++side) {
       if (have[side] == row) return sums[side];
     }
     const int side = have[0] == other ? 1 : 0;
-    loops().centre32(width, plane + row * width * size_of(x->dtype), x->dtype, 1, x->zero_point, centred);
-    blend_columns(columns, centred, sums[side]);
+    const int64_t count = width * inner;
+    loops().centre32(count, image + row * count * size_of(x->dtype), x->dtype, 1, x->zero_point, centred);
+    blend_columns(columns, inner, centred, sums[side]);
     have[side] = row;
     return sums[side];
   }
@@ -91,86 +74,95 @@ struct RowPair {
 
 using namespace kvant;
 
-extern "C" int32_t kvant_max_pool(int64_t outer, int64_t height, int64_t width, const kvant_windows *rows,
-                                  const kvant_windows *columns, const kvant_source *x, void *y) {
+extern "C" int32_t kvant_max_pool(int64_t outer, int64_t height, int64_t width, int64_t inner,
+                                  const kvant_windows *rows, const kvant_windows *columns, const kvant_source *x,
+                                  void *y) {
   KVANT_REQUIRE(rows && columns && x && x->data && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(rows->start && rows->stop && columns->start && columns->stop, KVANT_NULL_POINTER);
   int64_t given, written;
-  KVANT_REQUIRE(product({outer, height, width, 8}, &given), KVANT_OVERFLOW);
-  KVANT_REQUIRE(product({outer, rows->count, columns->count, 8}, &written), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({outer, height, width, inner, 8}, &given), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({outer, rows->count, columns->count, inner, 8}, &written), KVANT_OVERFLOW);
   KVANT_REQUIRE(valid(x) && sound(rows, height, false) && sound(columns, width, false), KVANT_BAD_ARGUMENT);
-  const int64_t element = size_of(x->dtype), grain = divide_up(kGrain, std::max<int64_t>(1, width * 2));
+  const int64_t element = size_of(x->dtype), row_size = width * inner;
+  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, row_size * 2));
   return parallel(outer * rows->count, grain, [=](int64_t begin, int64_t end) -> int32_t {
-    uint8_t *best = scratch_array<uint8_t>(0, width * element);
+    uint8_t *best = scratch_array<uint8_t>(0, row_size * element);
     KVANT_REQUIRE(best, KVANT_NO_MEMORY);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t plane = item / rows->count, i = item % rows->count;
-      const uint8_t *from = static_cast<const uint8_t *>(x->data) + plane * height * width * element;
-      std::memcpy(best, from + rows->start[i] * width * element, static_cast<size_t>(width * element));
+      const int64_t image = item / rows->count, i = item % rows->count;
+      const uint8_t *from = static_cast<const uint8_t *>(x->data) + image * height * row_size * element;
+      std::memcpy(best, from + rows->start[i] * row_size * element, static_cast<size_t>(row_size * element));
       for (int64_t row = rows->start[i] + rows->step; row < rows->stop[i]; row += rows->step) {
-        loops().extreme(width, true, x->dtype, from + row * width * element, best);
+        loops().extreme(row_size, true, x->dtype, from + row * row_size * element, best);
       }
-      max_row(columns, x->dtype, best, static_cast<uint8_t *>(y) + item * columns->count * element);
+      uint8_t *to = static_cast<uint8_t *>(y) + item * columns->count * inner * element;
+      max_columns(columns, inner, x->dtype, best, to);
     }
     return KVANT_OK;
   });
 }
 
-extern "C" int32_t kvant_mean_pool(int64_t outer, int64_t height, int64_t width, const kvant_windows *rows,
-                                   const kvant_windows *columns, const kvant_source *x, const float *multipliers,
-                                   const kvant_target *target, void *y) {
+extern "C" int32_t kvant_mean_pool(int64_t outer, int64_t height, int64_t width, int64_t inner,
+                                   const kvant_windows *rows, const kvant_windows *columns, const kvant_source *x,
+                                   const float *multipliers, const kvant_target *target, void *y) {
   KVANT_REQUIRE(rows && columns && x && x->data && multipliers && target && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(rows->start && rows->stop && columns->start && columns->stop, KVANT_NULL_POINTER);
   int64_t given, written;
-  KVANT_REQUIRE(product({outer, height, width, 8}, &given), KVANT_OVERFLOW);
-  KVANT_REQUIRE(product({outer, rows->count, columns->count, 8}, &written), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({outer, height, width, inner, 8}, &given), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({outer, rows->count, columns->count, inner, 8}, &written), KVANT_OVERFLOW);
   KVANT_REQUIRE(valid(x) && valid(target) && sound(rows, height, true) && sound(columns, width, true),
                 KVANT_BAD_ARGUMENT);
   // A column's sum of a window stays within int32 up to this height.
   KVANT_REQUIRE(height <= 65535, KVANT_BAD_ARGUMENT);
-  const int64_t element = size_of(x->dtype), grain = divide_up(kGrain, std::max<int64_t>(1, width * 2));
+  const int64_t element = size_of(x->dtype), row_size = width * inner;
+  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, row_size * 2));
   return parallel(outer * rows->count, grain, [=](int64_t begin, int64_t end) -> int32_t {
-    int32_t *column_sums = scratch_array<int32_t>(0, width);
-    int64_t *sums = scratch_array<int64_t>(1, columns->count);
+    int32_t *column_sums = scratch_array<int32_t>(0, row_size);
+    int64_t *sums = scratch_array<int64_t>(1, inner);
     KVANT_REQUIRE(column_sums && sums, KVANT_NO_MEMORY);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t plane = item / rows->count, i = item % rows->count;
-      const uint8_t *from = static_cast<const uint8_t *>(x->data) + plane * height * width * element;
-      std::fill(column_sums, column_sums + width, 0);
+      const int64_t image = item / rows->count, i = item % rows->count;
+      const uint8_t *from = static_cast<const uint8_t *>(x->data) + image * height * row_size * element;
+      std::fill(column_sums, column_sums + row_size, 0);
       for (int64_t row = rows->start[i]; row < rows->stop[i]; row += rows->step) {
-        loops().accumulate32(width, from + row * width * element, x->dtype, x->zero_point, column_sums);
+        loops().accumulate32(row_size, from + row * row_size * element, x->dtype, x->zero_point, column_sums);
       }
-      sum_columns(columns, column_sums, sums);
-      loops().settle64_each(columns->count, sums, multipliers + i * columns->count, target,
-                            static_cast<uint8_t *>(y) + item * columns->count * size_of(target->dtype));
+      uint8_t *to = static_cast<uint8_t *>(y) + item * columns->count * inner * size_of(target->dtype);
+      for (int64_t k = 0; k < columns->count; ++k, to += inner * size_of(target->dtype)) {
+        std::fill(sums, sums + inner, 0);
+        for (int64_t j = columns->start[k]; j < columns->stop[k]; j += columns->step) {
+          loops().widen_add(inner, column_sums + j * inner, sums);
+        }
+        loops().settle64(inner, sums, multipliers[i * columns->count + k], target, to);
+      }
     }
     return KVANT_OK;
   });
 }
 
-extern "C" int32_t kvant_resize(int64_t outer, int64_t height, int64_t width, const kvant_taps *rows,
+extern "C" int32_t kvant_resize(int64_t outer, int64_t height, int64_t width, int64_t inner, const kvant_taps *rows,
                                 const kvant_taps *columns, const kvant_source *x, float multiplier,
                                 const kvant_target *target, void *y) {
   KVANT_REQUIRE(rows && columns && x && x->data && target && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(rows->lower && rows->upper && rows->weight, KVANT_NULL_POINTER);
   KVANT_REQUIRE(columns->lower && columns->upper && columns->weight, KVANT_NULL_POINTER);
   int64_t given, written;
-  KVANT_REQUIRE(product({outer, height, width, 8}, &given), KVANT_OVERFLOW);
-  KVANT_REQUIRE(product({outer, rows->count, columns->count, 8}, &written), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({outer, height, width, inner, 8}, &given), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({outer, rows->count, columns->count, inner, 8}, &written), KVANT_OVERFLOW);
   KVANT_REQUIRE(valid(x) && valid(target) && sound(rows, height) && sound(columns, width), KVANT_BAD_ARGUMENT);
-  const int64_t count = columns->count, grain = divide_up(kGrain, std::max<int64_t>(1, count));
+  const int64_t count = columns->count * inner, grain = divide_up(kGrain, std::max<int64_t>(1, count));
   return parallel(outer * rows->count, grain, [=](int64_t begin, int64_t end) -> int32_t {
-    int32_t *centred = scratch_array<int32_t>(0, width);
+    int32_t *centred = scratch_array<int32_t>(0, width * inner);
     int64_t *buffers = scratch_array<int64_t>(1, 3 * count);
     KVANT_REQUIRE(centred && buffers, KVANT_NO_MEMORY);
     RowPair pair{{buffers, buffers + count}};
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t plane = item / rows->count, i = item % rows->count;
+      const int64_t image = item / rows->count, i = item % rows->count;
       if (i == 0) pair.have[0] = pair.have[1] = -1;
-      const uint8_t *from = static_cast<const uint8_t *>(x->data) + plane * height * width * size_of(x->dtype);
+      const uint8_t *from = static_cast<const uint8_t *>(x->data) + image * height * width * inner * size_of(x->dtype);
       const int64_t low = rows->lower[i], high = rows->upper[i];
-      const int64_t *lower = pair.get(low, high, columns, from, x, width, centred);
-      const int64_t *upper = pair.get(high, low, columns, from, x, width, centred);
+      const int64_t *lower = pair.get(low, high, columns, inner, from, x, width, centred);
+      const int64_t *upper = pair.get(high, low, columns, inner, from, x, width, centred);
       loops().blend(count, lower, upper, rows->weight[i], rows->one, buffers + 2 * count);
       loops().settle64(count, buffers + 2 * count, multiplier, target,
                        static_cast<uint8_t *>(y) + item * count * size_of(target->dtype));

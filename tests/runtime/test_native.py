@@ -13,7 +13,7 @@ import pytest
 
 from kvant.errors import BackendError
 from kvant.runtime import QuantizedModel, native
-from kvant.runtime.native import library
+from kvant.runtime.native import calls, library
 
 from .networks import image, small_network
 
@@ -61,54 +61,80 @@ def test_sizes_are_checked(lib):
     assert lib.kvant_table(c_int64(1), c_int64(1), c_int64(1), source(), POINTER, c_int64(3), POINTER) == BAD
 
 
-def conv_shape(**changes: object) -> library.ConvShape:
-    pair = c_int64 * 2
+PAIR = c_int64 * 2
+
+
+def conv_shape(**changes: object) -> object:
     fields: dict[str, object] = {
-        "batch": 1, "channels": 2, "size": pair(4, 4), "output_size": pair(4, 4), "kernel": pair(1, 1),
-        "strides": pair(1, 1), "pads": pair(0, 0), "dilations": pair(1, 1), "transposed": 0,
+        "batch": 1, "size": PAIR(4, 4), "output_size": PAIR(4, 4), "pads": PAIR(0, 0), "x_stride": 2, "y_stride": 3,
     }  # fmt: skip
-    return library.ConvShape(*(fields | changes).values())
+    return byref(library.ConvShape(*(fields | changes).values()))
 
 
-def pack(
-    lib: ctypes.CDLL, linear: bool = False, terms: int = 1000, outputs: int = 3, depth: int = 2
-) -> tuple[int, c_void_p]:
-    values, bias = np.ones((3, 2), np.int16), np.zeros(3, np.int64)
-    factors = np.ones(3, np.float32)
-    pointers = [c_void_p(array.ctypes.data) for array in (values, bias, factors)]
-    packed, sums = c_void_p(), byref(library.Sums(terms, 0))
-    if linear:
-        return lib.kvant_pack_linear(c_int64(outputs), c_int64(depth), *pointers, sums, byref(packed)), packed
-    return lib.kvant_pack_conv(c_int64(outputs), c_int64(depth), c_int64(1), *pointers, sums, byref(packed)), packed
-
-
-def test_weights_are_checked(lib):
-    assert pack(lib, terms=1)[0] == BAD
-    assert pack(lib, outputs=0)[0] == BAD
-    assert pack(lib, depth=-2)[0] == BAD
-    assert pack(lib, outputs=2**61, depth=2**20)[0] == OVERFLOW
+def pack(lib: ctypes.CDLL, method: int = 0, **changes: object) -> tuple[int, c_void_p]:
+    """A 1 x 1 layer of two channels and three outputs; a change may make it invalid."""
+    values, bias, factors = np.ones((3, 2), np.int16), np.zeros(3, np.int64), np.ones(3, np.float32)
+    one = PAIR(1, 1)
+    fields: dict[str, object] = {
+        "outputs": 3, "channels": 2, "groups": 1, "kernel": one, "strides": one, "dilations": one, "transposed": 0,
+        "dtype": 0, "zero_point": 0, "values": values.ctypes.data, "bias": bias.ctypes.data,
+        "multipliers": factors.ctypes.data, "sums": library.Sums(1000, 0),
+    }  # fmt: skip
+    packed, layer = c_void_p(), library.ConvLayer(*(fields | changes).values())
+    return lib.kvant_pack_conv(byref(layer), c_int32(method), byref(packed)), packed
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"batch": -1}, {"channels": 3}, {"size": (c_int64 * 2)(0, 4)}, {"strides": (c_int64 * 2)(0, 1)},
-     {"pads": (c_int64 * 2)(-1, 0)}, {"kernel": (c_int64 * 2)(3, 1)}, {"dilations": (c_int64 * 2)(2**40, 1)}],
+    ("changes", "status"),
+    [({"outputs": 0}, BAD), ({"channels": -2}, BAD), ({"groups": 2}, BAD), ({"kernel": PAIR(0, 1)}, BAD),
+     ({"strides": PAIR(1, 0)}, BAD), ({"dilations": PAIR(2**40, 1)}, BAD), ({"transposed": 2}, BAD),
+     ({"dtype": 1}, BAD), ({"dtype": 3}, BAD), ({"zero_point": 256}, BAD), ({"dtype": 2, "zero_point": 1}, BAD),
+     ({"sums": library.Sums(1, 1)}, BAD), ({"outputs": 2**61, "channels": 2**20}, OVERFLOW), ({"values": None}, NULL),
+     ({"method": 3}, BAD), ({"method": -1}, BAD)],
 )  # fmt: skip
-def test_convolutions_that_do_not_fit_their_weights_are_refused(lib, changes):
-    status, packed = pack(lib)
-    assert status == OK
-    assert lib.kvant_conv(byref(conv_shape(**changes)), packed, source(), TARGET, POINTER) == BAD
+def test_layers_are_checked(lib, changes, status):
+    assert pack(lib, **changes)[0] == status
+
+
+def test_weights_without_a_negative_are_refused(lib):
+    values = np.full((3, 2), -(2**15), np.int16)
+    assert pack(lib, values=values.ctypes.data)[0] == BAD
+    factors = np.array([1, np.inf, 1], np.float32)
+    assert pack(lib, multipliers=factors.ctypes.data)[0] == BAD
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({"batch": -1}, BAD), ({"size": PAIR(0, 4)}, BAD), ({"output_size": PAIR(4, 0)}, BAD),
+     ({"pads": PAIR(-1, 0)}, BAD), ({"x_stride": 1}, BAD), ({"y_stride": 2}, BAD), ({"size": PAIR(2**31, 1)}, BAD),
+     ({"batch": 2**40, "size": PAIR(2**31 - 1, 4)}, OVERFLOW)],
+)  # fmt: skip
+def test_convolutions_that_do_not_fit_are_refused(lib, changes, status):
+    made, packed = pack(lib)
+    assert made == OK
+    assert lib.kvant_conv(conv_shape(**changes), packed, POINTER, TARGET, POINTER) == status
+    assert lib.kvant_conv(conv_shape(batch=0), packed, POINTER, TARGET, POINTER) == OK
     lib.kvant_free_weights(packed)
 
 
-def test_linear_weights_are_not_for_convolutions(lib):
-    _, linear = pack(lib, linear=True)
-    _, conv = pack(lib)
-    assert lib.kvant_conv(byref(conv_shape()), linear, source(), TARGET, POINTER) == BAD
-    assert lib.kvant_linear(c_int64(1), conv, source(), TARGET, POINTER) == BAD
-    assert lib.kvant_linear(c_int64(2**62), linear, source(), TARGET, POINTER) == OVERFLOW
-    lib.kvant_free_weights(linear)
-    lib.kvant_free_weights(conv)
+def test_a_method_that_does_not_fit_a_layer_gives_way_to_the_direct_one(lib):
+    for method in (1, 2):
+        made, packed = pack(lib, method)
+        assert made == OK
+        assert lib.kvant_algorithm(packed) == b"direct"
+        lib.kvant_free_weights(packed)
+
+
+def test_plans_are_checked(lib):
+    failed = c_int64()
+    call = (ctypes.c_uint64 * (1 + library.MOST_ARGUMENTS))(len(library.NUMBER))
+    assert lib.kvant_run(byref(call), c_int64(1), byref(failed)) == BAD
+    assert lib.kvant_run(None, c_int64(1), byref(failed)) == NULL
+    assert lib.kvant_run(None, c_int64(0), byref(failed)) == OK
+    source, target, y = library.Source(64, 0, 0), library.Target(0, 0, 0, 255), np.zeros(1)
+    both = calls.encode([("rescale", [count, source, 1.0, target, y]) for count in (0, -1)])
+    assert lib.kvant_run(c_void_p(both.buffer_info()[0]), c_int64(2), byref(failed)) == BAD
+    assert failed.value == 1
 
 
 def test_windows_and_tables_must_stay_inside(lib):
@@ -120,7 +146,7 @@ def test_windows_and_tables_must_stay_inside(lib):
     good, bad = windows(inside, np.ones(1, np.int64)), windows(inside, outside)
     empty = windows(inside, inside)
     for rows in (bad, empty):
-        assert lib.kvant_max_pool(*[c_int64(1)] * 3, rows, good, source(), POINTER) == BAD
+        assert lib.kvant_max_pool(*[c_int64(1)] * 4, rows, good, source(), POINTER) == BAD
     shape, tables = (c_int64 * 1)(4), (c_void_p * 1)(outside.ctypes.data)
     assert lib.kvant_index(c_int64(1), shape, (c_int64 * 1)(1), tables, c_int64(1), POINTER, POINTER, POINTER) == BAD
 

@@ -23,6 +23,10 @@ def info(
     file: options.File,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, all tensors included.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its type and scale.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="How this machine would compute each convolution and linear layer.")
+    ] = False,
+    memory_budget: options.MemoryBudget = None,
 ) -> None:
     """Show what a file holds: operators, bits, sizes, scales, and in which integers it multiplies."""
     description = describe(read_file(file))
@@ -40,6 +44,16 @@ def info(
     if tensors:
         columns = ["tensor", "kind", "type", "shape", "scale", "zero point"]
         output.print_table("Tensors", columns, [entry.row() for entry in description.tensors])
+    if plan:
+        _print_plan(file, memory_budget)
+
+
+def _print_plan(file: Path, memory_budget: str | None) -> None:
+    model = kvant.load(file, memory_budget=options.to_budget(memory_budget))
+    choices = model.algorithms()
+    rows = [(entry.node, entry.algorithm, output.megabytes(entry.bytes), f"{entry.macs:,}") for entry in choices]
+    title = f"Plan of the {model.backend} back end, weights {output.megabytes(sum(entry.bytes for entry in choices))}"
+    output.print_table(title, ["layer", "algorithm", "weights", "multiplications"], rows)
 
 
 def _print_summary(file: Path, description: Description) -> None:
@@ -71,10 +85,11 @@ def run(
         Path, typer.Option("--output", "-o", metavar="OUT.npz", help="Where the outputs go.", show_default=False)
     ],
     backend: options.BackendOption = None,
+    memory_budget: options.MemoryBudget = None,
 ) -> None:
     """Run a file on arrays. Several outputs are named as the model names them, or output_0, output_1..."""
     options.check_writable(out)
-    model = kvant.load(file, backend=backend)
+    model = kvant.load(file, backend=backend, memory_budget=options.to_budget(memory_budget))
     arrays = by_input(read_arrays(inputs), [entry.name for entry in model.graph.inputs], inputs)
     outputs = name_outputs(model.graph.structure, model(*arrays))
     write_arrays(out, outputs)

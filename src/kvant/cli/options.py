@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,14 @@ Out = Annotated[
 BackendOption = Annotated[
     Backend | None, typer.Option(help="The back end to use; by default the native one.", show_default=False)
 ]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES|speed",
+        help="Bytes that laid out weights may take, or `speed` for no bound; by default 2.5 times those of the file.",
+        show_default=False,
+    ),
+]
 BitsOption = Annotated[Bits, typer.Option("--bits", help="Width of activations.")]
 Wide = Annotated[
     list[str] | None,
@@ -52,6 +60,19 @@ GoldenCount = Annotated[
         help="Keep N calibration inputs and their outputs in the file for `kvant verify`.",
     ),
 ]
+
+
+def to_budget(text: str | None) -> int | Literal["speed"] | None:
+    """The memory budget that an option gives.
+
+    >>> to_budget("100000000")
+    100000000
+    """
+    if text is None or text == "speed":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number of bytes nor the word speed")
+    return int(text)
 
 
 def check_writable(path: Path) -> None:

@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from kvant.format import read_file
 from kvant.runtime import native
@@ -17,13 +18,19 @@ __all__ = ["Multiplications", "QuantizedModel", "count_macs", "load", "native"]
 
 
 def load(
-    path: str | os.PathLike[str], backend: str | None = None, *, memory_limit: int = DEFAULT_MEMORY_LIMIT
+    path: str | os.PathLike[str],
+    backend: str | None = None,
+    *,
+    memory_budget: int | Literal["speed"] | None = None,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> QuantizedModel:
     """Read a .kvant file and make it ready to run. Nothing in the file is executed, and torch is not needed.
 
     Args:
         path: the file.
         backend: "native" or "reference"; by default the native one where it is built.
+        memory_budget: bytes that weights may take when they are laid out for the processor; larger layouts can be
+            faster. By default 2.5 times what they take in the file; "speed" sets no bound. Results are the same bits.
         memory_limit: refuse inputs whose activations need more bytes than this.
 
     Raises:
@@ -36,5 +43,10 @@ def load(
     """
     contents = read_file(path)
     return QuantizedModel(
-        contents.graph, backend=backend, metadata=contents.metadata, golden=contents.golden, memory_limit=memory_limit
+        contents.graph,
+        backend=backend,
+        metadata=contents.metadata,
+        golden=contents.golden,
+        memory_budget=memory_budget,
+        memory_limit=memory_limit,
     )

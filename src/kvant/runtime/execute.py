@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from kvant.graph import Graph
 from kvant.runtime.memory import ALIGNMENT
+from kvant.runtime.native.methods import Choice
 from kvant.runtime.plan import Placement, Plan
-from kvant.runtime.steps import Work
+from kvant.runtime.steps import Step, Work
 
 Array = npt.NDArray[Any]
 # Idle memory that a model keeps for the next call: the last frame always, older ones up to this many bytes.
@@ -20,12 +21,19 @@ _IDLE_BYTES = 256 * 2**20
 
 
 class Backend(Protocol):
-    """What runs steps: for each kind of work a function that is bound to its arrays once and then called many times."""
+    """What runs steps: they are bound to their arrays once and then run many times."""
 
     name: str
 
-    def bind(self, work: Work, inputs: Sequence[Array], output: Array) -> Callable[[], None]:
-        """A function that computes ``output`` from ``inputs``, which it may call again when their contents change."""
+    @property
+    def choices(self) -> Sequence[Choice]:
+        """The algorithm of each convolution, where there is a choice."""
+
+    def prepare(self, plan: Sequence[Step], memory_budget: float) -> None:
+        """Choose how to compute, from the steps at the example size; weights may take so many bytes."""
+
+    def bind(self, work: Sequence[tuple[Work, Sequence[Array], Array]]) -> Callable[[], None]:
+        """A function that does all of the work in order, each piece with its inputs and output."""
 
 
 class Frame:
@@ -36,18 +44,20 @@ class Frame:
         self.bytes = plan.arena_bytes
         arena = np.empty(plan.arena_bytes + ALIGNMENT, np.uint8)
         skip = -arena.ctypes.data % ALIGNMENT
-        self.views = {name: _view(placement, arena, skip, graph) for name, placement in plan.placements.items()}
-        self._calls = [
-            backend.bind(step.work, [self.views[name] for name in step.inputs], self.views[step.output])
-            for step in plan.steps
-        ]
+        stored = {name: _view(placement, arena, skip, graph) for name, placement in plan.placements.items()}
+        self.views = {
+            name: stored[name] if placement.axes is None else stored[name].transpose(placement.axes)
+            for name, placement in plan.placements.items()
+        }
+        self._run = backend.bind(
+            [(step.work, [stored[name] for name in step.inputs], stored[step.output]) for step in plan.steps]
+        )
 
     def run(self, inputs: Mapping[str, Array]) -> None:
         """Compute every step; results are in ``views`` until the next run."""
         for name, value in inputs.items():
             np.copyto(self.views[name], value)
-        for call in self._calls:
-            call()
+        self._run()
 
 
 def _view(placement: Placement, arena: npt.NDArray[np.uint8], skip: int, graph: Graph) -> Array:

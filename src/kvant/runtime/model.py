@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import BackendError, InputError, VerificationError
 from kvant.format import Golden, write_file
-from kvant.graph import Graph
+from kvant.graph import Graph, example_shapes
 from kvant.runtime.execute import Backend, FramePool
 from kvant.runtime.inputs import collect, is_torch, nest, to_torch
 from kvant.runtime.macs import Multiplications, count_macs
-from kvant.runtime.native import NativeBackend
+from kvant.runtime.native import Choice, NativeBackend
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT, Planner
 from kvant.runtime.reference import ReferenceBackend
 
 Array = npt.NDArray[Any]
+# By default the laid out weights may take this many times the bytes of the file's.
+_DEFAULT_BUDGET = 2.5
 
 
 class QuantizedModel:
@@ -34,6 +37,7 @@ class QuantizedModel:
         backend: "native" or "reference"; by default the native one where it is built.
         metadata: strings that travel in the file.
         golden: inputs and outputs that ``verify`` replays.
+        memory_budget: see ``kvant.load``.
         memory_limit: refuse inputs whose activations need more bytes than this.
 
     Raises:
@@ -51,6 +55,7 @@ class QuantizedModel:
         backend: str | None = None,
         metadata: Mapping[str, str] | None = None,
         golden: Iterable[Golden] = (),
+        memory_budget: int | Literal["speed"] | None = None,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
     ) -> None:
         self.graph = graph
@@ -58,6 +63,7 @@ class QuantizedModel:
         self.golden = list(golden)
         self._planner = Planner(graph, memory_limit)
         self._backend = _make_backend(backend)
+        self._backend.prepare(self._planner.plan(example_shapes(graph)).steps, _bytes(graph, memory_budget))
         self._frames = FramePool(graph, self._backend)
 
     @property
@@ -132,6 +138,10 @@ class QuantizedModel:
                 _check_same(f"golden vector {index}: output {name!r}", self.backend, expected, found)
         return len(self.golden)
 
+    def algorithms(self) -> list[Choice]:
+        """How the native back end computes each convolution and linear layer; empty for the reference back end."""
+        return list(self._backend.choices)
+
     def macs(self) -> list[Multiplications]:
         """Multiply-accumulates of every node that has them, at the size that the model was captured with."""
         return count_macs(self.graph)
@@ -139,6 +149,17 @@ class QuantizedModel:
     def __repr__(self) -> str:
         inputs = ", ".join(entry.name for entry in self.graph.inputs)
         return f"QuantizedModel(inputs={inputs}, nodes={len(self.graph.nodes)}, backend={self.backend!r})"
+
+
+def _bytes(graph: Graph, budget: int | Literal["speed"] | None) -> float:
+    """A memory budget in bytes."""
+    if budget is None:
+        return _DEFAULT_BUDGET * sum(value.nbytes for value in graph.constants.values())
+    if budget == "speed":
+        return math.inf
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+        raise BackendError(f'memory_budget={budget!r}: expected a number of bytes, "speed" or None')
+    return budget
 
 
 def _check_same(label: str, backend: str, expected: Array, found: Array) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,9 +29,13 @@ _MAX_AXIS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Placement:
-    """A tensor's view of its storage: an offset in the arena, or a constant's name."""
+    """A tensor's view of its storage: an offset in the arena, or a constant's name.
+
+    ``shape`` is that in memory; axis ``axes[i]`` of it is axis i of the graph's tensor, None: in the graph's order.
+    """
 
     shape: Shape
+    axes: tuple[int, ...] | None
     dtype: str
     offset: int = 0
     constant: str | None = None
@@ -115,25 +120,27 @@ class Planner:
             )
 
 
+_ITEM_SIZES = {name: np.dtype(name).itemsize for name in ("float32", "uint8", "int8", "int16", "int32", "int64")}
+
+
 def _bytes(shape: Shape, type: TensorType) -> int:
-    return math.prod(shape) * np.dtype(type.dtype).itemsize
+    return math.prod(shape) * _ITEM_SIZES[type.dtype]
 
 
 def _place(context: Context, keep_all: bool) -> tuple[dict[str, Placement], int]:
-    """Give every tensor its storage."""
-    graph = context.graph
+    """Give every tensor that a step or a caller sees its storage."""
     storage = _storage(context)
     last_use = _last_uses(context, storage)
     arena = Arena()
     offsets: dict[str, int] = {}
-    for entry in graph.inputs:
+    for entry in context.graph.inputs:
         offsets[entry.name] = arena.allocate(_size(context, entry.name))
     for index, step in enumerate(context.steps):
         offsets[step.output] = arena.allocate(_size(context, step.output))
         for name in () if keep_all else {storage[name] for name in (*step.inputs, step.output)}:
             if name in offsets and last_use.get(name, index) == index:
                 arena.free(offsets[name], _size(context, name))
-    return {name: _placement(context, name, storage[name], offsets) for name in storage}, arena.size
+    return {name: _placement(context, name, of, offsets.get(of)) for name, of in storage.items()}, arena.size
 
 
 def _size(context: Context, name: str) -> int:
@@ -141,27 +148,31 @@ def _size(context: Context, name: str) -> int:
 
 
 def _storage(context: Context) -> dict[str, str]:
-    """For every tensor the one whose memory it uses: itself, or the one it reshapes."""
-    storage = {name: name for name in (*context.graph.constants, *context.temporary)}
+    """For every tensor the one whose memory it uses: itself, or the one that it shows in another shape."""
+    storage = {name: name for name in context.temporary}
     for name in context.graph.activations():
         source = context.aliases.get(name, name)
         storage[name] = storage.get(source, source)
+    for step in context.steps:
+        for name in step.inputs:
+            storage.setdefault(name, name)
     return storage
 
 
 def _last_uses(context: Context, storage: Mapping[str, str]) -> dict[str, int]:
     """The last step that reads each storage; graph outputs are read after all steps."""
-    found: dict[str, int] = {}
-    for index, step in enumerate(context.steps):
-        for name in step.inputs:
-            found[storage[name]] = index
-    for name in context.graph.outputs:
-        found[storage[name]] = len(context.steps)
-    return found
+    found = {storage[name]: index for index, step in enumerate(context.steps) for name in step.inputs}
+    return found | {storage[name]: len(context.steps) for name in context.graph.outputs}
 
 
-def _placement(context: Context, name: str, storage: str, offsets: Mapping[str, int]) -> Placement:
-    dtype = context.type(name).dtype
-    if storage in context.graph.constants:
-        return Placement(context.shapes[name], dtype, constant=storage)
-    return Placement(context.shapes[name], dtype, offsets[storage])
+def _placement(context: Context, name: str, storage: str, offset: int | None) -> Placement:
+    shape, dtype = context.laid_out(name), context.type(name).dtype
+    axes = _inverse(context.order(name)) if name in context.orders else None
+    if offset is None:
+        return Placement(shape, axes, dtype, constant=storage)
+    return Placement(shape, axes, dtype, offset)
+
+
+@lru_cache(maxsize=256)
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(axis) for axis in range(len(order)))

@@ -1,7 +1,8 @@
 """What a plan is made of: one neutral record for each kind of work, all shapes and numbers resolved.
 
 A step says what is computed, not how: the reference and the native back end each have one function for each record.
-Activations are row-major arrays; a step that works along one axis sees its tensor as (outer, size, inner).
+Activations are row-major arrays, images with their channels last; a step that works along one axis sees its tensor as
+(outer, size, inner).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Weights:
         bound: proven bound of the accumulator's magnitude.
         terms: that many products surely sum up within int32.
         groups: groups of output channels, each with inputs of its own.
+        dtype: of the input.
+        zero_point: of the input.
     """
 
     values: npt.NDArray[np.int8 | np.int16]
@@ -37,6 +40,8 @@ class Weights:
     bound: int
     terms: int
     groups: int
+    dtype: str
+    zero_point: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,10 @@ class Binary:
 
 @dataclass(frozen=True, eq=False)
 class Conv:
-    """Convolution over two axes (one axis is lifted to two), transposed or not."""
+    """Convolution over two axes (one axis is lifted to two), transposed or not; a linear layer is one too.
+
+    Input (batch, H, W, channels), output (batch, H', W', output channels).
+    """
 
     weights: Weights
     transposed: bool
@@ -108,17 +116,6 @@ class Conv:
     strides: Pair
     pads: Pair
     dilations: Pair
-    zero_point: int
-    target: Target
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """(rows, K) times weights (N, K), plus bias."""
-
-    weights: Weights
-    rows: int
-    zero_point: int
     target: Target
 
 
@@ -176,20 +173,22 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class MaxPool:
-    """Maximum of windows, seen as (outer, H, W)."""
+    """Maximum of windows, seen as (outer, H, W, inner)."""
 
     outer: int
     size: Pair
+    inner: int
     rows: Windows
     columns: Windows
 
 
 @dataclass(frozen=True, eq=False)
 class MeanPool:
-    """Requantized sums of windows, seen as (outer, H, W); ``multipliers`` holds one entry for each output pixel."""
+    """Requantized sums of windows, seen as (outer, H, W, inner); ``multipliers`` has an entry for each output pixel."""
 
     outer: int
     size: Pair
+    inner: int
     rows: Windows
     columns: Windows
     zero_point: int
@@ -231,10 +230,11 @@ class Taps:
 
 @dataclass(frozen=True, eq=False)
 class Resize:
-    """Linear interpolation, seen as (outer, H, W)."""
+    """Linear interpolation, seen as (outer, H, W, inner)."""
 
     outer: int
     size: Pair
+    inner: int
     rows: Taps
     columns: Taps
     zero_point: int
@@ -291,7 +291,7 @@ class ArgMax:
 
 
 Work = (
-    Quantize | Dequantize | Rescale | Table | Binary | Conv | Linear | MatMul | Copy | Concat | Index | MaxPool
+    Quantize | Dequantize | Rescale | Table | Binary | Conv | MatMul | Copy | Concat | Index | MaxPool
     | MeanPool | Sum | Extreme | Resize | Softmax | Normalize | Gather | ArgMax
 )  # fmt: skip
 

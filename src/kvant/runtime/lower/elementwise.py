@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from kvant.errors import GraphError
 from kvant.graph import Node, TensorType, ops
 from kvant.runtime import steps
 from kvant.runtime.arithmetic import multiplier, scale_of, target_of, zero_of
-from kvant.runtime.lower.context import Context, Shape, contiguous, join_axes
+from kvant.runtime.lower.context import Context, Order, Shape, join_axes, natural
 
 
 def quantize(context: Context, node: Node, op: ops.Quantize) -> None:
@@ -14,14 +16,16 @@ def quantize(context: Context, node: Node, op: ops.Quantize) -> None:
     if context.type(x).dtype != "float32":
         raise GraphError(f"its input {x!r} is {context.type(x).dtype}, expected float32")
     output = context.quantized(node.output)
-    context.emit(node, steps.Quantize(scale_of(output), target_of(output)), node.inputs)
+    context.emit(node, steps.Quantize(scale_of(output), target_of(output)), node.inputs, order=context.order(x))
 
 
 def dequantize(context: Context, node: Node, op: ops.Dequantize) -> None:
     x = context.quantized(node.inputs[0])
+    # Real numbers leave the network here, mostly: in the graph's order, while they are still small.
+    source = context.read(node, node.inputs[0])
     if context.type(node.output).dtype != "float32":
         raise GraphError(f"its output is {context.type(node.output).dtype}, expected float32")
-    context.emit(node, steps.Dequantize(scale_of(x), zero_of(x)), node.inputs)
+    context.emit(node, steps.Dequantize(scale_of(x), zero_of(x)), (source,))
 
 
 def requantize(context: Context, node: Node, op: ops.Requantize) -> None:
@@ -32,7 +36,7 @@ def rescale(context: Context, node: Node, source: str, output: str) -> None:
     """Emit the step that brings ``source`` to the type of ``output``."""
     x, y = context.quantized(source), context.quantized(output)
     factor = float(multiplier(scale_of(x), scale_of(y)))
-    context.emit(node, steps.Rescale(zero_of(x), factor, target_of(y)), (source,), output)
+    context.emit(node, steps.Rescale(zero_of(x), factor, target_of(y)), (source,), output, context.order(source))
 
 
 def table(context: Context, node: Node, op: ops.Table) -> None:
@@ -46,23 +50,18 @@ def table(context: Context, node: Node, op: ops.Table) -> None:
     if values.shape != expected:
         raise GraphError(f"its table has shape {values.shape}, expected {expected}")
     if op.axis is None:
-        inner = _count(context.shapes[node.output])
-    context.emit(node, steps.Table(outer, channels, inner, low), node.inputs)
-
-
-def _count(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+        inner = math.prod(context.shapes[node.output])
+    context.emit(node, steps.Table(outer, channels, inner, low), node.inputs, order=context.order(node.inputs[0]))
 
 
 def binary(context: Context, node: Node, op: ops.Binary) -> None:
     a, b = (context.quantized(name) for name in node.inputs)
     y = context.quantized(node.output)
+    order = _common_order(context, node)
     shape = context.shapes[node.output]
-    broadcast = [_broadcast_strides(context.shapes[name], shape) for name in node.inputs]
-    joined, (strides_a, strides_b) = join_axes(shape, *broadcast)
+    strides = [_broadcast_strides(context, name, shape) for name in node.inputs]
+    laid_out = [tuple(steps[axis] for axis in order) for steps in strides]
+    joined, (strides_a, strides_b) = join_axes(tuple(shape[axis] for axis in order), *laid_out)
     factor_a, factor_b = _factors(op.fn, a, b, y)
     context.emit(
         node,
@@ -70,7 +69,15 @@ def binary(context: Context, node: Node, op: ops.Binary) -> None:
             op.fn, joined, strides_a, strides_b, zero_of(a), zero_of(b), factor_a, factor_b, target_of(y, op.clamp)
         ),
         node.inputs,
+        order=order,
     )
+
+
+def _common_order(context: Context, node: Node) -> Order:
+    """The order of the operand that the output resembles most, so that memory is walked as it lies."""
+    shape = context.shapes[node.output]
+    alike = [name for name in node.inputs if context.shapes[name] == shape and name not in context.graph.constants]
+    return context.order(alike[0]) if alike else natural(len(shape))
 
 
 def _factors(fn: ops.BinaryFunction, a: TensorType, b: TensorType, y: TensorType) -> tuple[float, float]:
@@ -83,7 +90,7 @@ def _factors(fn: ops.BinaryFunction, a: TensorType, b: TensorType, y: TensorType
     return float(multiplier(sa, sy)), float(multiplier(sb, sy))
 
 
-def _broadcast_strides(shape: Shape, target: Shape) -> tuple[int, ...]:
-    padded = (1,) * (len(target) - len(shape)) + shape
-    strides = contiguous(padded)
-    return tuple(0 if size == 1 else stride for size, stride in zip(padded, strides, strict=True))
+def _broadcast_strides(context: Context, name: str, target: Shape) -> tuple[int, ...]:
+    missing = len(target) - len(context.shapes[name])
+    strides = zip(context.shapes[name], context.strides(name), strict=True)
+    return (0,) * missing + tuple(0 if size == 1 else stride for size, stride in strides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,47 +11,92 @@ from kvant.errors import GraphError
 from kvant.graph import Node, evaluate, ops, slice_bounds
 from kvant.runtime import steps
 from kvant.runtime.arithmetic import Int64, quantize_real
-from kvant.runtime.lower.context import Context, Shape, contiguous, join_axes
+from kvant.runtime.lower.context import Context, Order, Shape, join_axes, natural
 
 
 def reshape(context: Context, node: Node, op: ops.Reshape) -> None:
-    context.aliases[node.output] = node.inputs[0]
+    source, shape = node.inputs[0], context.shapes[node.output]
+    order = _reshaped_order(context.shapes[source], shape, context.order(source))
+    if order is None:
+        source, order = context.read(node, source), natural(len(shape))
+    context.aliases[node.output] = source
+    context.set_order(node.output, order)
+
+
+def _reshaped_order(before: Shape, after: Shape, order: Order) -> Order | None:
+    """How a reshaped tensor lies if nothing moves; None if that cannot be said in axes.
+
+    Runs of axes with equal products before and after stay together; each must lie in one piece.
+
+    >>> _reshaped_order((2, 6, 5, 7), (2, 3, 2, 5, 7), (0, 2, 3, 1))
+    (0, 3, 4, 1, 2)
+    """
+    if order == natural(len(before)):
+        return natural(len(after))
+    places = {axis: place for place, axis in enumerate(order)}
+    pieces = []
+    for old, new in _matching_runs(before, after):
+        at = [places[axis] for axis in old if before[axis] != 1]
+        if at and at != list(range(at[0], at[0] + len(at))):
+            return None
+        pieces.append((at[0] if at else -1, new))
+    pieces.sort(key=lambda piece: piece[0])
+    return tuple(axis for _, new in pieces for axis in new)
+
+
+def _matching_runs(before: Shape, after: Shape) -> Iterator[tuple[range, range]]:
+    """The shortest runs of axes that hold equally many elements before and after."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        first, second = i, j
+        left = right = 1
+        while (i == first and j == second) or left != right:
+            if j >= len(after) or (i < len(before) and left <= right):
+                left *= before[i]
+                i += 1
+            else:
+                right *= after[j]
+                j += 1
+        yield range(first, i), range(second, j)
 
 
 def slice_(context: Context, node: Node, op: ops.Slice) -> None:
-    shape = context.shapes[node.inputs[0]]
-    strides = list(contiguous(shape))
-    start, _, step = slice_bounds(op, shape[op.axis], context.bindings)
+    source = node.inputs[0]
+    strides = list(context.strides(source))
+    start, _, step = slice_bounds(op, context.shapes[source][op.axis], context.bindings)
     offset = start * strides[op.axis]
     strides[op.axis] *= step
-    _copy(context, node, context.shapes[node.output], tuple(strides), offset)
+    _copy(context, node, tuple(strides), offset, context.order(source))
 
 
 def transpose(context: Context, node: Node, op: ops.Transpose) -> None:
-    strides = contiguous(context.shapes[node.inputs[0]])
-    _copy(context, node, context.shapes[node.output], tuple(strides[axis] for axis in op.permutation), 0)
+    source = node.inputs[0]
+    context.aliases[node.output] = source
+    context.set_order(node.output, tuple(op.permutation.index(axis) for axis in context.order(source)))
 
 
 def expand(context: Context, node: Node, op: ops.Expand) -> None:
-    shape, wanted = context.shapes[node.inputs[0]], context.shapes[node.output]
-    padded = (1,) * (len(wanted) - len(shape)) + shape
-    strides = tuple(0 if size == 1 else step for size, step in zip(padded, contiguous(padded), strict=True))
-    _copy(context, node, wanted, strides, 0)
+    source = node.inputs[0]
+    shape, wanted = context.shapes[source], context.shapes[node.output]
+    steps_x = (0 if size == 1 else step for size, step in zip(shape, context.strides(source), strict=True))
+    strides = (0,) * (len(wanted) - len(shape)) + tuple(steps_x)
+    _copy(context, node, strides, 0, natural(len(wanted)))
 
 
-def _copy(context: Context, node: Node, shape: Shape, strides: tuple[int, ...], offset: int) -> None:
-    joined, (steps_x,) = _join(shape, strides)
-    context.emit(node, steps.Copy(joined, steps_x, offset), node.inputs)
-
-
-def _join(shape: Shape, strides: tuple[int, ...]) -> tuple[Shape, list[tuple[int, ...]]]:
-    return join_axes(shape, strides)
+def _copy(context: Context, node: Node, strides: tuple[int, ...], offset: int, order: Order) -> None:
+    """Emit a copy whose output lies in ``order``; ``strides`` are those of the input, by axis of the output."""
+    shape = context.shapes[node.output]
+    laid_out = tuple(shape[axis] for axis in order)
+    joined, (steps_x,) = join_axes(laid_out, tuple(strides[axis] for axis in order))
+    context.emit(node, steps.Copy(joined, steps_x, offset), node.inputs, order=order)
 
 
 def concat(context: Context, node: Node, op: ops.Concat) -> None:
-    outer, _, inner = context.around(node.output, op.axis)
-    sizes = tuple(context.shapes[name][op.axis] * inner for name in node.inputs)
-    context.emit(node, steps.Concat(outer, sizes), node.inputs)
+    order = context.order(node.inputs[0])
+    names = tuple(context.read(node, name, order) for name in node.inputs)
+    around = [context.around(name, op.axis, order) for name in names]
+    work = steps.Concat(around[0][0], tuple(size * inner for _, size, inner in around))
+    context.emit(node, work, names, order=order)
 
 
 def pad(context: Context, node: Node, op: ops.Pad) -> None:
@@ -83,7 +129,8 @@ def _pad_table(mode: str, size: int, begin: int, padded: int) -> Int64:
 
 def emit_index(context: Context, node: Node, tables: tuple[Int64, ...], fill: float = 0) -> None:
     """Emit a copy by one table of positions for each axis, leading axes that stay whole joined into one."""
-    shape = context.shapes[node.inputs[0]]
+    order = context.order(node.inputs[0])
+    shape, tables = context.laid_out(node.inputs[0]), tuple(tables[axis] for axis in order)
     whole = 0
     while whole < len(shape) - 1 and _is_identity(tables[whole], shape[whole]):
         whole += 1
@@ -91,7 +138,7 @@ def emit_index(context: Context, node: Node, tables: tuple[Int64, ...], fill: fl
         outer = math.prod(shape[:whole])
         shape = (outer, *shape[whole:])
         tables = (np.arange(outer, dtype=np.int64), *tables[whole:])
-    context.emit(node, steps.Index(shape, tables, fill), node.inputs)
+    context.emit(node, steps.Index(shape, tables, fill), node.inputs, order=order)
 
 
 def _is_identity(table: Int64, size: int) -> bool:
@@ -101,6 +148,7 @@ def _is_identity(table: Int64, size: int) -> bool:
 def gather(context: Context, node: Node, op: ops.Gather) -> None:
     if context.type(node.inputs[1]).dtype != "int64":
         raise GraphError(f"its indices are {context.type(node.inputs[1]).dtype}, expected int64")
-    outer, size, inner = context.around(node.inputs[0], op.axis)
+    names = tuple(context.read(node, name) for name in node.inputs)
+    outer, size, inner = context.around(names[0], op.axis)
     count = math.prod(context.shapes[node.inputs[1]])
-    context.emit(node, steps.Gather(outer, size, inner, count), node.inputs)
+    context.emit(node, steps.Gather(outer, size, inner, count), names)

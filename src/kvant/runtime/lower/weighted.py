@@ -21,7 +21,7 @@ from kvant.runtime.arithmetic import (
     target_of,
     zero_of,
 )
-from kvant.runtime.lower.context import Context
+from kvant.runtime.lower.context import Context, channels_last, natural
 from kvant.runtime.steps import Pair, Weights
 
 Scales = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ def _weights(graph: Graph, node: Node) -> Weights:
     largest = furthest(x) * int(np.abs(values.astype(np.int32)).max(initial=0))
     groups = getattr(node.op, "groups", 1)
     multipliers = _multipliers(x, weight.quantization.scales().astype(np.float64), output, len(bias))
-    return Weights(values, bias, multipliers, bound, exact_terms(largest), groups)
+    return Weights(values, bias, multipliers, bound, exact_terms(largest), groups, x.dtype, zero_of(x))
 
 
 def _multipliers(x: TensorType, scales: Scales, output: TensorType, channels: int) -> npt.NDArray[np.float32]:
@@ -82,29 +82,40 @@ def conv_transpose(context: Context, node: Node, op: ops.ConvTranspose) -> None:
 
 
 def _emit_conv(context: Context, node: Node, op: ops.Conv | ops.ConvTranspose, transposed: bool) -> None:
-    x, y = context.shapes[node.inputs[0]], context.shapes[node.output]
+    order = channels_last(len(context.shapes[node.output]))
+    source = context.read(node, node.inputs[0], order)
+    x, y = context.shapes[source], context.shapes[node.output]
     weights = context.weights[node.output]
     work = steps.Conv(
         weights=weights, transposed=transposed, batch=x[0], channels=x[1], size=_pair(x[2:], 1),
         output_channels=y[1], output_size=_pair(y[2:], 1), kernel=_pair(weights.values.shape[2:], 1),
         strides=_pair(op.strides, 1), pads=_pair(op.pads_begin, 0), dilations=_pair(op.dilations, 1),
-        zero_point=zero_of(context.quantized(node.inputs[0])),
         target=target_of(context.quantized(node.output), op.clamp),
     )  # fmt: skip
-    context.emit(node, work, node.inputs[:1])
+    context.emit(node, work, (source,), order=order)
 
 
 def linear(context: Context, node: Node, op: ops.Linear) -> None:
-    x = context.quantized(node.inputs[0])
-    rows = math.prod(context.shapes[node.inputs[0]][:-1])
-    target = target_of(context.quantized(node.output), op.clamp)
-    context.emit(node, steps.Linear(context.weights[node.output], rows, zero_of(x), target), node.inputs[:1])
+    """A convolution of one row of pixels with a 1 x 1 kernel."""
+    source = node.inputs[0]
+    shape, order = context.shapes[source], context.order(source)
+    if order[-1] != len(shape) - 1:
+        source, order = context.read(node, source), natural(len(shape))
+    weights = context.weights[node.output]
+    rows, one, none = (1, math.prod(shape[:-1])), (1, 1), (0, 0)
+    work = steps.Conv(
+        weights=weights, transposed=False, batch=1, channels=shape[-1], size=rows,
+        output_channels=weights.values.shape[0], output_size=rows, kernel=one, strides=one, pads=none, dilations=one,
+        target=target_of(context.quantized(node.output), op.clamp),
+    )  # fmt: skip
+    context.emit(node, work, (source,), order=order)
 
 
 def matmul(context: Context, node: Node, op: ops.MatMul) -> None:
     a, b = (context.quantized(name) for name in node.inputs)
     y = context.quantized(node.output)
-    shape_a, shape_b = (context.shapes[name] for name in node.inputs)
+    names = tuple(context.read(node, name) for name in node.inputs)
+    shape_a, shape_b = (context.shapes[name] for name in names)
     batch = context.shapes[node.output][:-2]
     largest = furthest(a) * furthest(b)
     bound = largest * shape_a[-1]
@@ -116,7 +127,7 @@ def matmul(context: Context, node: Node, op: ops.MatMul) -> None:
         zero_a=zero_of(a), zero_b=zero_of(b), multiplier=float(multiplier(scale_of(a) * scale_of(b), scale_of(y))),
         bound=bound, terms=exact_terms(largest), target=target_of(y, op.clamp),
     )  # fmt: skip
-    context.emit(node, work, node.inputs)
+    context.emit(node, work, names)
 
 
 def _matrix_index(shape: tuple[int, ...], batch: tuple[int, ...]) -> Int64:

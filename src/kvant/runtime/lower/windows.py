@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from kvant.errors import GraphError
 from kvant.graph import Node, ops
 from kvant.runtime import steps
 from kvant.runtime.arithmetic import Int64, multiplier, scale_of, target_of, zero_of
-from kvant.runtime.lower.context import Context
+from kvant.runtime.lower.context import Context, Order, channels_last, natural
 from kvant.runtime.lower.elementwise import rescale
 from kvant.runtime.lower.movement import emit_index
 from kvant.runtime.steps import Pair, Taps, Windows
@@ -25,24 +26,40 @@ _WHOLE_COUNT = np.ones(1, np.int64)
 _WHOLE_TAPS = Taps(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 1)
 
 
-def _trailing(context: Context, node: Node, rank: int) -> tuple[int, Pair]:
-    """The input seen as (outer, (H, W)); H is 1 where only one axis is worked on."""
-    shape = context.shapes[node.inputs[0]]
+@dataclass(frozen=True)
+class _Planes:
+    """A tensor seen as (outer, H, W, inner); H is 1 where only one axis is worked on."""
+
+    name: str
+    order: Order
+    outer: int
+    size: Pair
+    inner: int
+
+
+def _planes(context: Context, node: Node, rank: int) -> _Planes:
+    """The input with its channels last, if it has a batch and channels."""
+    source = node.inputs[0]
+    shape = context.shapes[source]
     if rank not in (1, 2):
         raise GraphError(f"it works along {rank} spatial axes; 1 and 2 are supported")
     size = (1, shape[-1]) if rank == 1 else (shape[-2], shape[-1])
-    return math.prod(shape[:-rank]), size
+    order = channels_last(len(shape)) if len(shape) == rank + 2 else natural(len(shape))
+    inner = shape[1] if len(shape) == rank + 2 else 1
+    outer = math.prod(shape[:-rank]) // inner
+    return _Planes(context.read(node, source, order), order, outer, size, inner)
 
 
 def max_pool(context: Context, node: Node, op: ops.MaxPool) -> None:
     rank = len(op.kernel)
-    outer, size = _trailing(context, node, rank)
+    planes = _planes(context, node, rank)
     shape, output = context.shapes[node.inputs[0]], context.shapes[node.output]
     found = [
         _max_windows(shape[axis], output[axis], *(values[axis] for values in _geometry(op))) for axis in range(-rank, 0)
     ]
     rows, columns = found if rank == 2 else (_WHOLE_AXIS, found[0])
-    context.emit(node, steps.MaxPool(outer, size, rows, columns), node.inputs)
+    work = steps.MaxPool(planes.outer, planes.size, planes.inner, rows, columns)
+    context.emit(node, work, (planes.name,), order=planes.order)
 
 
 def _geometry(op: ops.MaxPool) -> tuple[tuple[int, ...], ...]:
@@ -84,7 +101,6 @@ def _average_windows(
 
 def adaptive_pool(context: Context, node: Node, op: ops.AdaptivePool) -> None:
     rank = len(op.output_size)
-    outer, size = _trailing(context, node, rank)
     shape, output = context.shapes[node.inputs[0]], context.shapes[node.output]
     found = [_adaptive_windows(shape[axis], output[axis]) for axis in range(-rank, 0)]
     if op.fn == "average":
@@ -94,7 +110,9 @@ def adaptive_pool(context: Context, node: Node, op: ops.AdaptivePool) -> None:
     moved = node.output
     if context.type(node.inputs[0]) != context.type(node.output):
         moved = context.add_temporary(node, context.type(node.inputs[0]), output)
-    context.emit(node, steps.MaxPool(outer, size, rows, columns), node.inputs, moved)
+    planes = _planes(context, node, rank)
+    work = steps.MaxPool(planes.outer, planes.size, planes.inner, rows, columns)
+    context.emit(node, work, (planes.name,), moved, planes.order)
     if moved != node.output:
         rescale(context, node, moved, node.output)
 
@@ -105,15 +123,19 @@ def _adaptive_windows(size: int, count: int) -> Windows:
 
 
 def _emit_mean(context: Context, node: Node, found: Sequence[tuple[Windows, Int64]], divisor: int | None) -> None:
-    outer, size = _trailing(context, node, len(found))
-    if size[0] > _MAX_MEAN_HEIGHT:
-        raise GraphError(f"it averages over an image of {size[0]} rows; at most {_MAX_MEAN_HEIGHT} are supported")
+    planes = _planes(context, node, len(found))
+    if planes.size[0] > _MAX_MEAN_HEIGHT:
+        raise GraphError(
+            f"it averages over an image of {planes.size[0]} rows; at most {_MAX_MEAN_HEIGHT} are supported"
+        )
     (rows, row_counts), (columns, column_counts) = ((_WHOLE_AXIS, _WHOLE_COUNT), *found)[-2:]
     counts = np.full((len(row_counts), len(column_counts)), divisor) if divisor else np.outer(row_counts, column_counts)
     x, y = context.quantized(node.inputs[0]), context.quantized(node.output)
     factors = np.ascontiguousarray(multiplier(scale_of(x), scale_of(y) * counts))
-    work = steps.MeanPool(outer, size, rows, columns, zero_of(x), factors, target_of(y))
-    context.emit(node, work, node.inputs)
+    work = steps.MeanPool(
+        planes.outer, planes.size, planes.inner, rows, columns, zero_of(x), factors, target_of(y)
+    )  # fmt: skip
+    context.emit(node, work, (planes.name,), order=planes.order)
 
 
 def resize(context: Context, node: Node, op: ops.Resize) -> None:
@@ -126,12 +148,13 @@ def resize(context: Context, node: Node, op: ops.Resize) -> None:
         whole = [np.arange(size, dtype=np.int64) for size in shape[:2]]
         emit_index(context, node, (*whole, *tables))
         return
-    outer, size = _trailing(context, node, rank)
+    planes = _planes(context, node, rank)
     found = [_taps(source, count, scale, op.align_corners) for source, count, scale in sizes]
     rows, columns = found if rank == 2 else (_WHOLE_TAPS, found[0])
     x, y = context.quantized(node.inputs[0]), context.quantized(node.output)
     factor = float(multiplier(scale_of(x), scale_of(y) * rows.one * columns.one))
-    context.emit(node, steps.Resize(outer, size, rows, columns, zero_of(x), factor, target_of(y)), node.inputs)
+    work = steps.Resize(planes.outer, planes.size, planes.inner, rows, columns, zero_of(x), factor, target_of(y))
+    context.emit(node, work, (planes.name,), order=planes.order)
 
 
 def _nearest(size: int, count: int, scale: float | None, mode: str) -> Int64:

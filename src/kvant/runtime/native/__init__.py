@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import byref, c_int64, c_void_p
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
 
 from kvant.errors import BackendError, InputError
 from kvant.runtime import steps
-from kvant.runtime.native import bind, library
+from kvant.runtime.native import calls, library
 from kvant.runtime.native.library import isa, num_threads, set_num_threads
-from kvant.runtime.native.packed import Packed
+from kvant.runtime.native.methods import DIRECT, Choice, choose
+from kvant.runtime.native.packed import Packed, packed_bytes
 
-__all__ = ["NativeBackend", "isa", "num_threads", "set_num_threads"]
+__all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads"]
 
 Array = npt.NDArray[Any]
 _BAD_INDEX = 5
@@ -31,34 +35,63 @@ class NativeBackend:
 
     def __init__(self) -> None:
         self._library = library.load_library()
+        self._layers: dict[steps.Weights, steps.Conv] = {}
+        self._chosen: dict[steps.Weights, Choice] = {}
         self._packed: dict[steps.Weights, Packed] = {}
         self._lock = threading.Lock()
 
-    def bind(self, work: steps.Work, inputs: Sequence[Array], output: Array) -> Callable[[], None]:
-        """A function that computes ``output`` from ``inputs``."""
-        if isinstance(work, steps.Conv | steps.Linear):
-            name, args, keep = bind.PACKED[type(work)](work, inputs, output, self._pack(work))
-        else:
-            name, args, keep = bind.PLAIN[type(work)](work, inputs, output)
-        function = getattr(self._library, f"kvant_{name}")
+    @property
+    def choices(self) -> Sequence[Choice]:
+        """How each layer is computed, in execution order; lays out all weights to know."""
+        self._pack(list(self._layers.values()))
+        made = [(self._chosen[weights], self._packed[weights]) for weights in self._layers]
+        return [replace(choice, algorithm=packed.algorithm, bytes=packed.bytes) for choice, packed in made]
 
-        # The arguments hold addresses only: what they point to lives as long as this function, which refers to it.
-        def call(alive: object = (work, inputs, output, keep)) -> None:
-            status = function(*args)
-            if status == _BAD_INDEX:
-                raise _index_error(work, inputs[1], bind.bad_position(keep))
+    def prepare(self, plan: Sequence[steps.Step], memory_budget: float) -> None:
+        """Choose an algorithm for every convolution, from the steps at the example size."""
+        layers = [(step.node, step.work) for step in plan if isinstance(step.work, steps.Conv)]
+        self._layers = {work.weights: work for _, work in layers}
+        self._chosen = choose(layers, memory_budget, packed_bytes)
+
+    def bind(self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]]) -> Callable[[], None]:
+        """A function that does all of the work in order, in one call of the library."""
+        self._pack([piece for piece, _, _ in work if isinstance(piece, steps.Conv)])
+        bound = [self._call(*piece) for piece in work]
+        encoded = calls.encode(bound)
+        address, failed = c_void_p(encoded.buffer_info()[0]), c_int64(0)
+        run, count = self._library.kvant_run, c_int64(len(bound))
+
+        # The library gets addresses only: what they point to lives as long as this function, which refers to it.
+        def call(alive: object = (work, bound, encoded)) -> None:
+            status = run(address, count, byref(failed))
             if status != 0:
-                raise BackendError(f"the native library refused {name}: {library.STATUS.get(status, status)}")
+                raise _error(status, work[failed.value], bound[failed.value])
 
         return call
 
-    def _pack(self, work: steps.Conv | steps.Linear) -> Packed:
+    def _call(self, work: steps.Work, inputs: Sequence[Array], output: Array) -> calls.Call:
+        if isinstance(work, steps.Conv):
+            return calls.conv(work, inputs, output, self._packed[work.weights])
+        return calls.CALLS[type(work)](work, inputs, output)
+
+    def _pack(self, layers: Sequence[steps.Conv]) -> None:
+        """Lay out weights that are not yet, several at once: the library works without the interpreter's lock."""
         with self._lock:
-            if work.weights not in self._packed:
-                self._packed[work.weights] = Packed(work.weights, isinstance(work, steps.Linear))
-            return self._packed[work.weights]
+            missing = list({work.weights: work for work in layers if work.weights not in self._packed}.values())
+            if missing:
+                with ThreadPoolExecutor(num_threads()) as pool:
+                    packed = pool.map(self._pack_one, missing)
+                    self._packed |= dict(zip((work.weights for work in missing), packed, strict=True))
+
+    def _pack_one(self, work: steps.Conv) -> Packed:
+        chosen = self._chosen.get(work.weights)
+        return Packed(work, DIRECT if chosen is None else chosen.algorithm)
 
 
-def _index_error(work: steps.Work, indices: Array, position: int) -> InputError:
-    size = work.size if isinstance(work, steps.Gather) else 0
-    return InputError(f"index {indices.reshape(-1)[position]} is out of range for an axis of {size}")
+def _error(status: int, call: tuple[steps.Work, Sequence[Array], Array], bound: calls.Call) -> Exception:
+    work, inputs, _ = call
+    name, arguments = bound
+    bad = arguments[-1]
+    if status == _BAD_INDEX and isinstance(work, steps.Gather) and isinstance(bad, c_int64):
+        return InputError(f"index {inputs[1].reshape(-1)[bad.value]} is out of range for an axis of {work.size}")
+    return BackendError(f"the native library refused {name}: {library.STATUS.get(status, status)}")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kvant.errors import BackendError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
+DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
 _HOW = "Install kvant with a C++17 compiler at hand, or set KVANT_LIBRARY to a built libkvant.so (docs/kernels.md)."
 
@@ -56,21 +57,33 @@ class Sums(ctypes.Structure):
     _fields_ = [("terms", c_int64), ("wide", c_int32)]
 
 
+class ConvLayer(ctypes.Structure):
+    """kvant_conv_layer."""
+
+    _fields_ = [
+        ("outputs", c_int64), ("channels", c_int64), ("groups", c_int64), ("kernel", c_int64 * 2),
+        ("strides", c_int64 * 2), ("dilations", c_int64 * 2), ("transposed", c_int32), ("dtype", c_int32),
+        ("zero_point", c_int32), ("values", c_void_p), ("bias", c_void_p), ("multipliers", c_void_p), ("sums", Sums),
+    ]  # fmt: skip
+
+
 class ConvShape(ctypes.Structure):
     """kvant_conv_shape."""
 
     _fields_ = [
-        ("batch", c_int64), ("channels", c_int64), ("size", c_int64 * 2), ("output_size", c_int64 * 2),
-        ("kernel", c_int64 * 2), ("strides", c_int64 * 2), ("pads", c_int64 * 2), ("dilations", c_int64 * 2),
-        ("transposed", c_int32),
+        ("batch", c_int64), ("size", c_int64 * 2), ("output_size", c_int64 * 2), ("pads", c_int64 * 2),
+        ("x_stride", c_int64), ("y_stride", c_int64),
     ]  # fmt: skip
 
 
-_FUNCTIONS = (
+# Functions that a plan calls, in the order of kvant_function_number.
+_STEPS = (
     "quantize", "dequantize", "rescale", "table", "binary", "copy", "concat", "index", "gather", "max_pool",
-    "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "pack_conv", "pack_linear", "conv",
-    "linear", "matmul", "num_threads", "set_num_threads", "abi_version",
+    "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "conv", "matmul",
 )  # fmt: skip
+NUMBER = {name: number for number, name in enumerate(_STEPS)}
+MOST_ARGUMENTS = 15
+_FUNCTIONS = (*_STEPS, "run", "pack_conv", "conv_bytes", "num_threads", "set_num_threads", "abi_version")
 
 
 def _candidates() -> list[Path]:
@@ -98,9 +111,10 @@ def load_library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
         for name in _FUNCTIONS:
             getattr(library, f"kvant_{name}").restype = c_int32
+        library.kvant_weights_bytes.restype = c_int64
         library.kvant_free_weights.restype = None
         library.kvant_free_weights.argtypes = [c_void_p]
-        library.kvant_isa.restype = ctypes.c_char_p
+        library.kvant_isa.restype = library.kvant_algorithm.restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
         raise BackendError(f"The native library {path} cannot be loaded: {error}. {_HOW}") from error
     found = library.kvant_abi_version()

@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import weakref
-from ctypes import byref, c_int64, c_void_p
+from ctypes import byref, c_int32, c_int64, c_void_p
 
 import numpy as np
 
 from kvant.errors import BackendError
 from kvant.runtime.arithmetic import INT32_MAX
-from kvant.runtime.native.library import STATUS, Sums, load_library
-from kvant.runtime.steps import Weights
+from kvant.runtime.native.library import DTYPES, STATUS, ConvLayer, Sums, load_library
+from kvant.runtime.native.methods import DIRECT, TRANSFORM, WINOGRAD
+from kvant.runtime.steps import Conv
+
+_NUMBERS = {DIRECT: 0, WINOGRAD: 1, TRANSFORM: 2}
 
 
 class Packed:
-    """A kvant_weights of the C library.
+    """A kvant_weights of the C library: by the wanted algorithm, or directly where that is not exact for the weights.
+
+    Attributes:
+        algorithm: what was made.
+        bytes: memory that it takes.
 
     Raises:
         BackendError: there is not enough memory.
     """
 
-    def __init__(self, weights: Weights, linear: bool) -> None:
+    def __init__(self, work: Conv, algorithm: str) -> None:
         library = load_library()
-        outputs = weights.values.shape[0]
-        depth = weights.values.size // outputs
-        values, bias, multipliers = (
-            np.require(array, dtype, ["C", "A"])
-            for array, dtype in (
-                (weights.values, np.int16),
-                (weights.bias, np.int64),
-                (weights.multipliers, np.float32),
-            )
-        )
-        sums = Sums(weights.terms, int(weights.bound > INT32_MAX))
-        self.pointer = c_void_p()
-        sizes = [outputs, depth] if linear else [outputs, depth, weights.groups]
-        pack = library.kvant_pack_linear if linear else library.kvant_pack_conv
-        arrays = [c_void_p(array.ctypes.data) for array in (values, bias, multipliers)]
-        status = pack(*map(c_int64, sizes), *arrays, byref(sums), byref(self.pointer))
-        if status != 0:
-            raise BackendError(f"the native library cannot prepare weights of shape {values.shape}: {STATUS[status]}")
-        weakref.finalize(self, library.kvant_free_weights, c_void_p(self.pointer.value))
+        layer, keep = _layer(work)
+        pointer = c_void_p()
+        status = library.kvant_pack_conv(byref(layer), c_int32(_NUMBERS[algorithm]), byref(pointer))
+        del keep  # the library has copied it
+        if status != 0 or pointer.value is None:
+            shape = work.weights.values.shape
+            raise BackendError(f"the native library cannot prepare weights of shape {shape}: {STATUS[status]}")
+        self.address = pointer.value
+        self.algorithm: str = library.kvant_algorithm(pointer).decode()
+        self.bytes: int = library.kvant_weights_bytes(pointer)
+        weakref.finalize(self, library.kvant_free_weights, pointer)
+
+
+def packed_bytes(work: Conv, algorithm: str) -> int | None:
+    """Bytes of the weights laid out for an algorithm; None if it cannot compute the layer."""
+    if algorithm != DIRECT and work.weights.values.dtype != np.int8:
+        return None
+    layer, _ = _layer(work, values=False)
+    found = c_int64(-1)
+    load_library().kvant_conv_bytes(byref(layer), c_int32(_NUMBERS[algorithm]), byref(found))
+    return found.value if found.value > 0 else None
+
+
+def _layer(work: Conv, values: bool = True) -> tuple[ConvLayer, object]:
+    """kvant_conv_layer, and the arrays that it points to."""
+    weights, pair = work.weights, c_int64 * 2
+    arrays = [
+        np.require(array, dtype, ["C", "A"])
+        for array, dtype in ((weights.values, np.int16), (weights.bias, np.int64), (weights.multipliers, np.float32))
+    ] if values else []  # fmt: skip
+    layer = ConvLayer(
+        work.output_channels, work.channels, weights.groups, pair(*work.kernel), pair(*work.strides),
+        pair(*work.dilations), int(work.transposed), DTYPES[weights.dtype], weights.zero_point,
+        *([array.ctypes.data for array in arrays] or (None, None, None)),
+        Sums(weights.terms, int(weights.bound > INT32_MAX)),
+    )  # fmt: skip
+    return layer, arrays

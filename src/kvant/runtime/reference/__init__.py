@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.runtime import steps
+from kvant.runtime.native.methods import Choice
 from kvant.runtime.reference import elementwise, movement, rows, weighted, windows
 
 __all__ = ["FUNCTIONS", "ReferenceBackend"]
@@ -25,7 +26,6 @@ FUNCTIONS: dict[type, Callable[..., Array]] = {
     steps.Table: elementwise.table,
     steps.Binary: elementwise.binary,
     steps.Conv: weighted.conv,
-    steps.Linear: weighted.linear,
     steps.MatMul: weighted.matmul,
     steps.Copy: movement.copy,
     steps.Concat: movement.concat,
@@ -46,14 +46,18 @@ class ReferenceBackend:
     """Runs steps with NumPy."""
 
     name = "reference"
+    choices: Sequence[Choice] = ()
 
-    def bind(self, work: steps.Work, inputs: Sequence[Array], output: Array) -> Callable[[], None]:
-        """A function that computes ``output`` from ``inputs``."""
-        function = FUNCTIONS[type(work)]
+    def prepare(self, plan: Sequence[steps.Step], memory_budget: float) -> None:
+        """There is one way only."""
 
-        def call() -> None:
-            with np.errstate(over="ignore"):  # an infinite product is clamped like any other
-                result = function(work, *inputs)
-            np.copyto(output, result.reshape(output.shape), casting="no")
+    def bind(self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]]) -> Callable[[], None]:
+        """A function that does all of the work in order, each piece with its inputs and output."""
 
-        return call
+        def run() -> None:
+            for piece, inputs, output in work:
+                with np.errstate(over="ignore"):  # an infinite product is clamped like any other
+                    result = FUNCTIONS[type(piece)](piece, *inputs)
+                np.copyto(output, result.reshape(output.shape), casting="no")
+
+        return run

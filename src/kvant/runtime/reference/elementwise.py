@@ -52,8 +52,9 @@ def table(work: steps.Table, x: Array, entries: Array) -> Array:
 
 
 def binary(work: steps.Binary, a: Array, b: Array) -> Array:
-    """A function of two tensors, broadcast as NumPy does; both operands are brought to the output's scale."""
-    left, right = centred(a, work.zero_a), centred(b, work.zero_b)
+    """A function of two tensors, read by their strides; both operands are brought to the output's scale."""
+    left = centred(_strided(a, work.shape, work.strides_a), work.zero_a)
+    right = centred(_strided(b, work.shape, work.strides_b), work.zero_b)
     if work.fn == "mul":
         return requantize(left * right, work.multiplier_a, work.target)
     if work.fn == "div":
@@ -62,6 +63,11 @@ def binary(work: steps.Binary, a: Array, b: Array) -> Array:
     y = right.astype(np.float32) * np.float32(work.multiplier_b)
     functions = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}
     return settle(functions[work.fn](x, y), work.target)
+
+
+def _strided(x: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """``out[i, j, ...] = x[i * strides[0] + j * strides[1] + ...]``, strides in elements."""
+    return np.lib.stride_tricks.as_strided(x.reshape(-1), shape, [step * x.itemsize for step in strides])
 
 
 def _quotient(a: Array, b: Array, multiplier: float) -> Float32:

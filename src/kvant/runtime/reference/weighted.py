@@ -1,4 +1,4 @@
-"""Reference: convolution, linear layers and matrix products. Sums are exact integers, then requantized."""
+"""Reference: convolution, linear layers included, and matrix products. Sums are exact integers, then requantized."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ def _carrier(bound: int) -> type[np.float64 | np.int64]:
 
 
 def conv(work: steps.Conv, x: Array) -> Array:
-    """``sum (qx - zx) * qw + qbias`` over channels and kernel taps; padding contributes 0."""
+    """``sum (qx - zx) * qw + qbias`` over channels and kernel taps; padding contributes 0.
+
+    Here channels come first, as in the formula; only the input and the result have them last.
+    """
     carrier = _carrier(work.weights.bound)
     size, groups = work.size, work.weights.groups
-    inputs: Array = (
-        centred(x, work.zero_point).astype(carrier).reshape(work.batch, groups, work.channels // groups, *size)
-    )
+    pixels = centred(x, work.weights.zero_point).astype(carrier).reshape(work.batch, *size, groups, -1)
+    inputs = pixels.transpose(0, 3, 4, 1, 2)
     sums = _transposed(work, inputs) if work.transposed else _direct(work, inputs)
-    sums = sums.reshape(work.batch, work.output_channels, -1) + work.weights.bias.astype(carrier).reshape(1, -1, 1)
-    return requantize(sums, work.weights.multipliers.reshape(1, -1, 1), work.target)
+    sums = sums.reshape(work.batch, work.output_channels, -1).transpose(0, 2, 1) + work.weights.bias.astype(carrier)
+    return requantize(sums, work.weights.multipliers, work.target)
 
 
 def _taps(work: steps.Conv, carrier: np.dtype[Any]) -> Array:
@@ -84,14 +86,6 @@ def _transposed(work: steps.Conv, inputs: Array) -> Array:
         canvas[..., rows, columns] += _contract(weights[i, j], pixels).reshape(*canvas.shape[:3], h, w)
     (top, left), (oh, ow) = work.pads, work.output_size
     return canvas[..., top : top + oh, left : left + ow]
-
-
-def linear(work: steps.Linear, x: Array) -> Array:
-    """``x @ weight^T + bias`` for each row."""
-    carrier = _carrier(work.weights.bound)
-    rows: Array = centred(x, work.zero_point).astype(carrier).reshape(work.rows, -1)
-    sums = rows @ work.weights.values.astype(carrier).T + work.weights.bias.astype(carrier)
-    return requantize(sums, work.weights.multipliers, work.target)
 
 
 def matmul(work: steps.MatMul, a: Array, b: Array) -> Array:

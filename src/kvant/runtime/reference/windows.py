@@ -29,20 +29,20 @@ def _fold(x: Array, axis: int, windows: steps.Windows, fold: np.ufunc, neutral: 
 def max_pool(work: steps.MaxPool, x: Array) -> Array:
     """The largest integer of each window; windows hold positions inside the input only."""
     lowest = int(np.iinfo(x.dtype).min)
-    rows = _fold(x.reshape(work.outer, *work.size), 1, work.rows, np.maximum, lowest)
+    rows = _fold(x.reshape(work.outer, *work.size, work.inner), 1, work.rows, np.maximum, lowest)
     return _fold(rows, 2, work.columns, np.maximum, lowest)
 
 
 def mean_pool(work: steps.MeanPool, x: Array) -> Array:
     """Exact sums of ``q - zero_point`` over each window, requantized by a multiplier that divides by the count."""
-    rows = _fold(centred(x, work.zero_point).reshape(work.outer, *work.size), 1, work.rows, np.add, 0)
+    rows = _fold(centred(x, work.zero_point).reshape(work.outer, *work.size, work.inner), 1, work.rows, np.add, 0)
     sums = _fold(rows, 2, work.columns, np.add, 0)
-    return requantize(sums, work.multipliers, work.target)
+    return requantize(sums, work.multipliers[..., None], work.target)
 
 
 def resize(work: steps.Resize, x: Array) -> Array:
     """Linear interpolation with integer weights, exact, along columns and rows; then requantized."""
-    pixels = centred(x, work.zero_point).reshape(work.outer, *work.size)
+    pixels = centred(x, work.zero_point).reshape(work.outer, *work.size, work.inner)
     sums = _interpolate(_interpolate(pixels, 2, work.columns), 1, work.rows)
     return requantize(sums, work.multiplier, work.target)
 

@@ -1,0 +1,58 @@
+// How a convolution may be computed. Every algorithm gives the same bits; which one runs is decided when a layer is packed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kvant.h"
+
+namespace kvant {
+
+// Input as an algorithm reads it: (batch, rows, columns, channels), padding included.
+enum class Format {
+  kRaw,       // elements of the layer's dtype; padding holds the zero point
+  kCentred16  // int16 with the zero point subtracted; padding is 0
+};
+
+struct Padded {
+  const uint8_t *data;
+  int64_t image;   // elements from image to image
+  int64_t row;     // from row to row
+  int64_t column;  // from pixel to pixel
+};
+
+// One application of a layer. The padded input has at least the rows and columns that `reach` asked for; output pixel
+// (i, j) sees padded pixels (i * stride + tap * dilation, ...). y points to output pixel (0, 0) of image 0; its pixels
+// are y_stride elements apart, without gaps between rows or images.
+struct Job {
+  int64_t batch;
+  int64_t output_size[2];
+  Padded x;
+  kvant_target target;
+  uint8_t *y;
+  int64_t y_stride;
+};
+
+struct Reach {
+  int64_t rows, columns;  // of the padded input that may be read
+  int64_t slack;          // elements behind its last pixel that may be read too; their values do not matter
+};
+
+class Algorithm {
+ public:
+  virtual ~Algorithm() = default;
+  virtual const char *name() const = 0;
+  virtual int64_t bytes() const = 0;  // of packed weights
+  virtual Format format() const = 0;
+  virtual Reach reach(const int64_t output_size[2]) const = 0;
+  virtual int32_t run(const Job &job) const = 0;  // a kvant_status; uses kvant::parallel
+};
+
+// Each makes its algorithm for a layer (stride, groups, types, transposed or not: any), or null where it does not apply
+// or where it cannot be proven exact for these weights. They throw std::bad_alloc. `layer` is valid during the call only.
+std::unique_ptr<Algorithm> make_direct(const kvant_conv_layer &layer);    // applies to everything but transposed layers
+std::unique_ptr<Algorithm> make_depthwise(const kvant_conv_layer &layer);
+std::unique_ptr<Algorithm> make_winograd(const kvant_conv_layer &layer);
+std::unique_ptr<Algorithm> make_transform(const kvant_conv_layer &layer);  // number-theoretic
+
+}  // namespace kvant

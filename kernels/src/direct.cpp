@@ -1,0 +1,252 @@
+// Direct convolution: weights in blocks of outputs, work in blocks times stretches of pixels.
+#include "direct.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "algorithm.h"
+#include "common.h"
+#include "loops.h"
+#include "packing.h"
+#include "threads.h"
+
+namespace kvant {
+
+namespace portable {
+extern const DirectLoops kDirectLoops;
+}
+#if defined(KVANT_HAVE_X86)
+namespace avx2 {
+extern const DirectLoops kDirectLoops;
+}
+namespace avx512vnni {
+extern const DirectLoops kDirectLoops;
+}
+#endif
+
+namespace {
+
+constexpr int64_t kChunkPixels = 96;
+constexpr int64_t kItemProducts = int64_t{1} << 21;  // of one work item, or more: handing it out should cost nothing
+constexpr int64_t kNearWeights = int64_t{1} << 18;   // bytes that stay in the second-level cache beside pixels
+
+const DirectLoops &direct_loops() {
+#if defined(KVANT_HAVE_X86)
+  if (isa() == Isa::kAvx512Vnni) return avx512vnni::kDirectLoops;
+  if (isa() == Isa::kAvx2) return avx2::kDirectLoops;
+#endif
+  return portable::kDirectLoops;
+}
+
+// Groups that are computed as one, the weights between them zero, so that a vector of outputs is used better.
+int64_t merged_groups(const kvant_conv_layer &layer, int64_t lanes) {
+  const int64_t outputs = layer.outputs / layer.groups;
+  int64_t merged = 1;
+  for (int64_t count = 2; count <= layer.groups && count * outputs <= lanes; ++count) {
+    if (layer.groups % count == 0) merged = count;
+  }
+  return merged;
+}
+
+bool fits_int8(const int16_t *values, int64_t count) {
+  return std::all_of(values, values + count, [](int16_t value) { return value >= -128 && value <= 127; });
+}
+
+// Consecutive outputs of one (merged) group.
+struct Block {
+  int64_t first_output, outputs, vectors;
+  int64_t first_channel;
+  int64_t weights;  // offset, bytes
+  int64_t lanes;    // offset of its first bias
+};
+
+class Direct : public Algorithm {
+ public:
+  explicit Direct(const kvant_conv_layer &layer);
+
+  const char *name() const override { return "direct"; }
+  int64_t bytes() const override { return weights_.bytes() + bias_.bytes() + multipliers_.bytes(); }
+  Format format() const override {
+    return bytes_ || layer_.dtype == KVANT_INT16 ? Format::kRaw : Format::kCentred16;
+  }
+  Reach reach(const int64_t output_size[2]) const override;
+  int32_t run(const Job &job) const override;
+
+ private:
+  int64_t elements() const { return bytes_ ? 4 : 2; }  // of a group
+  int64_t element_size() const { return kGroupBytes / elements(); }
+  int64_t depth() const { return layer_.channels / layer_.groups; }
+  void cut_blocks();
+  void pack(const kvant_conv_layer &layer);
+  void pack_output(const kvant_conv_layer &layer, const Block &block, int64_t index);
+  int64_t chunk_pixels(int64_t pixels) const;
+  std::vector<int64_t> offsets(const Padded &x) const;
+  DirectWork describe(const Job &job, const std::vector<int64_t> &offsets) const;
+  void run_item(const Job &job, const Block &block, DirectWork work) const;
+
+  kvant_conv_layer layer_;  // pointers are null
+  bool bytes_;
+  int64_t merged_;           // groups that are one
+  int64_t channels_;         // of them together
+  bool rows_;                // a run is a row of the kernel rather than one tap
+  int64_t runs_, groups_;    // groups of elements of a run
+  std::vector<Block> blocks_;
+  AlignedArray<uint8_t> weights_;
+  AlignedArray<int64_t> bias_;
+  AlignedArray<float> multipliers_;
+};
+
+Direct::Direct(const kvant_conv_layer &layer) : layer_(layer) {
+  layer_.values = nullptr;
+  layer_.bias = nullptr;
+  layer_.multipliers = nullptr;
+  const int64_t taps = layer.kernel[0] * layer.kernel[1];
+  bytes_ = direct_loops().bytes != nullptr && layer.dtype == KVANT_UINT8 && !layer.sums.wide &&
+           fits_int8(layer.values, layer.outputs * depth() * taps);
+  merged_ = merged_groups(layer, direct_loops().lanes);
+  channels_ = merged_ * depth();
+  rows_ = merged_ == layer.groups && layer.dilations[1] == 1;
+  runs_ = rows_ ? layer.kernel[0] : taps;
+  groups_ = divide_up(rows_ ? layer.kernel[1] * channels_ : channels_, elements());
+  cut_blocks();
+  pack(layer);
+}
+
+// Blocks of a group are as equal as whole vectors allow.
+void Direct::cut_blocks() {
+  const int64_t lanes = direct_loops().lanes, outputs = layer_.outputs / layer_.groups * merged_;
+  const int64_t vectors = divide_up(outputs, lanes), count = divide_up(vectors, direct_loops().vectors);
+  int64_t weights = 0, bias = 0;
+  for (int64_t g = 0; g < layer_.groups / merged_; ++g) {
+    for (int64_t b = 0; b < count; ++b) {
+      const int64_t first = vectors * b / count, own = vectors * (b + 1) / count - first;
+      const int64_t used = std::min(own * lanes, outputs - first * lanes);
+      blocks_.push_back({g * outputs + first * lanes, used, own, g * channels_, weights, bias});
+      weights += runs_ * groups_ * own * lanes * kGroupBytes;
+      bias += own * lanes;
+    }
+  }
+  weights_ = AlignedArray<uint8_t>(weights);
+  bias_ = AlignedArray<int64_t>(bias);
+  multipliers_ = AlignedArray<float>(bias);
+}
+
+void Direct::pack(const kvant_conv_layer &layer) {
+  for (const Block &block : blocks_) {
+    for (int64_t i = 0; i < block.outputs; ++i) pack_output(layer, block, i);
+  }
+}
+
+// One output's weights: element e of run r is at [r][e / elements][lane][e % elements] of its block.
+void Direct::pack_output(const kvant_conv_layer &layer, const Block &block, int64_t index) {
+  const int64_t output = block.first_output + index, taps = layer.kernel[0] * layer.kernel[1];
+  const int64_t width = block.vectors * direct_loops().lanes;
+  const int64_t group = output / (layer.outputs / layer.groups) % merged_;  // among the merged ones
+  const int16_t *values = layer.values + output * depth() * taps;
+  uint8_t *to = weights_.data() + block.weights + index * kGroupBytes;
+  int64_t sum = 0;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t run = rows_ ? tap / layer.kernel[1] : tap;
+    const int64_t first = (rows_ ? tap % layer.kernel[1] * channels_ : 0) + group * depth();
+    for (int64_t c = 0; c < depth(); ++c) {
+      const int64_t element = first + c;
+      const int16_t value = values[c * taps + tap];
+      uint8_t *at = to + (run * groups_ + element / elements()) * width * kGroupBytes +
+                    element % elements() * element_size();
+      std::memcpy(at, &value, static_cast<size_t>(element_size()));  // little-endian where elements are bytes
+      sum += value;
+    }
+  }
+  const uint64_t folded = bytes_ ? static_cast<uint64_t>(layer.zero_point) * static_cast<uint64_t>(sum) : 0;
+  bias_.data()[block.lanes + index] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
+  multipliers_.data()[block.lanes + index] = layer.multipliers[output];
+}
+
+Reach Direct::reach(const int64_t output_size[2]) const {
+  int64_t size[2];
+  for (int axis = 0; axis < 2; ++axis) {
+    size[axis] = (output_size[axis] - 1) * layer_.strides[axis] + (layer_.kernel[axis] - 1) * layer_.dilations[axis] + 1;
+  }
+  const int64_t run = rows_ ? layer_.kernel[1] * channels_ : channels_;
+  return {size[0], size[1], groups_ * elements() - run};
+}
+
+// Pixels of a work item: enough to be worth it, few enough that every thread gets several items.
+int64_t Direct::chunk_pixels(int64_t pixels) const {
+  const DirectLoops &loops = direct_loops();
+  const int64_t vectors = blocks_.front().vectors, tile = loops.pixels[vectors - 1];
+  const int64_t products = runs_ * groups_ * elements() * vectors * loops.lanes;
+  const int64_t wanted = divide_up(4 * num_threads(), static_cast<int64_t>(blocks_.size()));
+  const int64_t most = round_up(divide_up(pixels, wanted), tile);
+  return std::min(most, round_up(std::max(kChunkPixels, kItemProducts / products), tile));
+}
+
+std::vector<int64_t> Direct::offsets(const Padded &x) const {
+  std::vector<int64_t> result;
+  for (int64_t i = 0; i < layer_.kernel[0]; ++i) {
+    for (int64_t j = 0; j < (rows_ ? 1 : layer_.kernel[1]); ++j) {
+      result.push_back((i * layer_.dilations[0] * x.row + j * layer_.dilations[1] * x.column) * element_size());
+    }
+  }
+  return result;
+}
+
+DirectWork Direct::describe(const Job &job, const std::vector<int64_t> &offsets) const {
+  DirectWork work{};
+  work.x = job.x.data;
+  work.image = job.x.image * element_size();
+  work.row = job.x.row * layer_.strides[0] * element_size();
+  work.column = job.x.column * layer_.strides[1] * element_size();
+  work.height = job.output_size[0];
+  work.width = job.output_size[1];
+  work.offsets = offsets.data();
+  work.runs = runs_;
+  work.groups = groups_;
+  work.stretch = std::max<int64_t>(1, layer_.sums.terms / 2);
+  work.target = &job.target;
+  work.y_stride = job.y_stride * size_of(job.target.dtype);
+  return work;
+}
+
+void Direct::run_item(const Job &job, const Block &block, DirectWork work) const {
+  work.x += block.first_channel * element_size();
+  work.weights = weights_.data() + block.weights;
+  work.vectors = block.vectors;
+  work.outputs = block.outputs;
+  work.bias = bias_.data() + block.lanes;
+  work.multipliers = multipliers_.data() + block.lanes;
+  work.y = job.y + block.first_output * size_of(job.target.dtype);
+  const DirectLoops &loops = direct_loops();
+  const auto function = layer_.sums.wide ? loops.wide : bytes_ ? loops.bytes : loops.shorts;
+  function(work);
+}
+
+int32_t Direct::run(const Job &job) const {
+  const int64_t pixels = job.batch * job.output_size[0] * job.output_size[1];
+  if (pixels == 0) return KVANT_OK;
+  const int64_t chunk = chunk_pixels(pixels), chunks = divide_up(pixels, chunk);
+  const int64_t blocks = static_cast<int64_t>(blocks_.size());
+  const std::vector<int64_t> runs = offsets(job.x);
+  const DirectWork whole = describe(job, runs);
+  // Weights that the cache cannot hold are kept for all pixels; else pixels are kept for all weights.
+  const bool block_outermost = weights_.bytes() > kNearWeights;
+  return parallel(blocks * chunks, 1, [&](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t block = block_outermost ? item / chunks : item % blocks;
+      DirectWork work = whole;
+      work.first = (block_outermost ? item % chunks : item / blocks) * chunk;
+      work.count = std::min(chunk, pixels - work.first);
+      run_item(job, blocks_[static_cast<size_t>(block)], work);
+    }
+    return KVANT_OK;
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Algorithm> make_direct(const kvant_conv_layer &layer) {
+  if (layer.transposed) return nullptr;
+  return std::make_unique<Direct>(layer);
+}
+
+}  // namespace kvant

@@ -1,0 +1,185 @@
+// Direct convolution by tiles of pixels times vectors of outputs. Included by one source file for each instruction set,
+// which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, the types Vector (kLanes
+// 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, narrow_bias, to_float and from_wide,
+// the product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel.
+// Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
+namespace kvant {
+namespace KVANT_ISA {
+namespace {
+
+constexpr int64_t kVectorBytes = kLanes * 4;
+// The second-level cache needs to be told that early.
+constexpr int64_t kAhead = 2048;
+
+// Adds one run of P pixels times V vectors of outputs and moves the weights forward.
+template <typename Product, int64_t P, int64_t V>
+__attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], const uint8_t *const *pixels,
+                                                      int64_t offset, int64_t groups, const uint8_t **weights) {
+  const uint8_t *x[P], *w = *weights;
+#pragma GCC unroll 16
+  for (int64_t p = 0; p < P; ++p) x[p] = pixels[p] + offset;
+  for (int64_t g = 0; g < groups * kGroupBytes; g += kGroupBytes, w += V * kVectorBytes) {
+    Vector columns[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) columns[v] = load(w + v * kVectorBytes);
+#pragma GCC unroll 4
+    for (int64_t b = 0; b < V * kVectorBytes; b += 64) __builtin_prefetch(w + kAhead + b);
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) {
+      const Vector pixel = broadcast(x[p] + g);
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < V; ++v) sums[p][v] = Product::add(sums[p][v], pixel, columns[v]);
+    }
+  }
+  *weights = w;
+}
+
+// P pixels: what each sees first, and where its results go.
+template <int64_t P>
+struct Pixels {
+  const uint8_t *x[P];
+  uint8_t *y[P];
+};
+
+template <typename Product, int64_t P, int64_t V>
+__attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pixels) {
+  Vector sums[P][V];
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < V; ++v) {
+    const Vector bias = narrow_bias(work.bias + v * kLanes);
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
+  }
+  const uint8_t *weights = work.weights;
+  for (int64_t r = 0; r < work.runs; ++r) {
+    accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &weights);
+  }
+  const Finish<V> finish(work);
+#pragma GCC unroll 16
+  for (int64_t p = 0; p < P; ++p) {
+    Floats values[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
+    finish.store(values, pixels.y[p]);
+  }
+}
+
+// Sums of one stretch after the other: int32 within a stretch, int64 across them.
+template <typename Product, int64_t P, int64_t V>
+__attribute__((noinline)) void wide_tile(const DirectWork &work, const Pixels<P> &pixels) {
+  int64_t totals[P][V * kLanes];
+  for (int64_t p = 0; p < P; ++p) {
+    for (int64_t i = 0; i < V * kLanes; ++i) totals[p][i] = work.bias[i];
+  }
+  const uint8_t *weights = work.weights;
+  for (int64_t r = 0; r < work.runs; ++r) {
+    for (int64_t g = 0; g < work.groups; g += work.stretch) {
+      const int64_t left = work.groups - g, groups = left < work.stretch ? left : work.stretch;
+      Vector sums[P][V];
+      for (int64_t p = 0; p < P; ++p) {
+        for (int64_t v = 0; v < V; ++v) sums[p][v] = zero();
+      }
+      accumulate<Product, P, V>(sums, pixels.x, work.offsets[r] + g * kGroupBytes, groups, &weights);
+      int32_t narrow[P][V * kLanes];
+      for (int64_t p = 0; p < P; ++p) {
+        for (int64_t v = 0; v < V; ++v) store(narrow[p] + v * kLanes, sums[p][v]);
+      }
+      for (int64_t p = 0; p < P; ++p) {
+        for (int64_t i = 0; i < V * kLanes; ++i) totals[p][i] += narrow[p][i];
+      }
+    }
+  }
+  const Finish<V> finish(work);
+  for (int64_t p = 0; p < P; ++p) {
+    Floats values[V];
+    for (int64_t v = 0; v < V; ++v) values[v] = from_wide(totals[p] + v * kLanes);
+    finish.store(values, pixels.y[p]);
+  }
+}
+
+template <typename Product>
+struct Narrow {
+  template <int64_t P, int64_t V>
+  static void run(const DirectWork &work, const Pixels<P> &pixels) {
+    tile<Product, P, V>(work, pixels);
+  }
+};
+
+struct Wide {
+  template <int64_t P, int64_t V>
+  static void run(const DirectWork &work, const Pixels<P> &pixels) {
+    wide_tile<Shorts, P, V>(work, pixels);
+  }
+};
+
+// Goes from output pixel to output pixel.
+class Walk {
+ public:
+  explicit Walk(const DirectWork &work) : work_(work), y_(work.first * work.y_stride) {
+    const int64_t line = work.first / work.width, image = line / work.height;
+    column_ = work.first % work.width;
+    row_ = line % work.height;
+    x_ = image * work.image + row_ * work.row + column_ * work.column;
+  }
+
+  const uint8_t *x() const { return work_.x + x_; }
+  uint8_t *y() const { return work_.y + y_; }
+
+  void advance() {
+    x_ += work_.column;
+    y_ += work_.y_stride;
+    if (++column_ < work_.width) return;
+    column_ = 0;
+    x_ += work_.row - work_.width * work_.column;
+    if (++row_ < work_.height) return;
+    row_ = 0;
+    x_ += work_.image - work_.height * work_.row;
+  }
+
+ private:
+  const DirectWork &work_;
+  int64_t x_, y_, column_, row_;
+};
+
+// One tile of P pixels; where there are fewer, the last one again, its results thrown away.
+template <typename Kind, int64_t P, int64_t V>
+void step(const DirectWork &work, int64_t count, Walk *walk) {
+  Pixels<P> pixels;
+  uint8_t nowhere[V * kLanes * sizeof(int16_t)];
+  for (int64_t p = 0; p < P; ++p) {
+    const bool real = p < count;
+    pixels.x[p] = real ? walk->x() : pixels.x[p - 1];
+    pixels.y[p] = real ? walk->y() : nowhere;
+    if (real) walk->advance();
+  }
+  Kind::template run<P, V>(work, pixels);
+}
+
+template <typename Kind, int64_t V>
+void run_block(const DirectWork &work) {
+  constexpr int64_t kPixels = TilePixels<V>::kCount;
+  Walk walk(work);
+  int64_t left = work.count;
+  for (; left > 4 || left >= kPixels; left -= left < kPixels ? left : kPixels) {
+    step<Kind, kPixels, V>(work, left, &walk);
+  }
+  if (left > 2) {
+    step<Kind, 4, V>(work, left, &walk);
+  } else if (left == 2) {
+    step<Kind, 2, V>(work, left, &walk);
+  } else if (left == 1) {
+    step<Kind, 1, V>(work, left, &walk);
+  }
+}
+
+template <typename Kind>
+void run(const DirectWork &work) {
+  if (work.vectors == 1) return run_block<Kind, 1>(work);
+  if (work.vectors == 2 || kVectors == 2) return run_block<Kind, 2>(work);
+  if (work.vectors == 3 || kVectors == 3) return run_block<Kind, (kVectors < 3 ? kVectors : 3)>(work);
+  run_block<Kind, kVectors>(work);
+}
+
+}  // namespace
+}  // namespace KVANT_ISA
+}  // namespace kvant

@@ -1,0 +1,93 @@
+// Exact convolution by a number-theoretic transform: its inner loops, compiled once for each instruction set, and the
+// tables they share with transform.cpp, which says how it works and proves that nothing overflows.
+#pragma once
+
+#include <cstdint>
+
+#include "kvant.h"
+
+namespace kvant {
+
+// Bytes of packed weights of a layer that make_transform may take, or 0 where it does not apply to its shape, its types
+// or this machine. Whether it is exact for the weights shows when they are packed.
+int64_t transform_bytes(const kvant_conv_layer &layer);
+
+namespace transform {
+
+constexpr int64_t kSize = 16;             // tiles are kSize x kSize pixels
+constexpr int64_t kPoints = kSize * kSize;  // of a tile, modulo each prime
+constexpr int64_t kPrimes = 2;
+constexpr int64_t kMostTile = 12;         // rows and columns of results of a tile
+constexpr int64_t kMostLanes = 32;
+
+// A constant factor b modulo a prime p, for Montgomery's product (a * value - (a * factor mod 2^16) * p) / 2^16, which
+// is a * b modulo p.
+struct Residue {
+  int16_t value;   // b * 2^16 mod p, centred
+  int16_t factor;  // value / p mod 2^16
+};
+
+struct Modulus {
+  int16_t prime;
+  int16_t inverse;  // of the prime modulo 2^16
+  int16_t nearest;  // 2^15 / prime, rounded
+  int16_t wrap;     // 2^16 mod prime, centred
+  Residue scale;    // of weights: sums over channels are divided by 2^16, inverse transforms multiply by kPoints
+  Residue forward[kSize], backward[kSize];  // powers of a root of unity of order kSize, and of its inverse
+};
+
+// Transform of one tile of `lanes` channels, modulo both primes: point i goes to points + i * stride.
+template <typename Element>
+struct Forward {
+  const Modulus *moduli;
+  const Element *x;     // pixel (0, 0)
+  int64_t row, column;  // elements from row to row, from pixel to pixel
+  int16_t *points;
+  int64_t stride;
+};
+
+// Sums over channels at one point: (tiles x channels) times (channels x outputs).
+struct Products {
+  const Modulus *modulus;
+  const int16_t *tiles;
+  int64_t count, stride;     // of tiles; elements from tile to tile
+  int64_t next_point;        // elements from here to the tiles that will be needed next, or 0
+  int64_t pairs, segments;   // of channels; sums are reduced after each segment of pairs
+  const int16_t *weights;    // [block][pair][lanes / 2 even outputs, lanes / 2 odd outputs, ...][2]
+  int64_t bytes;             // from `weights` on that will be needed soon
+  int64_t outputs;           // a multiple of lanes
+  int16_t *sums;             // [tile][outputs]
+};
+
+// What finishes the results of `lanes` outputs: lanes / 2 even ones, then lanes / 2 odd ones.
+struct Settling {
+  int32_t bias[kMostLanes];
+  int32_t low[kMostLanes], high[kMostLanes];  // of sums without bias
+  float multipliers[kMostLanes];
+};
+
+struct Backward {
+  const Modulus *moduli;
+  Residue first_inverse;  // of the first prime modulo the second
+  const int16_t *points;  // sums of one tile and `lanes` outputs
+  int64_t stride;
+  const Settling *settling;
+  kvant_target target;
+  uint8_t *y;               // result (0, 0)
+  int64_t rows, columns;    // of results that the tile has
+  int64_t row, column;      // elements from row to row and from pixel to pixel of y
+  int64_t outputs;          // of the lanes, those that exist
+};
+
+struct Transforms {
+  int64_t lanes;   // channels or outputs that are transformed at a time
+  int64_t groups;  // of `lanes` outputs in a block of weights, the last block of a point may have fewer
+  void (*forward)(const Forward<uint8_t> &job);
+  // Of weights within -127..127, scaled, by the inverse root, so that products at points are those of a correlation.
+  void (*forward_weights)(const Forward<int16_t> &job);
+  void (*multiply)(const Products &job);
+  void (*backward)(const Backward &job);
+};
+
+}  // namespace transform
+}  // namespace kvant

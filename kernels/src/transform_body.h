@@ -1,0 +1,362 @@
+// Inner loops of the number-theoretic transform. Included by one source file for each instruction set, which defines
+// KVANT_ISA (a namespace) and, before this, in that namespace: kLanes (16-bit lanes of a Vector), kGroups, Vector,
+// Floats and their operations. Nothing here may call an inline function of a header: the linker could keep the copy of
+// another instruction set. transform.cpp proves the bounds that comments here name: R is that of `reduce`.
+namespace kvant {
+namespace KVANT_ISA {
+namespace {
+
+using transform::kPoints;
+using transform::kPrimes;
+using transform::kSize;
+using transform::Modulus;
+using transform::Residue;
+
+#define KVANT_INLINE [[gnu::always_inline]] inline
+
+struct Factor {
+  Vector value, factor;
+};
+
+KVANT_INLINE Factor spread(const Residue &residue) { return {set16(residue.value), set16(residue.factor)}; }
+
+// a * b modulo p, for any a: within p / 2 + |a| p / 2^17. Both products have the same lower halves, so that the
+// difference of their upper halves is the exact quotient by 2^16.
+KVANT_INLINE Vector product(Vector a, const Factor &b, Vector prime) {
+  return sub16(high16(a, b.value), high16(low16(a, b.factor), prime));
+}
+
+struct Reducer {
+  Vector prime, nearest;
+};
+
+// x minus a multiple of p, for any x: within R.
+KVANT_INLINE Vector reduce(Vector x, const Reducer &by) {
+  return sub16(x, low16(scaled16(x, by.nearest), by.prime));
+}
+
+// Transform of order 4; `fourth` is the root.
+KVANT_INLINE void transform4(Vector &a, Vector &b, Vector &c, Vector &d, const Factor &fourth, Vector prime) {
+  const Vector s = add16(a, c), t = sub16(a, c), u = add16(b, d), v = product(sub16(b, d), fourth, prime);
+  a = add16(s, u);
+  c = sub16(s, u);
+  b = add16(t, v);
+  d = sub16(t, v);
+}
+
+// Transform of order 16, which leaves element k at `place(k)`, not reduced. Elements are within R or, where kSmall,
+// within 255: those need no reduction halfway. `transformed` in transform_fields.h follows it step by step.
+template <bool kSmall>
+KVANT_INLINE void transform16(Vector *r, const Residue *roots, const Reducer &by) {
+  const Factor fourth = spread(roots[4]);
+#pragma GCC unroll 4
+  for (int n = 0; n < 4; ++n) transform4(r[n], r[n + 4], r[n + 8], r[n + 12], fourth, by.prime);
+#pragma GCC unroll 3
+  for (int k = 1; k < 4; ++k) {
+#pragma GCC unroll 3
+    for (int n = 1; n < 4; ++n) r[4 * k + n] = product(r[4 * k + n], spread(roots[n * k]), by.prime);
+  }
+  if (!kSmall) {
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) r[n] = reduce(r[n], by);
+#pragma GCC unroll 3
+    for (int k = 1; k < 4; ++k) r[4 * k] = reduce(r[4 * k], by);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) transform4(r[4 * k], r[4 * k + 1], r[4 * k + 2], r[4 * k + 3], fourth, by.prime);
+}
+
+constexpr int place(int k) { return 4 * (k % 4) + k / 4; }
+
+// Columns are fetched so many ahead: points lie far apart.
+constexpr int64_t kAhead = 4;
+
+// What lies `offset` elements behind `from`, for reading (0) or writing (1). It may be beyond the end: nothing happens.
+template <int kWrite>
+KVANT_INLINE void fetch(const int16_t *from, int64_t offset) {
+  const uint64_t address = reinterpret_cast<uint64_t>(from) + static_cast<uint64_t>(2 * offset);
+  __builtin_prefetch(reinterpret_cast<const void *>(address), kWrite);
+}
+
+KVANT_INLINE Vector element(const uint8_t *x, const Factor &, Vector) { return widen(x); }
+// Weights, times the factor that all weights need: within R.
+KVANT_INLINE Vector element(const int16_t *x, const Factor &factor, Vector prime) {
+  return product(load(x), factor, prime);
+}
+
+constexpr bool is_small(const uint8_t *) { return true; }
+constexpr bool is_small(const int16_t *) { return false; }
+
+// Rows of a tile; out[row][frequency].
+template <typename Element>
+[[gnu::noinline]] void forward_rows(const transform::Forward<Element> &job, const Residue *roots, const Residue &scale,
+                                    const Reducer &by, Vector *out) {
+  const Factor factor = spread(scale);
+  const Element *x = job.x;
+  for (int64_t y = 0; y < kSize; ++y, x += job.row, out += kSize) {
+    Vector r[kSize];
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) r[k] = element(x + k * job.column, factor, by.prime);
+    transform16<is_small(static_cast<const Element *>(nullptr))>(r, roots, by);
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) out[k] = reduce(r[place(k)], by);
+  }
+}
+
+[[gnu::noinline]] void forward_columns(const Vector *rows, const Residue *roots, const Reducer &by, int16_t *points,
+                                       int64_t stride) {
+  for (int64_t x = 0; x < kSize; ++x, points += stride) {
+    Vector r[kSize];
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) r[k] = rows[k * kSize + x];
+    for (int k = 0; k < kSize; ++k) fetch<1>(points, (k * kSize + kAhead) * stride);
+    transform16<false>(r, roots, by);
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) store(points + k * kSize * stride, reduce(r[place(k)], by));
+  }
+}
+
+Reducer reducer(const Modulus &modulus) { return {set16(modulus.prime), set16(modulus.nearest)}; }
+
+template <typename Element>
+void forward(const transform::Forward<Element> &job) {
+  Vector rows[kPoints];
+  for (int64_t i = 0; i < kPrimes; ++i) {
+    const Modulus &modulus = job.moduli[i];
+    const Residue *roots = is_small(job.x) ? modulus.forward : modulus.backward;
+    const Reducer by = reducer(modulus);
+    forward_rows(job, roots, modulus.scale, by, rows);
+    forward_columns(rows, roots, by, job.points + i * kPoints * job.stride, job.stride);
+  }
+}
+
+// Montgomery's reduction of 32-bit sums of even and odd outputs: (sum - q p) / 2^16, in the outputs' order.
+KVANT_INLINE Vector shrink(Vector even, Vector odd, Vector inverse, Vector prime) {
+  const Vector q = low16(join_low(even, odd), inverse);
+  return sub16(join_high(even, odd), high16(q, prime));
+}
+
+// Memory that will be needed soon: so many cache lines of it for each pair of channels.
+struct Ahead {
+  const char *next;
+  int64_t lines;
+};
+
+// Tiles that the next point will need, and where results go.
+template <int kRows, int kCount>
+KVANT_INLINE void fetch_rows(const transform::Products &job, const int16_t *tiles, const int16_t *sums, bool first) {
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kCount; ++j) __builtin_prefetch(sums + i * job.outputs + j * kLanes, 1);
+  }
+  if (!first) return;
+  const char *from = reinterpret_cast<const char *>(tiles + job.next_point);
+  for (const char *end = from + kRows * job.stride * 2; from < end; from += 64) __builtin_prefetch(from, 0, 2);
+}
+
+// kRows tiles times kCount groups of outputs.
+template <int kRows, int kCount>
+[[gnu::noinline]] void tile_rows(const transform::Products &job, const int16_t *tiles, const int16_t *weights,
+                                 int16_t *sums, Ahead ahead, bool first) {
+  fetch_rows<kRows, kCount>(job, tiles, sums, first);
+  const Vector inverse = set16(job.modulus->inverse), prime = set16(job.modulus->prime);
+  Vector acc[kRows][2 * kCount];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * kCount; ++j) acc[i][j] = zero();
+  }
+  int64_t pair = 0;
+  for (int64_t segment = 0; segment < job.segments; ++segment) {
+    if (segment > 0) {  // sum / 2^16 * (2^16 mod p): within 2^15 p / 2
+      const Vector even = set_pairs(job.modulus->wrap, 0), odd = set_pairs(0, job.modulus->wrap);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+        for (int j = 0; j < kCount; ++j) {
+          const Vector small = shrink(acc[i][2 * j], acc[i][2 * j + 1], inverse, prime);
+          acc[i][2 * j] = multiply_pairs(small, even);
+          acc[i][2 * j + 1] = multiply_pairs(small, odd);
+        }
+      }
+    }
+    for (const int64_t end = job.pairs * (segment + 1) / job.segments; pair < end; ++pair) {
+      Vector columns[2 * kCount];
+#pragma GCC unroll 4
+      for (int j = 0; j < 2 * kCount; ++j) columns[j] = load(weights + j * kLanes);
+      for (int64_t i = 0; i < ahead.lines; ++i, ahead.next += 64) __builtin_prefetch(ahead.next, 0, 2);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const Vector row = set_pair(tiles + i * job.stride + 2 * pair);
+#pragma GCC unroll 4
+        for (int j = 0; j < 2 * kCount; ++j) acc[i][j] = multiply_add(acc[i][j], row, columns[j]);
+      }
+      weights += 2 * kCount * kLanes;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kCount; ++j) {
+      store(sums + i * job.outputs + j * kLanes, shrink(acc[i][2 * j], acc[i][2 * j + 1], inverse, prime));
+    }
+  }
+}
+
+constexpr int64_t kMostRows = 6;
+
+template <int kCount>
+void some_rows(int64_t rows, const transform::Products &job, const int16_t *tiles, const int16_t *weights,
+               int16_t *sums, Ahead ahead, bool first) {
+  if (rows == 6) return tile_rows<6, kCount>(job, tiles, weights, sums, ahead, first);
+  if (rows == 5) return tile_rows<5, kCount>(job, tiles, weights, sums, ahead, first);
+  if (rows == 4) return tile_rows<4, kCount>(job, tiles, weights, sums, ahead, first);
+  if (rows == 3) return tile_rows<3, kCount>(job, tiles, weights, sums, ahead, first);
+  if (rows == 2) return tile_rows<2, kCount>(job, tiles, weights, sums, ahead, first);
+  tile_rows<1, kCount>(job, tiles, weights, sums, ahead, first);
+}
+
+// All tiles times one block of kCount groups. The next block is fetched meanwhile: as many cache lines for each pair as
+// this one has.
+template <int kCount>
+void block_of(const transform::Products &job, const int16_t *weights, int16_t *sums, const int16_t *next, bool first) {
+  constexpr int64_t kLines = 2 * kCount * kLanes * 2 / 64;
+  const int64_t parts = (job.count + kMostRows - 1) / kMostRows, lines = (kLines + parts - 1) / parts;
+  Ahead ahead{reinterpret_cast<const char *>(next), lines};
+  for (int64_t tile = 0, i = 0; i < parts; ++i) {
+    const int64_t end = job.count * (i + 1) / parts;
+    if (next == nullptr || i * lines >= kLines) ahead.lines = 0;
+    some_rows<kCount>(end - tile, job, job.tiles + tile * job.stride, weights, sums + tile * job.outputs, ahead, first);
+    ahead.next += job.pairs * lines * 64;
+    tile = end;
+  }
+}
+
+void multiply(const transform::Products &job) {
+  const int16_t *weights = job.weights;
+  for (int64_t output = 0; output < job.outputs;) {
+    const bool whole = job.outputs - output >= kGroups * kLanes, first = output == 0 && job.next_point > 0;
+    const int64_t count = whole ? kGroups : 1, size = job.pairs * 2 * count * kLanes;
+    const int16_t *next = (weights - job.weights + 2 * size) * 2 <= job.bytes ? weights + size : nullptr;
+    if (whole) {
+      block_of<kGroups>(job, weights, job.sums + output, next, first);
+    } else {
+      block_of<1>(job, weights, job.sums + output, next, first);
+    }
+    weights += size;
+    output += count * kLanes;
+  }
+}
+
+// Columns of a tile's points; out[row][frequency].
+[[gnu::noinline]] void backward_columns(const int16_t *points, int64_t stride, int64_t rows, const Residue *roots,
+                                        const Reducer &by, Vector *out) {
+  for (int64_t x = 0; x < kSize; ++x, points += stride) {
+    Vector r[kSize];
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) r[k] = reduce(load(points + k * kSize * stride), by);
+    for (int k = 0; k < kSize; ++k) fetch<0>(points, (k * kSize + kAhead) * stride);
+    transform16<false>(r, roots, by);
+#pragma GCC unroll 16
+    for (int k = 0; k < transform::kMostTile; ++k) {
+      if (k < rows) out[k * kSize + x] = reduce(r[place(k)], by);
+    }
+  }
+}
+
+[[gnu::noinline]] void backward_row(const Vector *row, int64_t columns, const Residue *roots, const Reducer &by,
+                                    Vector *out) {
+  Vector r[kSize];
+#pragma GCC unroll 16
+  for (int k = 0; k < kSize; ++k) r[k] = row[k];
+  transform16<false>(r, roots, by);
+#pragma GCC unroll 16
+  for (int k = 0; k < transform::kMostTile; ++k) {
+    if (k < columns) out[k] = reduce(r[place(k)], by);
+  }
+}
+
+// Half of the lanes: even or odd outputs.
+struct Half {
+  Vector bias, low, high;
+  Floats multipliers;
+};
+
+struct Ending {
+  Reducer second;
+  Factor first_inverse;
+  Vector pair;   // 1, first prime
+  Vector whole;  // both primes' product
+  Floats low, high;
+  Vector zero_point;
+};
+
+KVANT_INLINE Half half(const transform::Settling &settling, int64_t first) {
+  return {load32(settling.bias + first), load32(settling.low + first), load32(settling.high + first),
+          load_floats(settling.multipliers + first)};
+}
+
+Ending ending(const transform::Backward &job) {
+  const int32_t first = job.moduli[0].prime, second = job.moduli[1].prime;
+  return {reducer(job.moduli[1]),
+          spread(job.first_inverse),
+          set_pairs(1, job.moduli[0].prime),
+          set32(first * second),
+          set_float(static_cast<float>(job.target.low - job.target.zero_point)),
+          set_float(static_cast<float>(job.target.high - job.target.zero_point)),
+          set32(job.target.zero_point)};
+}
+
+// The sum that is `residues`' first modulo the first prime and differs from it by the second times that prime, brought
+// within the bounds that the true one keeps; then the result.
+KVANT_INLINE Vector settle(Vector residues, const Half &half, const Ending &ending) {
+  Vector sum = multiply_pairs(residues, ending.pair);
+  sum = lower_above(sum, half.high, ending.whole);
+  sum = raise_below(sum, half.low, ending.whole);
+  const Floats value = scale(add32(sum, half.bias), half.multipliers);
+  return add32(round(clamp(value, ending.low, ending.high)), ending.zero_point);
+}
+
+template <typename Element>
+void backward_pixels(const transform::Backward &job, const Vector *first, const Vector *second, const Ending &ending,
+                     Element *y) {
+  const Half even = half(*job.settling, 0), odd = half(*job.settling, kLanes / 2);
+  for (int64_t x = 0; x < job.columns; ++x, y += job.column) {
+    const Vector difference = product(sub16(second[x], first[x]), ending.first_inverse, ending.second.prime);
+    const Vector times = reduce(difference, ending.second);
+    const Vector evens = settle(join_low(first[x], times), even, ending);
+    const Vector odds = settle(join_high(first[x], times), odd, ending);
+    store_results(y, join_low(evens, odds), job.outputs);
+  }
+}
+
+void backward(const transform::Backward &job) {
+  Vector rows[kPrimes][transform::kMostTile * kSize];
+  Reducer by[kPrimes];
+  for (int64_t i = 0; i < kPrimes; ++i) {
+    by[i] = reducer(job.moduli[i]);
+    const int16_t *points = job.points + i * kPoints * job.stride;
+    backward_columns(points, job.stride, job.rows, job.moduli[i].backward, by[i], rows[i]);
+  }
+  const Ending end = ending(job);
+  for (int64_t y = 0; y < job.rows; ++y) {
+    Vector residues[kPrimes][transform::kMostTile];
+    for (int64_t i = 0; i < kPrimes; ++i) {
+      backward_row(rows[i] + y * kSize, job.columns, job.moduli[i].backward, by[i], residues[i]);
+    }
+    if (job.target.dtype == KVANT_UINT8) {
+      backward_pixels(job, residues[0], residues[1], end, job.y + y * job.row);
+    } else {
+      backward_pixels(job, residues[0], residues[1], end, reinterpret_cast<int16_t *>(job.y) + y * job.row);
+    }
+  }
+}
+
+}  // namespace
+
+extern const transform::Transforms kTransforms;
+const transform::Transforms kTransforms = {
+    kLanes, kGroups, forward<uint8_t>, forward<int16_t>, multiply, backward,
+};
+
+}  // namespace KVANT_ISA
+}  // namespace kvant

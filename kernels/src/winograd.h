@@ -1,0 +1,59 @@
+// Exact Winograd convolution F(4x4, 3x3): what its inner loops, one set for each instruction set, do.
+//
+// A tile is 4 x 4 output pixels and the 6 x 6 input pixels that they see. Both are transformed to 36 points; at each of
+// them, a matrix (tiles x channels) meets a matrix (channels x outputs).
+#pragma once
+
+#include <cstdint>
+
+#include "kvant.h"
+
+namespace kvant {
+
+constexpr int64_t kWinogradPoints = 36;
+constexpr int64_t kWinogradBlock = 64;     // outputs that are computed together
+constexpr int64_t kWinogradStep = 16;      // a block's width is a multiple of this
+constexpr int64_t kWinogradChannels = 32;  // channels are padded to a multiple of this
+
+// Where the input of a tile begins, where its output goes, and how much of that exists.
+struct WinogradTile {
+  const uint8_t *x;
+  uint8_t *y;
+  int64_t rows, columns;
+};
+
+// points[point][tile][channel] times weights[point][panel][pair of channels][output][2] is sums[point][tile][output]
+// modulo 2^32, each of the tiles' rows of sums with room for a whole block.
+struct WinogradProducts {
+  int64_t tiles, channels, outputs;  // the latter two padded
+  const int16_t *points;
+  int64_t points_plane;  // elements from point to point
+  const int16_t *weights;
+  const int16_t *next_weights;  // of the next block, to be fetched early
+  int32_t *sums;
+  int64_t sums_plane;
+};
+
+// What becomes of a block's sums. Distances in y are in bytes.
+struct WinogradFinish {
+  const int32_t *sums;
+  int64_t sums_plane;
+  const int32_t *bias;       // of the block's outputs, with the zero point's share; padded
+  const float *multipliers;  // padded
+  int64_t outputs;           // that exist
+  kvant_target target;
+  int64_t row, column;
+};
+
+struct WinogradLoops {
+  int64_t panel;  // most outputs of a panel of weights
+  // Transform one tile: points[point * plane + channel]. Reads whole groups of kWinogradChannels.
+  void (*transform)(const uint8_t *x, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane);
+  void (*multiply)(const WinogradProducts &products);
+  void (*finish)(const WinogradFinish &finish, const WinogradTile *tiles, int64_t count);
+};
+
+// Bytes of packed weights; 0 where the algorithm does not apply to layers of this shape.
+int64_t winograd_bytes(const kvant_conv_layer &layer);
+
+}  // namespace kvant

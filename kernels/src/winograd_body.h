@@ -1,0 +1,226 @@
+// Bodies of the Winograd loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
+// namespace) and, before this, in that namespace: kLanes 32-bit integers as Ints and as many floats as Floats, twice as
+// many 16-bit integers as Shorts (both kinds of integers unsigned: they wrap), kRows tiles and kVectors of outputs that
+// are multiplied at a time, Bounds and bounds_of, and the functions widen, broadcast, multiply_add, shift_right_6,
+// settle, store_bytes and store_words. Nothing here may call an inline function of a header: the linker could keep the
+// copy of another instruction set.
+namespace kvant {
+namespace KVANT_ISA {
+namespace {
+
+constexpr int64_t kPanel = kVectors * kLanes;
+constexpr uint32_t kInverseOf9 = 0x38E38E39;  // modulo 2^32
+
+template <typename T>
+inline T load(const void *from) {
+  T value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename T>
+inline void store(void *to, T value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+
+// The rows (4 0 -5 0 1 0), (0 -4 -4 1 1 0), (0 4 -4 -1 1 0), (0 -2 -1 2 1 0), (0 2 -1 -2 1 0), (0 4 0 -5 0 1).
+inline void transform_six(Shorts (&d)[6]) {
+  const Shorts a = d[3] - d[1], b = d[4] - d[2], a2 = a + a;
+  const Shorts even = d[4] - (d[2] << 2), odd = d[3] - (d[1] << 2);
+  const Shorts first = ((d[0] - d[2]) << 2) + b, last = d[5] - d[3] - (a << 2);
+  d[0] = first;
+  d[1] = even + odd;
+  d[2] = even - odd;
+  d[3] = b + a2;
+  d[4] = b - a2;
+  d[5] = last;
+}
+
+void transform(const uint8_t *x, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane) {
+  for (int64_t c = 0; c < channels; c += 2 * kLanes) {
+    Shorts half[6][6];
+#pragma GCC unroll 6
+    for (int64_t j = 0; j < 6; ++j) {
+      Shorts d[6];
+#pragma GCC unroll 6
+      for (int64_t i = 0; i < 6; ++i) d[i] = widen(x + i * row + j * column + c);
+      transform_six(d);
+#pragma GCC unroll 6
+      for (int64_t i = 0; i < 6; ++i) half[i][j] = d[i];
+    }
+#pragma GCC unroll 6
+    for (int64_t i = 0; i < 6; ++i) {
+      transform_six(half[i]);
+#pragma GCC unroll 6
+      for (int64_t j = 0; j < 6; ++j) store(points + (i * 6 + j) * plane + c, half[i][j]);
+    }
+  }
+}
+
+// A stretch of memory to fetch into the second-level cache while something else is computed.
+struct Ahead {
+  const int16_t *next;
+  int64_t lines;  // for each pair of channels
+};
+
+constexpr int64_t kLine = 32;  // 16-bit integers of a cache line
+
+// R tiles times V vectors of outputs.
+template <int64_t R, int64_t V>
+void product(int64_t channels, const int16_t *points, const int16_t *weights, Ahead ahead, int32_t *sums) {
+  Ints acc[R][V];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) acc[r][v] = Ints{};
+  }
+  for (int64_t c = 0; c < channels; c += 2, weights += 2 * V * kLanes) {
+    Ints columns[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) columns[v] = load<Ints>(weights + 2 * v * kLanes);
+    for (int64_t l = 0; l < ahead.lines; ++l, ahead.next += kLine) __builtin_prefetch(ahead.next, 0, 2);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < R; ++r) {
+      const Ints row = broadcast(points + r * channels + c);
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < V; ++v) acc[r][v] = multiply_add(acc[r][v], row, columns[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) store(sums + r * kWinogradBlock + v * kLanes, acc[r][v]);
+  }
+}
+
+using Product = void (*)(int64_t, const int16_t *, const int16_t *, Ahead, int32_t *);
+
+template <int64_t V, int64_t R = 1>
+Product product_of(int64_t rows) {
+  if constexpr (R < kRows) {
+    if (rows > R) return product_of<V, R + 1>(rows);
+  }
+  return product<R, V>;
+}
+
+template <int64_t V = 1>
+Product product_of_width(int64_t vectors, int64_t rows) {
+  if constexpr (V < kVectors) {
+    if (vectors > V) return product_of_width<V + 1>(vectors, rows);
+  }
+  return product_of<V>(rows);
+}
+
+// All tiles at one point times one panel of weights, in stretches of nearly the same number of tiles.
+void multiply_panel(const WinogradProducts &p, const int16_t *points, int64_t vectors, const int16_t *weights,
+                    const int16_t *next, int32_t *sums) {
+  const int64_t stretches = (p.tiles + kRows - 1) / kRows;
+  const int64_t lines = vectors * kLanes / 16;
+  const int64_t share = (lines + stretches - 1) / stretches, fetching = lines / share;
+  for (int64_t s = 0, tile = 0; s < stretches; ++s) {
+    const int64_t rows = (p.tiles - tile + stretches - s - 1) / (stretches - s);
+    const Ahead ahead = {next + s * share * p.channels / 2 * kLine, s < fetching ? share : 0};
+    product_of_width(vectors, rows)(p.channels, points + tile * p.channels, weights, ahead,
+                                    sums + tile * kWinogradBlock);
+    tile += rows;
+  }
+}
+
+void multiply(const WinogradProducts &p) {
+  const int16_t *weights = p.weights;
+  for (int64_t point = 0; point < kWinogradPoints; ++point) {
+    for (int64_t first = 0; first < p.outputs; first += kPanel) {
+      const int64_t width = p.outputs - first < kPanel ? p.outputs - first : kPanel;
+      const bool last = point == kWinogradPoints - 1 && first + width == p.outputs;
+      const int16_t *next = weights + p.channels * width;
+      multiply_panel(p, p.points + point * p.points_plane, width / kLanes, weights, last ? p.next_weights : next,
+                     p.sums + point * p.sums_plane + first);
+      weights = next;
+    }
+  }
+}
+
+// 24 times the transposed inverse: (2 -4 -4 1 1 0), (0 -4 4 2 -2 0), (0 -4 -4 4 4 0), (0 -4 4 8 -8 8), up to
+// transform_six's scale.
+inline void restore_four(const Ints (&m)[6], Ints (&y)[4]) {
+  const Ints a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], d = m[3] - m[4];
+  y[0] = ((m[0] - (a + a)) << 1) + c;
+  y[1] = (d - (b + b)) << 1;
+  y[2] = (c - a) << 2;
+  y[3] = (((d + m[5]) << 1) - b) << 2;
+}
+
+// The numbers of kLanes outputs.
+struct Lane {
+  Ints bias;
+  Floats multipliers;
+  Bounds bounds;
+};
+
+inline void store_as(uint8_t *y, Ints values) { store_bytes(y, values); }
+inline void store_as(int16_t *y, Ints values) { store_words(y, values); }
+
+template <typename Out>
+inline void store_some(Out *y, Ints values, int64_t count) {
+  if (count >= kLanes) return store_as(y, values);
+  Out all[kLanes];
+  store_as(all, values);
+  for (int64_t i = 0; i < count; ++i) y[i] = all[i];
+}
+
+// One vector of outputs of a tile.
+template <typename Out>
+void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lane, const WinogradTile &tile, Out *y,
+                   int64_t count) {
+  Ints half[4][6];
+#pragma GCC unroll 6
+  for (int64_t j = 0; j < 6; ++j) {
+    Ints m[6], column[4];
+#pragma GCC unroll 6
+    for (int64_t i = 0; i < 6; ++i) m[i] = load<Ints>(sums + (i * 6 + j) * f.sums_plane);
+    restore_four(m, column);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < 4; ++i) half[i][j] = column[i];
+  }
+  uint8_t *row = reinterpret_cast<uint8_t *>(y);
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < 4; ++i, row += f.row) {
+    if (i == tile.rows) return;
+    Ints pixels[4];
+    restore_four(half[i], pixels);
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; ++j) {
+      if (j == tile.columns) break;
+      const Ints sum = shift_right_6(pixels[j] * kInverseOf9) + lane.bias;
+      store_some(reinterpret_cast<Out *>(row + j * f.column), settle(sum, lane.multipliers, lane.bounds), count);
+    }
+  }
+}
+
+template <typename Out>
+void finish_as(const WinogradFinish &f, const WinogradTile *tiles, int64_t count) {
+  const Bounds bounds = bounds_of(f.target);
+  for (int64_t t = 0; t < count; ++t) {
+    Out *y = reinterpret_cast<Out *>(tiles[t].y);
+    for (int64_t o = 0; o < f.outputs; o += kLanes) {
+      const Lane lane = {load<Ints>(f.bias + o), load<Floats>(f.multipliers + o), bounds};
+      finish_vector(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], y + o, f.outputs - o);
+    }
+  }
+}
+
+void finish(const WinogradFinish &f, const WinogradTile *tiles, int64_t count) {
+  if (f.target.dtype == KVANT_UINT8) {
+    finish_as<uint8_t>(f, tiles, count);
+  } else {
+    finish_as<int16_t>(f, tiles, count);
+  }
+}
+
+}  // namespace
+
+extern const WinogradLoops kWinograd;
+const WinogradLoops kWinograd = {kPanel, transform, multiply, finish};
+
+}  // namespace KVANT_ISA
+}  // namespace kvant

@@ -1,0 +1,214 @@
+"""From steps to calls of the C library: which function, and its arguments."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable, Sequence
+from ctypes import c_float, c_int64, c_void_p
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.errors import BackendError
+from kvant.runtime import arithmetic, steps
+from kvant.runtime.native import library
+from kvant.runtime.native.packed import Packed
+
+Array = npt.NDArray[Any]
+# A number, or what is passed by its address: an array, a structure.
+Argument = int | float | Array | ctypes.Structure | ctypes.Array[Any] | c_int64 | Packed
+# A function's name and its arguments in order.
+Call = tuple[str, list[Argument]]
+
+_FUNCTIONS = {"add": 0, "sub": 1, "mul": 2, "div": 3, "min": 4, "max": 5}
+
+
+def encode(calls: Sequence[Call]) -> array[int]:
+    """The calls as an array of kvant_call: for each the function's number, then a slot of 64 bits for each argument.
+
+    It holds addresses only: whoever runs it keeps what the calls refer to.
+    """
+    slots = array("Q")
+    for name, arguments in calls:
+        slots.append(library.NUMBER[name])
+        slots.extend([_slot(argument) for argument in arguments])
+        slots.extend([0] * (library.MOST_ARGUMENTS - len(arguments)))
+    return slots
+
+
+def _slot(argument: Argument) -> int:
+    if isinstance(argument, int):
+        return argument & 0xFFFF_FFFF_FFFF_FFFF
+    if isinstance(argument, float):
+        return int.from_bytes(bytes(c_float(argument)), "little")
+    if isinstance(argument, np.ndarray):
+        return int(argument.ctypes.data)
+    if isinstance(argument, Packed):
+        return argument.address
+    return ctypes.addressof(argument)
+
+
+@lru_cache(maxsize=4096)
+def _target(target: arithmetic.Target) -> library.Target:
+    return library.Target(library.DTYPES[target.dtype], target.zero_point, target.low, target.high)
+
+
+def _source(x: Array, zero_point: int = 0) -> library.Source:
+    if x.dtype.name not in library.DTYPES:
+        raise BackendError(f"the native library reads uint8, int8 and int16, not {x.dtype}")
+    return library.Source(x.ctypes.data, library.DTYPES[x.dtype.name], zero_point)
+
+
+def _integers(values: Sequence[int]) -> ctypes.Array[Any]:
+    return (c_int64 * len(values))(*values)
+
+
+def _quantize(work: steps.Quantize, inputs: Sequence[Array], y: Array) -> Call:
+    return "quantize", [y.size, inputs[0], work.scale, _target(work.target), y]
+
+
+def _dequantize(work: steps.Dequantize, inputs: Sequence[Array], y: Array) -> Call:
+    return "dequantize", [y.size, _source(inputs[0], work.zero_point), work.scale, y]
+
+
+def _rescale(work: steps.Rescale, inputs: Sequence[Array], y: Array) -> Call:
+    source = _source(inputs[0], work.zero_point)
+    return "rescale", [y.size, source, work.multiplier, _target(work.target), y]
+
+
+def _table(work: steps.Table, inputs: Sequence[Array], y: Array) -> Call:
+    x, table = inputs
+    return "table", [work.outer, work.channels, work.inner, _source(x), table, y.itemsize, y]
+
+
+def _binary(work: steps.Binary, inputs: Sequence[Array], y: Array) -> Call:
+    a, b = inputs
+    args: list[Argument] = [
+        _FUNCTIONS[work.fn], len(work.shape), _integers(work.shape), _source(a, work.zero_a),
+        _integers(work.strides_a), work.multiplier_a, _source(b, work.zero_b), _integers(work.strides_b),
+        work.multiplier_b, _target(work.target), y,
+    ]  # fmt: skip
+    return "binary", args
+
+
+def _copy(work: steps.Copy, inputs: Sequence[Array], y: Array) -> Call:
+    shape, strides = _integers(work.shape), _integers(work.strides)
+    return "copy", [len(work.shape), shape, strides, work.offset, y.itemsize, inputs[0], y]
+
+
+def _concat(work: steps.Concat, inputs: Sequence[Array], y: Array) -> Call:
+    pointers = (c_void_p * len(inputs))(*(x.ctypes.data for x in inputs))
+    return "concat", [work.outer, len(inputs), _integers(work.sizes), y.itemsize, pointers, y]
+
+
+def _index(work: steps.Index, inputs: Sequence[Array], y: Array) -> Call:
+    tables = (c_void_p * len(work.tables))(*(table.ctypes.data for table in work.tables))
+    fill = np.asarray([work.fill]).astype(y.dtype)
+    counts = _integers([len(table) for table in work.tables])
+    args: list[Argument] = [
+        len(work.shape), _integers(work.shape), counts, tables, y.itemsize, inputs[0], fill, y,
+    ]  # fmt: skip
+    return "index", args
+
+
+def _windows(windows: steps.Windows) -> library.Windows:
+    start, stop = windows.start.ctypes.data, windows.stop.ctypes.data
+    return library.Windows(len(windows.start), start, stop, windows.step)
+
+
+def _planes(work: steps.MaxPool | steps.MeanPool | steps.Resize) -> list[Argument]:
+    return [work.outer, *work.size, work.inner]
+
+
+def _max_pool(work: steps.MaxPool, inputs: Sequence[Array], y: Array) -> Call:
+    return "max_pool", [*_planes(work), _windows(work.rows), _windows(work.columns), _source(inputs[0]), y]
+
+
+def _mean_pool(work: steps.MeanPool, inputs: Sequence[Array], y: Array) -> Call:
+    args: list[Argument] = [
+        *_planes(work), _windows(work.rows), _windows(work.columns), _source(inputs[0], work.zero_point),
+        work.multipliers, _target(work.target), y,
+    ]  # fmt: skip
+    return "mean_pool", args
+
+
+def _taps(taps: steps.Taps) -> library.Taps:
+    arrays = (taps.lower, taps.upper, taps.weight)
+    return library.Taps(len(taps.lower), *(each.ctypes.data for each in arrays), taps.one)
+
+
+def _resize(work: steps.Resize, inputs: Sequence[Array], y: Array) -> Call:
+    args: list[Argument] = [
+        *_planes(work), _taps(work.rows), _taps(work.columns), _source(inputs[0], work.zero_point),
+        work.multiplier, _target(work.target), y,
+    ]  # fmt: skip
+    return "resize", args
+
+
+def _middle(work: steps.Sum | steps.Extreme | steps.Softmax | steps.ArgMax) -> list[Argument]:
+    return [work.outer, work.size, work.inner]
+
+
+def _sum(work: steps.Sum, inputs: Sequence[Array], y: Array) -> Call:
+    source = _source(inputs[0], work.zero_point)
+    return "sum", [*_middle(work), source, work.multiplier, _target(work.target), y]
+
+
+def _extreme(work: steps.Extreme, inputs: Sequence[Array], y: Array) -> Call:
+    return "extreme", [_FUNCTIONS[work.fn], *_middle(work), _source(inputs[0]), y]
+
+
+def _softmax(work: steps.Softmax, inputs: Sequence[Array], y: Array) -> Call:
+    x, exponentials = inputs
+    target = _target(work.target)
+    return "softmax", [*_middle(work), _source(x), exponentials, work.inverse_scale, target, y]
+
+
+def _normalize(work: steps.Normalize, inputs: Sequence[Array], y: Array) -> Call:
+    x, gamma, beta = inputs
+    norm = library.Norm(work.rows, work.groups, work.size, work.inner, work.scale, work.eps, work.output_scale)
+    source = _source(x, work.zero_point)
+    return "normalize", [norm, source, gamma, beta, _target(work.target), y]
+
+
+def _gather(work: steps.Gather, inputs: Sequence[Array], y: Array) -> Call:
+    x, indices = inputs
+    bad = c_int64(0)
+    args: list[Argument] = [
+        work.outer, work.size, work.inner, y.itemsize, x, work.count, indices, y, bad,
+    ]  # fmt: skip
+    return "gather", args
+
+
+def _arg_max(work: steps.ArgMax, inputs: Sequence[Array], y: Array) -> Call:
+    return "arg_max", [*_middle(work), _source(inputs[0]), y]
+
+
+def conv(work: steps.Conv, inputs: Sequence[Array], y: Array, packed: Packed) -> Call:
+    pair = c_int64 * 2
+    shape = library.ConvShape(
+        work.batch, pair(*work.size), pair(*work.output_size), pair(*work.pads), work.channels, work.output_channels
+    )
+    return "conv", [shape, packed, inputs[0], _target(work.target), y]
+
+
+def _matmul(work: steps.MatMul, inputs: Sequence[Array], y: Array) -> Call:
+    a, b = inputs
+    sums = library.Sums(work.terms, int(work.bound > arithmetic.INT32_MAX))
+    args: list[Argument] = [
+        work.m, work.k, work.n, len(work.index_a), work.index_a, work.index_b, _source(a, work.zero_a),
+        _source(b, work.zero_b), work.multiplier, sums, _target(work.target), y,
+    ]  # fmt: skip
+    return "matmul", args
+
+
+CALLS: dict[type, Callable[..., Call]] = {
+    steps.Quantize: _quantize, steps.Dequantize: _dequantize, steps.Rescale: _rescale, steps.Table: _table,
+    steps.Binary: _binary, steps.MatMul: _matmul, steps.Copy: _copy, steps.Concat: _concat, steps.Index: _index,
+    steps.MaxPool: _max_pool, steps.MeanPool: _mean_pool, steps.Sum: _sum, steps.Extreme: _extreme,
+    steps.Resize: _resize, steps.Softmax: _softmax, steps.Normalize: _normalize, steps.Gather: _gather,
+    steps.ArgMax: _arg_max,
+}  # fmt: skip

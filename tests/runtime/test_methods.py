@@ -1,0 +1,102 @@
+"""Winograd and the number-theoretic transform: the reference's bits, also one step below their proven bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvant.graph import ops
+from kvant.runtime import QuantizedModel, native
+from kvant.runtime.native import methods
+
+from .graphs import random_integers, typed, weighted_graph
+
+METHODS = {"winograd": (3,), "transform": (5, 7, 9, 11)}
+needs_vectors = pytest.mark.skipif(native.isa() == "portable", reason="the portable kernels are direct ones only")
+
+
+def model_by(graph, method, monkeypatch) -> QuantizedModel:
+    """The native model whose layers are all computed by one method, however slow."""
+    monkeypatch.setattr(methods, "seconds", lambda work, algorithm, size: 0.0 if algorithm == method else 1.0)
+    return QuantizedModel(graph, backend="native", memory_budget="speed")
+
+
+def conv_graph(rng, kernel, channels, outputs, size, pads, zero, target, values=None, bias=None, factor=1.0):
+    values = random_integers(rng, (outputs, channels, kernel, kernel), "int8") if values is None else values
+    op = ops.Conv((1, 1), (pads, pads), (pads, pads), (1, 1), 1, None)
+    scale = factor * 0.05 / max(1.0, float(np.abs(values.astype(np.int64)).sum(axis=(1, 2, 3)).max()))
+    return weighted_graph(op, (*size[:1], channels, *size[1:]), typed("uint8", 1.0, zero), values, bias, target, scale)
+
+
+@needs_vectors
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bits_as_the_reference(method):
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+        kernel = data.draw(st.sampled_from(METHODS[method]))
+        channels, outputs = data.draw(st.integers(32, 75)), data.draw(st.integers(1, 140))
+        size = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 24)), data.draw(st.integers(1, 24)))
+        target = typed(data.draw(st.sampled_from(["uint8", "int16"])), 0.01)
+        zero = data.draw(st.sampled_from([0, 1, 120, 255]))
+        bias = rng.integers(-(2**16), 2**16, outputs)
+        # Beyond about 1.2e8 / 255 a sum of magnitudes rules the transform out, so large kernels get small weights.
+        largest = 127 if kernel <= 7 else 127 * 49 // kernel**2
+        values = rng.integers(-largest, largest, (outputs, channels, kernel, kernel), endpoint=True).astype(np.int8)
+        pads = kernel // 2
+        graph = conv_graph(rng, kernel, channels, outputs, size, pads, zero, target, values, bias, factor=20.0)
+        x = random_integers(rng, (size[0], channels, *size[1:]), "uint8", data.draw(st.booleans()))
+        with pytest.MonkeyPatch.context() as patch:
+            model = model_by(graph, method, patch)
+        assert [entry.algorithm for entry in model.algorithms()] == [method]
+        expected = QuantizedModel(graph, backend="reference")(x)
+        np.testing.assert_array_equal(model(x), expected)
+
+    check()
+
+
+def one_signed(total: int, channels: int, kernel: int, sign: int) -> np.ndarray:
+    """Weights of one output, all of one sign, whose magnitudes sum up to `total`."""
+    count = channels * kernel * kernel
+    values = np.full(count, total // count, np.int64)
+    values[: total - values.sum()] += 1
+    assert values.sum() == total and values.max() <= 127
+    return (sign * values).astype(np.int8).reshape(1, channels, kernel, kernel)
+
+
+@needs_vectors
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("method", "kernel", "channels", "bound"),
+    [("winograd", 3, 128, 2**25), ("transform", 7, 128, 10993 * 11057)],
+)  # fmt: skip
+def test_at_the_proven_bound(method, kernel, channels, bound, sign, monkeypatch):
+    """One step below it inputs of 255 give the exact sum; at it, the direct kernel takes over."""
+    rng = np.random.default_rng(0)
+    most = (bound - 1) // 255
+    size = (1, kernel + 3, kernel + 3)
+    for total, wanted in ((most, method), (most + 1, "direct")):
+        values = one_signed(total, channels, kernel, sign)
+        bias = np.array([-sign * 255 * total])
+        graph = conv_graph(rng, kernel, channels, 1, size, 0, 0, typed("int16", 0.05), values, bias, factor=1e4)
+        model = model_by(graph, method, monkeypatch)
+        for x in (
+            np.full((1, channels, *size[1:]), 255, np.uint8),
+            random_integers(rng, (1, channels, *size[1:]), "uint8"),
+        ):
+            np.testing.assert_array_equal(model(x), QuantizedModel(graph, backend="reference")(x))
+        assert [entry.algorithm for entry in model.algorithms()] == [wanted]
+
+
+@needs_vectors
+def test_a_budget_is_kept():
+    rng = np.random.default_rng(0)
+    graph = conv_graph(rng, 3, 64, 64, (1, 40, 40), 1, 0, typed("uint8"))
+    direct = 64 * 64 * 9
+    for budget, wanted in ((0, "direct"), (8 * direct - 1, "direct"), (8 * direct, "winograd"), ("speed", "winograd")):
+        model = QuantizedModel(graph, backend="native", memory_budget=budget)
+        assert [entry.algorithm for entry in model.algorithms()] == [wanted], budget
+    assert model.algorithms()[0].macs == 40 * 40 * direct
