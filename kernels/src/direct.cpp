@@ -2,6 +2,7 @@
 #include "direct.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "algorithm.h"
@@ -79,6 +80,9 @@ class Direct : public Algorithm {
   void cut_blocks();
   void pack(const kvant_conv_layer &layer);
   void pack_output(const kvant_conv_layer &layer, const Block &block, int64_t index);
+  template <typename Element>
+  void pack_block(const kvant_conv_layer &layer, const Block &block);
+  void fold(const kvant_conv_layer &layer, const Block &block, int64_t index, int64_t sum);
   int64_t chunk_pixels(int64_t pixels) const;
   std::vector<int64_t> offsets(const Padded &x) const;
   DirectWork describe(const Job &job, const std::vector<int64_t> &offsets) const;
@@ -132,9 +136,49 @@ void Direct::cut_blocks() {
 }
 
 void Direct::pack(const kvant_conv_layer &layer) {
+  const bool whole = merged_ == 1 && depth() % elements() == 0;
   for (const Block &block : blocks_) {
-    for (int64_t i = 0; i < block.outputs; ++i) pack_output(layer, block, i);
+    if (whole && bytes_) {
+      pack_block<int8_t>(layer, block);
+    } else if (whole) {
+      pack_block<int16_t>(layer, block);
+    } else {
+      for (int64_t i = 0; i < block.outputs; ++i) pack_output(layer, block, i);
+    }
   }
+}
+
+// The same as pack_output for all outputs of a block, where no group of elements spans two taps: what is written is one
+// run, and what is read of each output stays within the first-level cache until all its taps are done.
+template <typename Element>
+void Direct::pack_block(const kvant_conv_layer &layer, const Block &block) {
+  constexpr int64_t kElements = kGroupBytes / static_cast<int64_t>(sizeof(Element));
+  const int64_t taps = layer.kernel[0] * layer.kernel[1], width = block.vectors * direct_loops().lanes;
+  const int16_t *values = layer.values + block.first_output * depth() * taps;
+  Element *weights = reinterpret_cast<Element *>(weights_.data() + block.weights);
+  for (int64_t c = 0; c < depth(); c += kElements) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t run = rows_ ? tap / layer.kernel[1] : tap;
+      const int64_t element = (rows_ ? tap % layer.kernel[1] * channels_ : 0) + c;
+      Element *to = weights + (run * groups_ + element / kElements) * width * kElements;
+      for (int64_t i = 0; i < block.outputs; ++i) {
+        const int16_t *from = values + (i * depth() + c) * taps + tap;
+        for (int64_t e = 0; e < kElements; ++e) to[i * kElements + e] = static_cast<Element>(from[e * taps]);
+      }
+    }
+  }
+  for (int64_t i = 0; i < block.outputs; ++i) {
+    const int16_t *own = values + i * depth() * taps;
+    fold(layer, block, i, std::accumulate(own, own + depth() * taps, int64_t{0}));
+  }
+}
+
+// Bias and multiplier of an output; the zero point of raw input moves into the bias.
+void Direct::fold(const kvant_conv_layer &layer, const Block &block, int64_t index, int64_t sum) {
+  const int64_t output = block.first_output + index;
+  const uint64_t folded = bytes_ ? static_cast<uint64_t>(layer.zero_point) * static_cast<uint64_t>(sum) : 0;
+  bias_.data()[block.lanes + index] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
+  multipliers_.data()[block.lanes + index] = layer.multipliers[output];
 }
 
 // One output's weights: element e of run r is at [r][e / elements][lane][e % elements] of its block.
@@ -157,9 +201,7 @@ void Direct::pack_output(const kvant_conv_layer &layer, const Block &block, int6
       sum += value;
     }
   }
-  const uint64_t folded = bytes_ ? static_cast<uint64_t>(layer.zero_point) * static_cast<uint64_t>(sum) : 0;
-  bias_.data()[block.lanes + index] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
-  multipliers_.data()[block.lanes + index] = layer.multipliers[output];
+  fold(layer, block, index, sum);
 }
 
 Reach Direct::reach(const int64_t output_size[2]) const {

@@ -100,11 +100,15 @@ def accumulator_bound(x: TensorType, weight: npt.NDArray[np.int8 | np.int16], bi
 
     >>> from kvant.graph import Quantization
     >>> x = TensorType("uint8", Quantization((1.0,), 128))
-    >>> accumulator_bound(x, np.array([[127, -127]], np.int8), np.array([5]))
-    32517
+    >>> accumulator_bound(x, np.array([[127, -3]], np.int8), np.array([5]))
+    32773
     """
+    reach, largest_bias = furthest(x), int(np.abs(bias).max(initial=0))
+    # Most layers are far from int32's end: then there is no need to read all weights.
+    bound = -reach * int(np.iinfo(weight.dtype).min) * (weight.size // max(len(weight), 1)) + largest_bias
+    if bound <= INT32_MAX:
+        return bound
     sums = np.abs(weight.reshape(weight.shape[0], -1).astype(np.int64)).sum(axis=1)
-    reach = furthest(x)
     bound = max(reach * int(total) + abs(int(entry)) for total, entry in zip(sums, bias, strict=True))
     if bound > INT64_MAX:
         raise AccumulatorOverflowError(f"its accumulator can reach {bound}, more than int64 holds")

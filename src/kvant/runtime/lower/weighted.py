@@ -55,7 +55,7 @@ def _weights(graph: Graph, node: Node) -> Weights:
     if len(node.inputs) > 2:
         bias = graph.constants[node.inputs[2]].astype(np.int64)
     bound = accumulator_bound(x, values, bias)
-    largest = furthest(x) * int(np.abs(values.astype(np.int32)).max(initial=0))
+    largest = furthest(x) * (128 if values.dtype == np.int8 else int(np.abs(values.astype(np.int32)).max(initial=0)))
     groups = getattr(node.op, "groups", 1)
     multipliers = _multipliers(x, weight.quantization.scales().astype(np.float64), output, len(bias))
     return Weights(values, bias, multipliers, bound, exact_terms(largest), groups, x.dtype, zero_of(x))
