@@ -19,7 +19,7 @@ needs_vectors = pytest.mark.skipif(native.isa() == "portable", reason="the porta
 
 def model_by(graph, method, monkeypatch) -> QuantizedModel:
     """The native model whose layers are all computed by one method, however slow."""
-    monkeypatch.setattr(methods, "seconds", lambda work, algorithm, size: 0.0 if algorithm == method else 1.0)
+    monkeypatch.setattr(methods, "seconds", lambda work, algorithm, size, speed: 0.0 if algorithm == method else 1.0)
     return QuantizedModel(graph, backend="native", memory_budget="speed")
 
 

@@ -15,7 +15,7 @@ from kvant.errors import BackendError, InputError
 from kvant.runtime import steps
 from kvant.runtime.native import calls, library
 from kvant.runtime.native.library import isa, num_threads, set_num_threads
-from kvant.runtime.native.methods import DIRECT, Choice, choose
+from kvant.runtime.native.methods import DIRECT, SPEEDS, Choice, choose
 from kvant.runtime.native.packed import Packed, packed_bytes
 
 __all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads"]
@@ -51,7 +51,7 @@ class NativeBackend:
         """Choose an algorithm for every convolution, from the steps at the example size."""
         layers = [(step.node, step.work) for step in plan if isinstance(step.work, steps.Conv)]
         self._layers = {work.weights: work for _, work in layers}
-        self._chosen = choose(layers, memory_budget, packed_bytes)
+        self._chosen = choose(layers, memory_budget, packed_bytes, SPEEDS[isa()])
 
     def bind(self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]]) -> Callable[[], None]:
         """A function that does all of the work in order, in one call of the library."""

@@ -13,10 +13,22 @@ from dataclasses import dataclass
 from kvant.runtime.steps import Conv, Weights
 
 DIRECT, WINOGRAD, TRANSFORM = "direct", "winograd", "transform"
-# Multiply-accumulates a second of the direct kernels, and bytes a second of weights that no cache holds; only their
-# ratio to each other and to the gains matters.
-_DIRECT_RATE = 200e9
-_BANDWIDTH = 15e9
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one thread does in a second: 8-bit products of the direct kernels, and 16-bit products of the others."""
+
+    direct: float
+    products: float
+
+
+# Measured with benchmarks/kernels.py; only ratios matter. Portable kernels are direct ones.
+SPEEDS = {"avx512vnni": Speed(225e9, 115e9), "avx2": Speed(90e9, 70e9), "portable": Speed(90e9, 70e9)}
+# Bytes of weights a second that no cache holds, and seconds to transform one channel of one tile, in and out.
+_BANDWIDTH = 20e9
+_WINOGRAD_CHANNEL = 5e-9
+_TRANSFORM_CHANNEL = 21e-9
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Choice:
 
 
 def choose(
-    layers: Sequence[tuple[str, Conv]], budget: float, bytes_of: Callable[[Conv, str], int | None]
+    layers: Sequence[tuple[str, Conv]], budget: float, bytes_of: Callable[[Conv, str], int | None], speed: Speed
 ) -> dict[Weights, Choice]:
     """The algorithm of every layer.
 
@@ -38,6 +50,7 @@ def choose(
         layers: convolutions at the example size, with their nodes.
         budget: bytes that all weights may take; direct ones are used even where they take more.
         bytes_of: bytes of a layer's weights for an algorithm, None if it cannot compute the layer.
+        speed: of this machine's instruction set.
     """
     chosen: dict[Weights, Choice] = {}
     upgrades: list[tuple[float, str, str, Conv, int]] = []
@@ -46,38 +59,32 @@ def choose(
         chosen[work.weights] = Choice(node, DIRECT, plain, _macs(work))
         for algorithm in (WINOGRAD, TRANSFORM):
             size = bytes_of(work, algorithm)
-            saved = seconds(work, DIRECT, plain) - seconds(work, algorithm, size or 0)
-            if size is not None and saved > 0:
+            if size is not None:
+                saved = seconds(work, DIRECT, plain, speed) - seconds(work, algorithm, size, speed)
                 upgrades.append((saved / max(size - plain, 1), node, algorithm, work, size))
     left = budget - sum(choice.bytes for choice in chosen.values())
-    for _, node, algorithm, work, size in sorted(upgrades, key=lambda entry: (-entry[0], entry[1], entry[2])):
+    for saved, node, algorithm, work, size in sorted(upgrades, key=lambda entry: (-entry[0], entry[1], entry[2])):
         now = chosen[work.weights]
-        better = seconds(work, algorithm, size) < seconds(work, now.algorithm, now.bytes)
+        better = saved > 0 and seconds(work, algorithm, size, speed) < seconds(work, now.algorithm, now.bytes, speed)
         if better and size - now.bytes <= left:
             left -= size - now.bytes
             chosen[work.weights] = Choice(node, algorithm, size, now.macs)
     return chosen
 
 
-def seconds(work: Conv, algorithm: str, weight_bytes: int) -> float:
+def seconds(work: Conv, algorithm: str, weight_bytes: int, speed: Speed) -> float:
     """The estimated time of a layer on one thread."""
-    macs = _macs(work)
-    if algorithm == WINOGRAD:
-        gain = 1.6 if work.channels >= 128 else 1.4
-        return macs / (_DIRECT_RATE * gain * _filled(work, 4))
-    if algorithm == TRANSFORM:
-        # The gain grows with the kernel: 16 x 16 points give (17 - K)^2 outputs of K^2 products each.
-        tile = 17 - work.kernel[0]
-        gain = 2.5 * (tile * work.kernel[0]) ** 2 / (10 * 7) ** 2
-        return macs / (_DIRECT_RATE * gain * _filled(work, tile)) + weight_bytes / _BANDWIDTH
-    return macs / _DIRECT_RATE
+    if algorithm == DIRECT:
+        return _macs(work) / speed.direct
+    winograd = algorithm == WINOGRAD
+    # Winograd makes 4 x 4 outputs of 36 products; the transform 17 - K by 17 - L of 16 x 16 modulo two primes.
+    side = (4, 4) if winograd else (17 - work.kernel[0], 17 - work.kernel[1])
+    tiles = work.batch * math.prod(-(-size // out) for size, out in zip(work.output_size, side, strict=True))
+    products = tiles * (36 if winograd else 512) * work.channels * work.output_channels / speed.products
+    channels = tiles * (work.channels + work.output_channels)
+    transforms = channels * (_WINOGRAD_CHANNEL if winograd else _TRANSFORM_CHANNEL)
+    return max(products, weight_bytes / _BANDWIDTH) + transforms
 
 
 def _macs(work: Conv) -> int:
     return work.batch * math.prod(work.output_size) * work.weights.values.size
-
-
-def _filled(work: Conv, tile: int) -> float:
-    """The share of tiles' outputs that are wanted."""
-    wanted = math.prod(work.output_size)
-    return wanted / math.prod(-(-size // tile) * tile for size in work.output_size)
