@@ -15,8 +15,11 @@ from typing import Any
 import accuracy
 import calibration
 import cv2
+import kernels
+import startup
 from _common import REPOSITORY
 
+import runtime
 from kvant.pose.demo.report import shares_text
 
 Report = dict[str, Any]
@@ -80,10 +83,31 @@ def calibration_table(report: Report) -> str:
     return f"{table}\n\n{how}. {conditions(report)}"
 
 
+def runtime_table(report: Report) -> str:
+    """Whole networks."""
+    table = markdown(runtime.COLUMNS, runtime.rows(report))
+    return f"{table}\n\nMedians of {report['rounds']} rounds. {conditions(report)}"
+
+
+def startup_table(report: Report) -> str:
+    """New processes."""
+    return f"{markdown(startup.COLUMNS, startup.rows(report))}\n\n{conditions(report)}"
+
+
+def kernels_table(report: Report) -> str:
+    """Single layers."""
+    table = markdown(kernels.COLUMNS, kernels.rows(report))
+    peaks = ", ".join(f"{value:.0f} on {threads}" for threads, value in report["peak"].items())
+    return f"{table}\n\nPeak of vpdpbusd, GMAC/s by threads: {peaks or 'not measured'}. {conditions(report)}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo/summary.json", demo_table),
     "accuracy": ("benchmarks/accuracy.json", accuracy_table),
     "calibration": ("benchmarks/calibration.json", calibration_table),
+    "runtime": ("benchmarks/runtime.json", runtime_table),
+    "startup": ("benchmarks/startup.json", startup_table),
+    "kernels": ("benchmarks/kernels.json", kernels_table),
 }
 
 
