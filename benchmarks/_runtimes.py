@@ -26,11 +26,32 @@ def prepare_kvant(net: Any, samples: Sequence[Float32Array], folder: Path) -> No
     kvant.quantize(net, tensors[0], calibration=tensors, recipe=recipe).save(folder / "model.kvant")
 
 
+def prepare_accurate(net: Any, folder: Path) -> None:
+    """The file of the default recipe, calibrated on photos where they are at hand."""
+    import torch
+    from _common import COCO, calibration_tensors
+
+    import kvant
+
+    if not COCO.is_dir():
+        return
+    tensors = [torch.from_numpy(array) for array in calibration_tensors(134, 368)]
+    kvant.quantize(net, tensors[0], calibration=tensors).save(folder / "accurate.kvant")
+
+
 def load_kvant(folder: Path, threads: int) -> Infer:
     import kvant
 
     kvant.set_num_threads(threads)
     return kvant.load(folder / "model.kvant")
+
+
+def load_kvant_speed(folder: Path, threads: int) -> Infer:
+    """The same file, weights laid out without a bound of memory."""
+    import kvant
+
+    kvant.set_num_threads(threads)
+    return kvant.load(folder / "model.kvant", memory_budget="speed")
 
 
 def load_kvant_accurate(folder: Path, threads: int) -> Infer:
@@ -100,6 +121,7 @@ def load_torch(net: Any, threads: int) -> Infer:
 
 
 TITLES = {
+    "speed": 'kvant int8, budget "speed"',
     "kvant": "kvant int8",
     "accurate": "kvant, default recipe",
     "openvino": "OpenVINO int8",
@@ -107,6 +129,7 @@ TITLES = {
     "torch": "torch float32",
 }
 LOADERS: dict[str, Callable[[Path, int], Infer]] = {
+    "speed": load_kvant_speed,
     "kvant": load_kvant,
     "accurate": load_kvant_accurate,
     "openvino": load_openvino,

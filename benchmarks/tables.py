@@ -89,6 +89,16 @@ def runtime_table(report: Report) -> str:
     return f"{table}\n\nMedians of {report['rounds']} rounds. {conditions(report)}"
 
 
+def speed_table(report: Report) -> str:
+    """README's table: whole networks, one picture at a time, on all threads."""
+    chosen = [entry for entry in report["results"] if entry["batch"] == 1 and entry["threads"] == report["threads"]]
+    table = markdown(
+        [title for title in runtime.COLUMNS if title not in ("batch", "threads")],
+        [[row[0], *row[3:]] for row in runtime.rows({"results": chosen})],
+    )
+    return f"{table}\n\n{conditions(report)}"
+
+
 def startup_table(report: Report) -> str:
     """New processes."""
     return f"{markdown(startup.COLUMNS, startup.rows(report))}\n\n{conditions(report)}"
@@ -105,6 +115,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo/summary.json", demo_table),
     "accuracy": ("benchmarks/accuracy.json", accuracy_table),
     "calibration": ("benchmarks/calibration.json", calibration_table),
+    "speed": ("benchmarks/runtime.json", speed_table),
+    "runtime-avx2": ("benchmarks/runtime-avx2.json", runtime_table),
     "runtime": ("benchmarks/runtime.json", runtime_table),
     "startup": ("benchmarks/startup.json", startup_table),
     "kernels": ("benchmarks/kernels.json", kernels_table),
