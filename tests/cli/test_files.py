@@ -28,6 +28,16 @@ class TestInfo:
         assert "0.001 to 0.004 (4)" in result.stdout
         assert "128" in result.stdout
 
+    def test_plan(self, run: Kvant, model_file: Path) -> None:
+        result = run("info", "--plan", model_file)
+        assert result.exit_code == 0
+        for text in ("Plan of the native back end", "direct", f"{4 * 2 * 9 * 30:,}"):
+            assert text in result.stdout
+        assert run("info", "--plan", "--memory-budget", "speed", model_file).exit_code == 0
+        wrong = run("info", "--plan", "--memory-budget", "much", model_file)
+        assert wrong.exit_code == 2
+        assert "neither a number of bytes nor the word speed" in wrong.stderr
+
     def test_json(self, run: Kvant, model_file: Path) -> None:
         facts = json.loads(run("info", "--json", model_file).stdout)
         assert facts["operators"] == {"conv": 1, "dequantize": 1, "quantize": 1}
