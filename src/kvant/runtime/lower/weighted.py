@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,7 @@ def _multipliers(x: TensorType, scales: Scales, output: TensorType, channels: in
     return np.ascontiguousarray(np.broadcast_to(factors, (channels,)))
 
 
+@cache
 def _pair(values: tuple[int, ...], lifted: int) -> Pair:
     """Values for (H, W); a single axis is W, and H gets ``lifted``."""
     if len(values) not in (1, 2):

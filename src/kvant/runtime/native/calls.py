@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from array import array
 from collections.abc import Callable, Sequence
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
@@ -40,15 +41,15 @@ def encode(calls: Sequence[Call]) -> array[int]:
 
 
 def _slot(argument: Argument) -> int:
-    if isinstance(argument, int):
+    if type(argument) is int:
         return argument & 0xFFFF_FFFF_FFFF_FFFF
-    if isinstance(argument, float):
-        return int.from_bytes(bytes(c_float(argument)), "little")
-    if isinstance(argument, np.ndarray):
+    if type(argument) is np.ndarray:
         return int(argument.ctypes.data)
-    if isinstance(argument, Packed):
+    if type(argument) is float:
+        return int.from_bytes(struct.pack("<f", argument), "little")
+    if type(argument) is Packed:
         return argument.address
-    return ctypes.addressof(argument)
+    return ctypes.addressof(argument)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=4096)
