@@ -19,28 +19,30 @@ COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.slow
 
 
-def runtime_library() -> str:
-    """What has to be loaded before Python itself."""
+def preloaded() -> str:
+    """What has to be loaded before Python: AddressSanitizer, and the library whose exceptions it watches."""
     for tool in ("cmake", COMPILER):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    found = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    path = found.stdout.strip()
-    if not Path(path).is_absolute():  # as asked where there is none
-        pytest.skip(f"{COMPILER} has no libasan.so")
-    return path
+    paths = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [COMPILER, f"-print-file-name={name}"]
+        paths.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        if not Path(paths[-1]).is_absolute():  # the bare name: there is none
+            pytest.skip(f"{COMPILER} has no {name}")
+    return " ".join(paths)
 
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which Python loads a library with sanitizers and tensors have buffers of their own."""
-    preloaded = runtime_library()
+    preload = preloaded()
     folder = tmp_path_factory.mktemp("sanitizers")
     flags = [f"-DCMAKE_CXX_COMPILER={COMPILER}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_CXX_FLAGS={SANITIZERS}"]
     subprocess.run(["cmake", "-S", ROOT, "-B", folder, *flags], check=True)
     subprocess.run(["cmake", "--build", folder, "--parallel"], check=True)
     return {
-        **os.environ, "LD_PRELOAD": preloaded, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc",
+        **os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc",
         "KVANT_LIBRARY": str(folder / "kernels" / "libkvant.so"), OWN_BUFFERS: "1",
     }  # fmt: skip
 
@@ -74,6 +76,7 @@ def test_kernels(isa, sanitized):
     assert found.returncode == 0, found.stderr
     if found.stdout.strip() != isa:
         pytest.skip(f"this machine has no {isa}")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).parent]
+    # Reports of the sanitizers go to the real standard error, which pytest would keep and lose.
+    command = [sys.executable, "-m", "pytest", "-v", "--capture=sys", "-p", "no:cacheprovider", Path(__file__).parent]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-20000:]
