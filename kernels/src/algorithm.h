@@ -21,13 +21,15 @@ struct Padded {
   int64_t column;  // from pixel to pixel
 };
 
-// One application of a layer. The padded input has at least the rows and columns that `reach` asked for; output pixel
-// (i, j) sees padded pixels (i * stride + tap * dilation, ...). y points to output pixel (0, 0) of image 0; its pixels
-// are y_stride elements apart, without gaps between rows or images.
+// One application of a layer. Output pixel (i, j) sees pixels (i * stride + tap * dilation - pads[0], ...) of the input. It
+// has `size` pixels, what lies outside counts as the zero point. Only an algorithm that pads its input itself meets such
+// pixels: others get `size` as `reach` asked for, or more, and no pads. y points to output pixel (0, 0) of image 0; its
+// pixels are y_stride elements apart, without gaps between rows or images.
 struct Job {
   int64_t batch;
   int64_t output_size[2];
   Padded x;
+  int64_t size[2], pads[2];
   kvant_target target;
   uint8_t *y;
   int64_t y_stride;
@@ -44,6 +46,7 @@ class Algorithm {
   virtual const char *name() const = 0;
   virtual int64_t bytes() const = 0;  // of packed weights
   virtual Format format() const = 0;
+  virtual bool pads_itself() const { return false; }  // if so, it reads no slack either
   virtual Reach reach(const int64_t output_size[2]) const = 0;
   virtual int32_t run(const Job &job) const = 0;  // a kvant_status; uses kvant::parallel
 };

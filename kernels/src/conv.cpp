@@ -151,9 +151,18 @@ int32_t run(const kvant_weights &weights, kvant_conv_shape shape, const void *x,
   const Reach reach = algorithm.reach(shape.output_size);
   // A row of the kernel is one run of elements, so that pixels must not lie further apart.
   const bool dense = shape.x_stride == weights.layer.channels || weights.layer.kernel[1] == 1;
+  const Placement placement = placement_of(weights.layer, shape, x);
   Job job{};
-  const int32_t status = place(placement_of(weights.layer, shape, x), algorithm.format(), reach, dense, &job.x);
-  KVANT_REQUIRE(status == KVANT_OK, status);
+  if (algorithm.pads_itself() && is_plain(placement)) {
+    job.x = as_it_lies(placement);
+    std::copy_n(placement.size, 2, job.size);
+    std::copy_n(placement.pads, 2, job.pads);
+  } else {
+    const int32_t status = place(placement, algorithm.format(), reach, dense, &job.x);
+    KVANT_REQUIRE(status == KVANT_OK, status);
+    job.size[0] = reach.rows;
+    job.size[1] = reach.columns;
+  }
   job.batch = shape.batch;
   job.output_size[0] = shape.output_size[0];
   job.output_size[1] = shape.output_size[1];

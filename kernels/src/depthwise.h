@@ -22,20 +22,39 @@ struct DepthwiseWork {
   const int32_t *bias;       // [vector][lane]
   const float *multipliers;  // [vector][lane]
   int64_t channels;          // of the block that are real; all of them are read
+  bool bounded;              // no product of a sum and its multiplier reaches 2^31
   const kvant_target *target;
   uint8_t *y;
   int64_t y_stride;  // bytes from pixel to pixel
 };
 
+// The same for kernels 3 columns wide and at most 3 rows high, whose weights come column after column, 4 taps each (the
+// fourth weight is zero). Columns before and behind the pixels of the input hold the zero point.
+struct DepthwiseRows {
+  const uint8_t *x[3];  // the block's first channel of the first pixel in the row of each tap
+  int64_t steps[3];     // bytes from pixel to pixel; 0 in a row of padding
+  int64_t step;         // the same where all are equal, else 0
+  int64_t pixels;       // of the input, in a row
+  int64_t pad;          // columns of padding before them
+  int32_t zero_point;
+  int64_t ahead, y_ahead;  // bytes to what will be read and written next, to be fetched now
+};
+
 using DepthwiseFunction = void (*)(const DepthwiseWork &work);
+using DepthwiseSlide = void (*)(const DepthwiseWork &work, const DepthwiseRows &rows);
+
+// For one kind of operands.
+struct DepthwiseKind {
+  DepthwiseFunction any;    // may be null
+  DepthwiseSlide slide[2];  // for kernels 3 columns wide at stride 1 and 2
+};
 
 struct DepthwiseLoops {
   int64_t lanes;
   int64_t (*channel)(int64_t vectors, int64_t vector, int64_t lane);
-  DepthwiseFunction bytes;          // uint8 times int8, 4 taps; may be null
-  DepthwiseFunction three_columns;  // the same for 3 groups, each one pixel's distance from the last; may be null
-  DepthwiseFunction shorts_of_uint8;  // widened to int16, 2 taps
-  DepthwiseFunction shorts;
+  DepthwiseKind bytes;            // uint8 times int8, 4 taps
+  DepthwiseKind shorts_of_uint8;  // widened to int16, 2 taps
+  DepthwiseKind shorts;
 };
 
 }  // namespace kvant

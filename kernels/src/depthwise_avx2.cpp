@@ -10,6 +10,7 @@ namespace avx2 {
 namespace {
 
 constexpr int64_t kLanes = 8;
+constexpr float kLargest = 2147483520.0f;  // below 2^31
 using Vector = __m256i;
 using Floats = __m256;
 
@@ -25,6 +26,7 @@ struct Shorts {
   static constexpr int64_t kTaps = 2;
 
   static inline Vector load(const uint8_t *x) { return load_vector(x); }
+  static inline Vector splat(int32_t value) { return _mm256_set1_epi16(static_cast<int16_t>(value)); }
   static inline void interleave(Vector (&taps)[2]) {
     const Vector low = _mm256_unpacklo_epi16(taps[0], taps[1]);
     taps[1] = _mm256_unpackhi_epi16(taps[0], taps[1]);
@@ -34,21 +36,21 @@ struct Shorts {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(taps, weights));
   }
 
-  // What lies below every bound becomes the least integer of int32 and then, by saturation, of int16: only the upper
-  // bound needs care before the conversion.
+  // What lies below every bound becomes the least integer of int32 and then, by saturation, of int16: only what is too
+  // large for int32 needs care before the conversion.
   class Finish {
    public:
-    explicit Finish(const DepthwiseWork &work) : bytes_(work.target->dtype == KVANT_UINT8), channels_(work.channels) {
+    explicit Finish(const DepthwiseWork &work) : bytes_(work.target->dtype == KVANT_UINT8), bounded_(work.bounded), channels_(work.channels) {
       const kvant_target &target = *work.target;
       for (int64_t v = 0; v < 2; ++v) multipliers_[v] = _mm256_loadu_ps(work.multipliers + v * kLanes);
-      high_ = _mm256_set1_ps(static_cast<float>(target.high - target.zero_point));
       zero_ = _mm256_set1_epi16(static_cast<int16_t>(target.zero_point));
       low_ = _mm256_set1_epi16(static_cast<int16_t>(target.low));
+      high_ = _mm256_set1_epi16(static_cast<int16_t>(target.high));
     }
 
     void store(const Floats (&values)[2], uint8_t *y) const {
       const Vector packed = _mm256_packs_epi32(settle(values[0], multipliers_[0]), settle(values[1], multipliers_[1]));
-      const Vector shorts = _mm256_max_epi16(_mm256_adds_epi16(packed, zero_), low_);
+      const Vector shorts = _mm256_min_epi16(_mm256_max_epi16(_mm256_adds_epi16(packed, zero_), low_), high_);
       if (!bytes_) return store_shorts(shorts, y);
       const Vector bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(shorts, shorts), 0xd8);
       store_bytes(_mm256_castsi256_si128(bytes), y);
@@ -56,7 +58,9 @@ struct Shorts {
 
    private:
     Vector settle(Floats values, Floats multipliers) const {
-      return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_mul_ps(values, multipliers), high_));
+      Floats products = _mm256_mul_ps(values, multipliers);
+      if (!bounded_) products = _mm256_min_ps(products, _mm256_set1_ps(kLargest));
+      return _mm256_cvtps_epi32(products);
     }
 
     void store_bytes(__m128i bytes, uint8_t *y) const {
@@ -73,11 +77,10 @@ struct Shorts {
       __builtin_memcpy(y, whole, 2 * static_cast<uint64_t>(channels_));
     }
 
-    bool bytes_;
+    bool bytes_, bounded_;
     int64_t channels_;
     Floats multipliers_[2];
-    Floats high_;
-    Vector zero_, low_;
+    Vector zero_, low_, high_;
   };
 };
 
@@ -97,7 +100,13 @@ namespace kvant {
 namespace avx2 {
 
 extern const DepthwiseLoops kDepthwiseLoops;
-const DepthwiseLoops kDepthwiseLoops = {kLanes, lane_channel, nullptr, nullptr, depthwise<ShortsOfUint8>, depthwise<Shorts>};
+const DepthwiseLoops kDepthwiseLoops = {
+    kLanes,
+    lane_channel,
+    {nullptr, {nullptr, nullptr}},
+    {depthwise<ShortsOfUint8>, {slide_by_1<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
+    {depthwise<Shorts>, {slide_by_1<Shorts>, slide_by_2<Shorts>}},
+};
 
 }  // namespace avx2
 }  // namespace kvant

@@ -10,6 +10,7 @@ namespace avx512vnni {
 namespace {
 
 constexpr int64_t kLanes = 16;
+constexpr float kLargest = 2147483520.0f;  // below 2^31
 using Vector = __m512i;
 using Floats = __m512;
 
@@ -22,25 +23,29 @@ int64_t lane_channel(int64_t vectors, int64_t vector, int64_t lane) {
 }
 
 // Requantizes V vectors of one pixel. What lies below every bound becomes the least integer of int32 and then, by
-// saturation, of int16: only the upper bound needs care before the conversion.
+// saturation, of int16: only what is too large for int32 needs care before the conversion.
 template <int64_t V>
 class Settled {
  public:
-  explicit Settled(const DepthwiseWork &work) : bytes_(work.target->dtype == KVANT_UINT8), channels_(work.channels) {
+  explicit Settled(const DepthwiseWork &work) : bytes_(work.target->dtype == KVANT_UINT8), bounded_(work.bounded), channels_(work.channels) {
     const kvant_target &target = *work.target;
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) multipliers_[v] = _mm512_loadu_ps(work.multipliers + v * kLanes);
-    high_ = _mm512_set1_ps(static_cast<float>(target.high - target.zero_point));
     zero_ = _mm512_set1_epi16(static_cast<int16_t>(target.zero_point));
     low_ = _mm512_set1_epi16(static_cast<int16_t>(target.low));
+    high_ = _mm512_set1_epi16(static_cast<int16_t>(target.high));
   }
 
  protected:
   // Vectors v and v + 1 as int16, in the order of channels within 128 bits.
   Vector settle(const Floats (&values)[V], int64_t v) const {
-    const Vector first = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(values[v], multipliers_[v]), high_));
-    const Vector second = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(values[v + 1], multipliers_[v + 1]), high_));
-    return _mm512_max_epi16(_mm512_adds_epi16(_mm512_packs_epi32(first, second), zero_), low_);
+    Floats first = _mm512_mul_ps(values[v], multipliers_[v]), second = _mm512_mul_ps(values[v + 1], multipliers_[v + 1]);
+    if (!bounded_) {
+      first = _mm512_min_ps(first, _mm512_set1_ps(kLargest));
+      second = _mm512_min_ps(second, _mm512_set1_ps(kLargest));
+    }
+    const Vector shorts = _mm512_packs_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+    return _mm512_min_epi16(_mm512_max_epi16(_mm512_adds_epi16(shorts, zero_), low_), high_);
   }
 
   static void store_shorts(Vector result, int64_t channels, uint8_t *y) {
@@ -48,17 +53,17 @@ class Settled {
     if (channels > 0) _mm512_mask_storeu_epi16(y, (__mmask32{1} << channels) - 1, result);
   }
 
-  bool bytes_;
+  bool bytes_, bounded_;
   int64_t channels_;
   Floats multipliers_[V];
-  Floats high_;
-  Vector zero_, low_;
+  Vector zero_, low_, high_;
 };
 
 struct Bytes {
   static constexpr int64_t kTaps = 4;
 
   static inline Vector load(const uint8_t *x) { return _mm512_loadu_si512(x); }
+  static inline Vector splat(int32_t value) { return _mm512_set1_epi8(static_cast<int8_t>(value)); }
   static inline void interleave(Vector (&taps)[4]) {
     const Vector low01 = _mm512_unpacklo_epi8(taps[0], taps[1]), high01 = _mm512_unpackhi_epi8(taps[0], taps[1]);
     const Vector low23 = _mm512_unpacklo_epi8(taps[2], taps[3]), high23 = _mm512_unpackhi_epi8(taps[2], taps[3]);
@@ -95,6 +100,7 @@ struct Shorts {
   static constexpr int64_t kTaps = 2;
 
   static inline Vector load(const uint8_t *x) { return _mm512_loadu_si512(x); }
+  static inline Vector splat(int32_t value) { return _mm512_set1_epi16(static_cast<int16_t>(value)); }
   static inline void interleave(Vector (&taps)[2]) {
     const Vector low = _mm512_unpacklo_epi16(taps[0], taps[1]);
     taps[1] = _mm512_unpackhi_epi16(taps[0], taps[1]);
@@ -133,41 +139,14 @@ struct ShortsOfUint8 : Shorts {
 
 namespace kvant {
 namespace avx512vnni {
-namespace {
-
-// A kernel three columns wide at stride 1: each column of pixels is interleaved once for the three outputs that see it.
-void three_columns(const DepthwiseWork &work) {
-  const Bytes::Finish finish(work);
-  Vector weights[3][4], bias[4], oldest[4], older[4];
-#pragma GCC unroll 4
-  for (int64_t v = 0; v < 4; ++v) {
-    for (int64_t g = 0; g < 3; ++g) weights[g][v] = load_vector(work.weights + (g * 4 + v) * kLanes * 4);
-    bias[v] = load_vector(work.bias + v * kLanes);
-    oldest[v] = older[v] = bias[v];
-  }
-  const uint8_t *x[4];
-  for (int64_t t = 0; t < 4; ++t) x[t] = work.x + work.offsets[t];
-  for (int64_t column = 0; column < work.count + 2; ++column) {
-    Vector taps[4];
-#pragma GCC unroll 4
-    for (int64_t t = 0; t < 4; ++t) taps[t] = Bytes::load(x[t] + column * work.column);
-    Bytes::interleave(taps);
-    Floats values[4];
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < 4; ++v) {
-      values[v] = to_float(Bytes::add(oldest[v], taps[v], weights[2][v]));
-      oldest[v] = Bytes::add(older[v], taps[v], weights[1][v]);
-      older[v] = Bytes::add(bias[v], taps[v], weights[0][v]);
-    }
-    if (column >= 2) finish.store(values, work.y + (column - 2) * work.y_stride);
-  }
-}
-
-}  // namespace
-
 extern const DepthwiseLoops kDepthwiseLoops;
-const DepthwiseLoops kDepthwiseLoops = {kLanes,           lane_channel,             depthwise<Bytes>,
-                                         three_columns,    depthwise<ShortsOfUint8>, depthwise<Shorts>};
+const DepthwiseLoops kDepthwiseLoops = {
+    kLanes,
+    lane_channel,
+    {depthwise<Bytes>, {slide_by_1<Bytes>, slide_by_2<Bytes>}},
+    {depthwise<ShortsOfUint8>, {slide_by_1<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
+    {depthwise<Shorts>, {slide_by_1<Shorts>, slide_by_2<Shorts>}},
+};
 
 }  // namespace avx512vnni
 }  // namespace kvant

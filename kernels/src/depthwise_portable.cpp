@@ -80,6 +80,7 @@ struct Shorts {
   using Finish = Finish2;
 
   static inline Vector load(const uint8_t *x) { return load_vector(x); }
+  static inline Vector splat(int32_t value) { return Vector{} + value * 0x10001; }
   // Element by element the first tap in the lower half, the second in the upper one.
   static inline void interleave(Vector (&taps)[2]) {
     const Words first = reinterpret_cast<Words>(taps[0]), second = reinterpret_cast<Words>(taps[1]);
@@ -114,7 +115,13 @@ namespace kvant {
 namespace portable {
 
 extern const DepthwiseLoops kDepthwiseLoops;
-const DepthwiseLoops kDepthwiseLoops = {kLanes, lane_channel, nullptr, nullptr, depthwise<ShortsOfUint8>, depthwise<Shorts>};
+const DepthwiseLoops kDepthwiseLoops = {
+    kLanes,
+    lane_channel,
+    {nullptr, {nullptr, nullptr}},
+    {depthwise<ShortsOfUint8>, {slide_by_1<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
+    {depthwise<Shorts>, {slide_by_1<Shorts>, slide_by_2<Shorts>}},
+};
 
 }  // namespace portable
 }  // namespace kvant

@@ -90,6 +90,15 @@ void copy_row(const Copy &copy, int64_t image, int64_t row) {
 
 }  // namespace
 
+bool is_plain(const Placement &placement) {
+  return placement.step[0] == 1 && placement.step[1] == 1 && placement.pads[0] >= 0 && placement.pads[1] >= 0;
+}
+
+Padded as_it_lies(const Placement &placement) {
+  const int64_t row = placement.size[1] * placement.x_stride;
+  return {placement.x, placement.size[0] * row, row, placement.x_stride};
+}
+
 bool can_read_in_place(const Placement &placement, Format format, const Reach &reach) {
   if (format == Format::kCentred16 && placement.dtype != KVANT_INT16) return false;
   for (int axis = 0; axis < 2; ++axis) {
@@ -104,8 +113,7 @@ bool can_read_in_place(const Placement &placement, Format format, const Reach &r
 
 int32_t place(const Placement &placement, Format format, const Reach &reach, bool in_place, Padded *padded) {
   if (in_place && can_read_in_place(placement, format, reach)) {
-    const int64_t row = placement.size[1] * placement.x_stride;
-    *padded = {placement.x, placement.size[0] * row, row, placement.x_stride};
+    *padded = as_it_lies(placement);
     return KVANT_OK;
   }
   Copy copy{};

@@ -22,6 +22,10 @@ struct Placement {
 // A status; *padded stays valid until the next call on this thread.
 int32_t place(const Placement &placement, Format format, const Reach &reach, bool in_place, Padded *padded);
 
+// Whether the pixels lie side by side, with padding around them only, and where they lie.
+bool is_plain(const Placement &placement);
+Padded as_it_lies(const Placement &placement);
+
 // Whether what lies at `reach` is what the memory of the input holds, and within it.
 bool can_read_in_place(const Placement &placement, Format format, const Reach &reach);
 
