@@ -66,7 +66,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     accurate = (folder / "accurate.kvant").exists()
     wanted = [name for name in job["runtimes"] if name in LOADERS and (accurate or name != "accurate")]
     runs: dict[str, Infer] = {name: LOADERS[name](folder, threads) for name in wanted}
-    if "torch" in job["runtimes"]:
+    if "torch" in job["runtimes"] and len(case.sizes) == 1:  # four sizes of it take minutes
         runs["torch"] = load_torch(build(job["network"]), threads)
     for infer in runs.values():
         _pass(infer, arrays)

@@ -96,12 +96,13 @@ class Depthwise : public Algorithm {
   const char *name() const override { return "depthwise"; }
   int64_t bytes() const override { return weights_.bytes() + bias_.bytes() + multipliers_.bytes(); }
   Format format() const override { return Format::kRaw; }
-  bool pads_itself() const override { return slides() && layer_.channels >= rest_.width(); }
+  bool pads_itself() const override { return slides() && slack() == 0; }
   Reach reach(const int64_t output_size[2]) const override;
   int32_t run(const Job &job) const override;
 
  private:
   bool slides() const { return rest_.slide != nullptr; }
+  int64_t slack() const { return blocks_.back().plan->width() - blocks_.back().channels; }
   Plan plan(const DepthwiseKind &kind, int64_t vectors) const;
   void choose(bool bytes);
   void cut_blocks();
@@ -152,7 +153,8 @@ void Depthwise::cut_blocks() {
   int64_t weights = 0, lanes = 0;
   for (int64_t first = 0; first < layer_.channels;) {
     const int64_t left = layer_.channels - first;
-    const Plan &plan = left <= rest_.width() ? rest_ : whole_;
+    const bool narrow = left <= rest_.width() || (slides() && layer_.channels < whole_.width());
+    const Plan &plan = narrow ? rest_ : whole_;
     // A last block that is not full begins earlier, if it can: then it is full, and nothing behind it is read.
     const int64_t begin = std::max<int64_t>(0, std::min(first, layer_.channels - plan.width()));
     blocks_.push_back({&plan, begin, std::min(layer_.channels - begin, plan.width()), weights, lanes});
@@ -200,7 +202,7 @@ Reach Depthwise::reach(const int64_t output_size[2]) const {
   for (int axis = 0; axis < 2; ++axis) {
     size[axis] = (output_size[axis] - 1) * layer_.strides[axis] + (layer_.kernel[axis] - 1) * layer_.dilations[axis] + 1;
   }
-  return {size[0], size[1], blocks_.back().plan->width() - blocks_.back().channels};
+  return {size[0], size[1], slack()};
 }
 
 // Places without a tap read what their group's first one reads.

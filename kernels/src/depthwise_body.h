@@ -79,7 +79,8 @@ struct Columns {
 
   // All taps of one column. `kEven`: all rows have the same step.
   template <bool kEven>
-  __attribute__((always_inline)) void load(const DepthwiseRows &rows, int64_t column, Vector (&taps)[kGroups][kTaps]) const {
+  __attribute__((always_inline)) void load(const DepthwiseRows &rows, int64_t column,
+                                           Vector (&taps)[kGroups][kTaps]) const {
     const int64_t pixel = column - rows.pad;
     if (static_cast<uint64_t>(pixel) >= static_cast<uint64_t>(rows.pixels)) {
 #pragma GCC unroll 4
@@ -107,7 +108,7 @@ struct Columns {
 
 // Each column of pixels is interleaved once for all outputs that see it.
 template <typename Kind, bool kEven>
-__attribute__((noinline)) void slide_by_1(DepthwiseWork work, DepthwiseRows rows) {  // copies: stores to y do not change them
+void slide_by_1(DepthwiseWork work, DepthwiseRows rows) {  // copies: stores to y do not change them
   constexpr int64_t kTaps = Kind::kTaps;
   const typename Kind::Finish finish(work);
   const Columns<Kind> columns(work, rows);
@@ -137,7 +138,7 @@ __attribute__((noinline)) void slide_by_1(DepthwiseWork work, DepthwiseRows rows
 }
 
 template <typename Kind, bool kEven>
-__attribute__((noinline)) void slide_by_2(DepthwiseWork work, DepthwiseRows rows) {  // copies: stores to y do not change them
+void slide_by_2(DepthwiseWork work, DepthwiseRows rows) {
   constexpr int64_t kTaps = Kind::kTaps;
   const typename Kind::Finish finish(work);
   const Columns<Kind> columns(work, rows);

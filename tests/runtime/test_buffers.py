@@ -74,19 +74,36 @@ def test_convolutions_stay_within_their_buffers(name: str) -> None:
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(LAYERS[name], st.sampled_from([0, 0, 1, 7, 64]), st.sampled_from([0, 0, 1, 5, 64]))
     def check(case: Case, gap_x: int, gap_y: int) -> None:
-        graph, (given_x,) = case
-        work = layer_of(graph, given_x)
-        x = np.resize(given_x, (work.batch * work.size[0] * work.size[1], work.channels))
-        count = work.batch * work.output_size[0] * work.output_size[1]
-        expected = np.empty((count, work.output_channels), work.target.dtype)
-        ReferenceBackend().bind([(work, [x], expected)])()
-        blank = np.full(expected.shape, GUARD, expected.dtype)
-        strides = work.channels + gap_x, work.output_channels + gap_y
-        pairs = [(c_int64 * 2)(*pair) for pair in (work.size, work.output_size, work.pads)]
-        shape = library.ConvShape(work.batch, *pairs, *strides)
-        for algorithm in ("direct", "winograd", "transform"):
-            y = strided(blank, strides[1])
-            convolve(work, algorithm, strided(x, strides[0]), shape, y)
-            np.testing.assert_array_equal(y, strided(expected, strides[1]), err_msg=algorithm)
+        check_buffers(*case, gap_x, gap_y)
 
     check()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [17, 33, 48, 63, 65, 127])
+def test_depthwise_blocks_that_are_not_whole(channels: int, stride: int, dtype: str) -> None:
+    rng = np.random.default_rng(channels)
+    weight = random_integers(rng, (channels, 1, 3, 3), "int8")
+    op = ops.Conv((stride,) * 2, (1, 1), (1, 1), (1, 1), channels)
+    shape = (1, channels, 7, 9)
+    graph = weighted_graph(op, shape, typed(dtype), weight, None, typed(dtype, 0.05), 0.002)
+    check_buffers(graph, [random_integers(rng, shape, dtype)], 0, 0)
+
+
+def check_buffers(graph: Graph, inputs: list[np.ndarray], gap_x: int, gap_y: int) -> None:
+    """Every method gives the reference's bits and writes nothing between pixels."""
+    (given_x,) = inputs
+    work = layer_of(graph, given_x)
+    x = np.resize(given_x, (work.batch * work.size[0] * work.size[1], work.channels))
+    count = work.batch * work.output_size[0] * work.output_size[1]
+    expected = np.empty((count, work.output_channels), work.target.dtype)
+    ReferenceBackend().bind([(work, [x], expected)])()
+    blank = np.full(expected.shape, GUARD, expected.dtype)
+    strides = work.channels + gap_x, work.output_channels + gap_y
+    pairs = [(c_int64 * 2)(*pair) for pair in (work.size, work.output_size, work.pads)]
+    shape = library.ConvShape(work.batch, *pairs, *strides)
+    for algorithm in ("direct", "winograd", "transform"):
+        y = strided(blank, strides[1])
+        convolve(work, algorithm, strided(x, strides[0]), shape, y)
+        np.testing.assert_array_equal(y, strided(expected, strides[1]), err_msg=algorithm)
