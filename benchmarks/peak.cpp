@@ -12,17 +12,21 @@ namespace {
 constexpr long kRounds = 4000000;
 constexpr int kChains = 24;
 
-void multiply(int *sink) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  __m512i sums[kChains];
-#pragma GCC unroll 24
-  for (int i = 0; i < kChains; ++i) sums[i] = _mm512_setzero_si512();
-  for (long n = 0; n < kRounds; ++n) {
-#pragma GCC unroll 24
-    for (int i = 0; i < kChains; ++i) __asm__ volatile("vpdpbusd %1, %1, %0" : "+v"(sums[i]) : "v"(ones));
+// In registers only: the compiler would spill an array of this size, but not a vector a step of the recursion.
+template <int kLeft, typename... Sums>
+void chains(int *sink, Sums... sums) {
+  if constexpr (kLeft > 0) {
+    return chains<kLeft - 1>(sink, sums..., _mm512_setzero_si512());
+  } else {
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (long n = 0; n < kRounds; ++n) {
+      (([&] { __asm__("vpdpbusd %1, %1, %0" : "+v"(sums) : "v"(ones)); })(), ...);
+    }
+    ((*sink += _mm512_reduce_add_epi32(sums)), ...);
   }
-  for (int i = 0; i < kChains; ++i) *sink += _mm512_reduce_add_epi32(sums[i]);
 }
+
+void multiply(int *sink) { chains<kChains>(sink); }
 
 }  // namespace
 

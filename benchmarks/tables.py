@@ -29,7 +29,9 @@ PICTURE_WIDTH = 1280
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown; columns in which nothing stands are left out."""
+    kept = [index for index, _ in enumerate(titles) if not rows or any(row[index] for row in rows)]
+    titles, rows = [titles[index] for index in kept], [[row[index] for index in kept] for row in rows]
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
