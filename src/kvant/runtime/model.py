@@ -23,7 +23,7 @@ from kvant.runtime.reference import ReferenceBackend
 
 Array = npt.NDArray[Any]
 # By default the laid out weights may take this many times the bytes of the file's.
-_DEFAULT_BUDGET = 2.5
+_DEFAULT_BUDGET = 2.25
 
 
 class QuantizedModel:
