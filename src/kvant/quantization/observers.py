@@ -36,7 +36,7 @@ class Histogram:
         """Add ``values`` (any shape, float32), whose tensor has the extremes ``low`` and ``high``."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(_exponent_for(max(abs(low), abs(high))))
-        bins = torch.floor(_thin(values) * 2.0**-self.exponent).to(torch.int64).add_(HALF_BINS)
+        bins = _thin(values).mul(2.0**-self.exponent).floor_().to(torch.int32).add_(HALF_BINS)
         self.counts += torch.bincount(bins, minlength=2 * HALF_BINS).numpy()
 
     def merge(self, other: Histogram) -> Histogram:
