@@ -7,11 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvant.errors import InputError
 from kvant.graph import ops
 from kvant.runtime import QuantizedModel, native
 from kvant.runtime.native import methods
 
 from .graphs import random_integers, typed, weighted_graph
+from .networks import image, small_network
 
 METHODS = {"winograd": (3,), "transform": (5, 7, 9, 11)}
 needs_vectors = pytest.mark.skipif(native.isa() == "portable", reason="the portable kernels are direct ones only")
@@ -100,3 +102,15 @@ def test_a_budget_is_kept():
         model = QuantizedModel(graph, backend="native", memory_budget=budget)
         assert [entry.algorithm for entry in model.algorithms()] == [wanted], budget
     assert model.algorithms()[0].macs == 40 * 40 * direct
+
+
+def test_an_example_beyond_the_memory_limit_leaves_smaller_inputs():
+    graph = small_network()
+    graph.example = {"batch": 1, "height": 512, "width": 512}
+    small, needed = image((1, 3, 16, 24)), 2**16
+    for backend in ("native", "reference"):
+        model = QuantizedModel(graph, backend=backend, memory_limit=needed)
+        assert model.algorithms() == []
+        np.testing.assert_array_equal(model(small)["heat"], QuantizedModel(graph, backend=backend)(small)["heat"])
+        with pytest.raises(InputError, match="limit"):
+            model(image((1, 3, 512, 512)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.native import Choice, NativeBackend
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT, Planner
 from kvant.runtime.reference import ReferenceBackend
+from kvant.runtime.steps import Step
 
 Array = npt.NDArray[Any]
 # By default the laid out weights may take this many times the bytes of the file's.
@@ -38,7 +39,8 @@ class QuantizedModel:
         metadata: strings that travel in the file.
         golden: inputs and outputs that ``verify`` replays.
         memory_budget: see ``kvant.load``.
-        memory_limit: refuse inputs whose activations need more bytes than this.
+        memory_limit: refuse inputs whose activations need more bytes than this. Where it refuses the example's size,
+            all layers are computed directly.
 
     Raises:
         GraphError: a node has no integer arithmetic (AccumulatorOverflowError: its sums could overflow).
@@ -63,8 +65,16 @@ class QuantizedModel:
         self.golden = list(golden)
         self._planner = Planner(graph, memory_limit)
         self._backend = _make_backend(backend)
-        self._backend.prepare(self._planner.plan(example_shapes(graph)).steps, _bytes(graph, memory_budget))
+        self._backend.prepare(self._example_steps(), _bytes(graph, memory_budget))
         self._frames = FramePool(graph, self._backend)
+
+    def _example_steps(self) -> Sequence[Step]:
+        """What runs at the example size; nothing if the memory limit refuses that size, though others may be run."""
+        shapes = example_shapes(self.graph)
+        try:
+            return self._planner.plan(shapes).steps
+        except InputError:
+            return ()
 
     @property
     def backend(self) -> str:

@@ -76,7 +76,7 @@ class ConvShape(ctypes.Structure):
     ]  # fmt: skip
 
 
-# Functions that a plan calls, in the order of kvant_function_number.
+# Functions that a plan calls, in the order of kvant_step.
 _STEPS = (
     "quantize", "dequantize", "rescale", "table", "binary", "copy", "concat", "index", "gather", "max_pool",
     "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "conv", "matmul",
