@@ -10,6 +10,7 @@
 
 #include "algorithm.h"
 #include "common.h"
+#include "packing.h"
 #include "padding.h"
 #include "transform.h"
 #include "winograd.h"
@@ -79,10 +80,7 @@ std::vector<int16_t> mirrored(const kvant_conv_layer &layer) {
 
 std::unique_ptr<kvant_weights> prepare(const kvant_conv_layer &layer, int32_t method) {
   auto weights = std::make_unique<kvant_weights>();
-  weights->layer = layer;
-  weights->layer.values = nullptr;
-  weights->layer.bias = nullptr;
-  weights->layer.multipliers = nullptr;
+  weights->layer = without_pointers(layer);
   if (!layer.transposed) {
     weights->algorithm = make(layer, method);
     return weights;

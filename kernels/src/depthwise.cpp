@@ -124,13 +124,9 @@ class Depthwise : public Algorithm {
   AlignedArray<float> multipliers_;
 };
 
-Depthwise::Depthwise(const kvant_conv_layer &layer) : layer_(layer) {
-  layer_.values = nullptr;
-  layer_.bias = nullptr;
-  layer_.multipliers = nullptr;
+Depthwise::Depthwise(const kvant_conv_layer &layer) : layer_(without_pointers(layer)) {
   const int64_t count = layer.outputs * layer.kernel[0] * layer.kernel[1];
-  const bool narrow = std::all_of(layer.values, layer.values + count,
-                                  [](int16_t value) { return value >= -128 && value <= 127; });
+  const bool narrow = fits_int8(layer.values, count);
   std::memset(padding_, layer.zero_point, sizeof padding_);
   choose(narrow && layer.dtype == KVANT_UINT8 && depthwise_loops().bytes.any != nullptr);
   cut_blocks();
@@ -198,11 +194,7 @@ void Depthwise::pack_lane(const kvant_conv_layer &layer, const Block &block, int
 }
 
 Reach Depthwise::reach(const int64_t output_size[2]) const {
-  int64_t size[2];
-  for (int axis = 0; axis < 2; ++axis) {
-    size[axis] = (output_size[axis] - 1) * layer_.strides[axis] + (layer_.kernel[axis] - 1) * layer_.dilations[axis] + 1;
-  }
-  return {size[0], size[1], slack()};
+  return reach_of_taps(layer_, output_size, slack());
 }
 
 // Places without a tap read what their group's first one reads.

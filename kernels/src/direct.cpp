@@ -49,10 +49,6 @@ int64_t merged_groups(const kvant_conv_layer &layer, int64_t lanes) {
   return merged;
 }
 
-bool fits_int8(const int16_t *values, int64_t count) {
-  return std::all_of(values, values + count, [](int16_t value) { return value >= -128 && value <= 127; });
-}
-
 // Consecutive outputs of one (merged) group.
 struct Block {
   int64_t first_output, outputs, vectors;
@@ -100,10 +96,7 @@ class Direct : public Algorithm {
   AlignedArray<float> multipliers_;
 };
 
-Direct::Direct(const kvant_conv_layer &layer) : layer_(layer) {
-  layer_.values = nullptr;
-  layer_.bias = nullptr;
-  layer_.multipliers = nullptr;
+Direct::Direct(const kvant_conv_layer &layer) : layer_(without_pointers(layer)) {
   const int64_t taps = layer.kernel[0] * layer.kernel[1];
   bytes_ = direct_loops().bytes != nullptr && layer.dtype == KVANT_UINT8 && !layer.sums.wide &&
            fits_int8(layer.values, layer.outputs * depth() * taps);
@@ -205,12 +198,8 @@ void Direct::pack_output(const kvant_conv_layer &layer, const Block &block, int6
 }
 
 Reach Direct::reach(const int64_t output_size[2]) const {
-  int64_t size[2];
-  for (int axis = 0; axis < 2; ++axis) {
-    size[axis] = (output_size[axis] - 1) * layer_.strides[axis] + (layer_.kernel[axis] - 1) * layer_.dilations[axis] + 1;
-  }
   const int64_t run = rows_ ? layer_.kernel[1] * channels_ : channels_;
-  return {size[0], size[1], groups_ * elements() - run};
+  return reach_of_taps(layer_, output_size, groups_ * elements() - run);
 }
 
 // Pixels of a work item: enough to be worth it, few enough that every thread gets several items.

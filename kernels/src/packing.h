@@ -1,16 +1,39 @@
-// Memory for packed weights: aligned to cache lines and filled with zeros.
+// What algorithms share when they pack a layer.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
 
+#include "algorithm.h"
 #include "common.h"
 
 namespace kvant {
 
+// A layer to keep: its pointers are good during packing only.
+inline kvant_conv_layer without_pointers(kvant_conv_layer layer) {
+  layer.values = nullptr;
+  layer.bias = nullptr;
+  layer.multipliers = nullptr;
+  return layer;
+}
+
+inline bool fits_int8(const int16_t *values, int64_t count) {
+  return std::all_of(values, values + count, [](int16_t value) { return value >= -128 && value <= 127; });
+}
+
+// As far as the taps of these output pixels reach.
+inline Reach reach_of_taps(const kvant_conv_layer &layer, const int64_t output_size[2], int64_t slack) {
+  const auto along = [&](int axis) {
+    return (output_size[axis] - 1) * layer.strides[axis] + (layer.kernel[axis] - 1) * layer.dilations[axis] + 1;
+  };
+  return {along(0), along(1), slack};
+}
+
+// Memory for packed weights: aligned to cache lines and filled with zeros.
 template <typename T>
 class AlignedArray {
  public:
