@@ -33,11 +33,12 @@ def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
     """
     executor = Executor(graph)
     sums = {node.output: _Mean(_axis(node)) for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
+    steps = list(zip(graph.nodes, last_uses(graph), strict=True))
     with torch.inference_mode():
         for sample in samples:
             bindings = executor.bind(sample)
             values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
-            for node, dead in zip(graph.nodes, last_uses(graph), strict=True):
+            for node, dead in steps:
                 if node.output in sums:
                     open_values = executor.step(_without_clamp(node), values, bindings)
                     sums[node.output].add(open_values)
