@@ -47,8 +47,7 @@ def build(name: str) -> Any:
     """The float network, in evaluation mode."""
     import torch
 
-    from kvant.pose.layout import network_spec
-    from kvant.pose.networks import OpenPoseVGG
+    from kvant.pose import OpenPoseVGG, network_spec
 
     torch.manual_seed(0)
     if name == _THIN:

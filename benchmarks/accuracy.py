@@ -30,7 +30,7 @@ from _common import (
 )
 from _engines import ENGINES, TITLES, Infer, Kvant, export_onnx
 
-from kvant.pose import evaluate_coco, prepare, read_image
+from kvant.pose import PoseEstimator, evaluate_coco, prepare, read_image
 from kvant.pose.demo.report import output_sqnr, shares_text
 from kvant.pose.demo.without_torch import median_ms
 
@@ -48,7 +48,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     else:
         infer, facts = _quantize(job, onnx)
     annotations = Path(job["annotations"])
-    scores = evaluate_coco(infer, COCO / "val2017", annotations, SPEC, job["height"])
+    estimator = PoseEstimator(infer, network=SPEC, height=job["height"])
+    scores = evaluate_coco(estimator, COCO / "val2017", annotations)
     _save_outputs(infer, job, onnx.parent)
     array = random_input()
     return {**facts, "ms": round(median_ms(lambda: infer(array), 9), 1), **_rounded(scores)}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvant.pose import DecoderSettings, Geometry, Person, decode_people
+from kvant.pose import DecoderSettings, Geometry, Maps, Person, decode_people
 from kvant.pose.layout import Float32Array
 
 from .scenes import identity, render, standing
@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 368, 496
 
 def decode_scene(people: list[Float32Array], decoder: DecoderSettings | None = None) -> list[Person]:
     heat, paf = render(people, HEIGHT, WIDTH)
-    return decode_people(heat, paf, identity(HEIGHT, WIDTH), decoder)
+    return decode_people([Maps(heat, paf, identity(HEIGHT, WIDTH))], decoder)
 
 
 def assert_same(found: list[Person], expected: list[Float32Array], pixels: float = 1.5) -> None:
@@ -73,8 +73,8 @@ def test_weak_people_are_dropped() -> None:
 
 def test_parts_without_fields_make_no_people() -> None:
     heat, paf = render([standing(100, 40, 120, 280)], HEIGHT, WIDTH)
-    assert decode_people(heat, np.zeros_like(paf), identity(HEIGHT, WIDTH)) == []
-    assert decode_people(heat, -paf, identity(HEIGHT, WIDTH)) == []
+    assert decode_people([Maps(heat, np.zeros_like(paf), identity(HEIGHT, WIDTH))]) == []
+    assert decode_people([Maps(heat, -paf, identity(HEIGHT, WIDTH))]) == []
 
 
 def test_the_limbs_of_two_people_are_not_exchanged() -> None:
@@ -86,21 +86,21 @@ def test_the_limbs_of_two_people_are_not_exchanged() -> None:
 
 def test_empty_maps() -> None:
     heat, paf = np.zeros((19, 46, 62), np.float32), np.zeros((38, 46, 62), np.float32)
-    assert decode_people(heat, paf, identity(HEIGHT, WIDTH)) == []
+    assert decode_people([Maps(heat, paf, identity(HEIGHT, WIDTH))]) == []
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 7), (5, 1), (2, 2)])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_tiny_maps(rows: int, columns: int, value: float) -> None:
     heat, paf = np.full((19, rows, columns), value, np.float32), np.ones((38, rows, columns), np.float32)
-    for person in decode_people(heat, paf, identity(8 * rows, 8 * columns)):
+    for person in decode_people([Maps(heat, paf, identity(8 * rows, 8 * columns))]):
         assert np.isfinite(person.keypoints).all()
 
 
 def test_maps_that_are_not_finite_give_no_such_keypoints() -> None:
     heat, paf = render([standing(100, 40, 120, 280)], HEIGHT, WIDTH)
     heat[:, 3, 3], paf[:, 20, 20] = np.nan, np.nan
-    for person in decode_people(heat, paf, identity(HEIGHT, WIDTH)):
+    for person in decode_people([Maps(heat, paf, identity(HEIGHT, WIDTH))]):
         assert np.isfinite(person.keypoints).all()
         assert np.isfinite(person.score)
 
@@ -112,7 +112,7 @@ def test_noise_gives_finite_keypoints_inside_the_picture(seed: int, rows: int, c
     heat = random.random((19, rows, columns), dtype=np.float32)
     paf = random.standard_normal((38, rows, columns), dtype=np.float32)
     geometry = Geometry((rows * 5, columns * 5), (8 * rows - 3, 8 * columns - 3), (8 * rows, 8 * columns), 8)
-    for person in decode_people(heat, paf, geometry):
+    for person in decode_people([Maps(heat, paf, geometry)]):
         assert np.isfinite(person.keypoints).all()
         assert (person.keypoints >= 0).all()
         assert (person.keypoints[:, 0] <= columns * 5 - 1).all()
@@ -124,7 +124,7 @@ def test_every_peak_belongs_to_one_person() -> None:
     random = np.random.default_rng(0)
     heat = random.random((19, 30, 30), dtype=np.float32)
     paf = random.standard_normal((38, 30, 30), dtype=np.float32)
-    people = decode_people(heat, paf, identity(240, 240))
+    people = decode_people([Maps(heat, paf, identity(240, 240))])
     for part in range(18):
         points = [tuple(person.keypoints[part]) for person in people if person.found[part]]
         assert len(points) == len(set(points))
@@ -134,7 +134,7 @@ def test_coordinates_are_those_of_the_picture() -> None:
     expected = standing(100, 40, 120, 280)
     heat, paf = render([expected], HEIGHT, WIDTH)
     geometry = Geometry((2 * HEIGHT, 3 * WIDTH), (HEIGHT, WIDTH), (HEIGHT, WIDTH), 8)
-    (person,) = decode_people(heat, paf, geometry)
+    (person,) = decode_people([Maps(heat, paf, geometry)])
     np.testing.assert_allclose(person.keypoints[:, 0], 3 * (expected[:, 0] + 0.5) - 0.5, atol=4)
     np.testing.assert_allclose(person.keypoints[:, 1], 2 * (expected[:, 1] + 0.5) - 0.5, atol=3)
 
@@ -143,7 +143,8 @@ def test_many_peaks_are_bounded() -> None:
     random = np.random.default_rng(0)
     heat = random.random((19, 40, 40), dtype=np.float32)
     paf = random.standard_normal((38, 40, 40), dtype=np.float32)
-    assert len(decode_people(heat, paf, identity(320, 320), DecoderSettings(max_peaks=3, min_confidence=0))) <= 3
+    bounded = DecoderSettings(max_peaks=3, min_confidence=0)
+    assert len(decode_people([Maps(heat, paf, identity(320, 320))], bounded)) <= 3
 
 
 @pytest.mark.parametrize(
@@ -151,4 +152,4 @@ def test_many_peaks_are_bounded() -> None:
 )
 def test_wrong_shapes_are_refused(heat: tuple[int, ...], paf: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected heat maps 19 x h x w"):
-        decode_people(np.zeros(heat, np.float32), np.zeros(paf, np.float32), identity(32, 32))
+        decode_people([Maps(np.zeros(heat, np.float32), np.zeros(paf, np.float32), identity(32, 32))])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kvant.errors import MissingDependencyError
-from kvant.pose import Person, evaluate_coco, keypoint_agreement, network_spec
+from kvant.pose import Person, PoseEstimator, evaluate_coco, keypoint_agreement, network_spec
 from kvant.pose.evaluate import Agreement
 from kvant.pose.layout import COCO_FROM_PARTS, COCO_KEYPOINTS, Float32Array
 
@@ -24,6 +24,9 @@ FAINT[:, 2] = 0.7
 
 def perfect(array: Float32Array) -> Float32Array:
     return np.concatenate(render(PEOPLE, *array.shape[2:]), axis=0)[np.newaxis]
+
+
+PERFECT = PoseEstimator(perfect, network=SPEC)
 
 
 @pytest.fixture
@@ -56,20 +59,21 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_a_perfect_network_has_ap_1(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = evaluate_coco(perfect, dataset, dataset / "annotations.json", SPEC)
+    result = evaluate_coco(PERFECT, dataset, dataset / "annotations.json")
     assert result["AP"] == pytest.approx(1)
     assert result["AR"] == pytest.approx(1)
     assert capsys.readouterr().out == ""
 
 
 def test_incomplete_pictures_count_on_demand(dataset: Path) -> None:
-    result = evaluate_coco(perfect, dataset, dataset / "annotations.json", SPEC, ignore_incomplete=False)
+    result = evaluate_coco(PERFECT, dataset, dataset / "annotations.json", ignore_incomplete=False)
     assert result["AR"] == pytest.approx(1)
     assert result["AP"] < 0.99
 
 
 def test_a_blind_network_has_ap_0(dataset: Path) -> None:
-    result = evaluate_coco(lambda array: 0 * perfect(array), dataset, dataset / "annotations.json", SPEC)
+    blind = PoseEstimator(lambda array: 0 * perfect(array), network=SPEC)
+    result = evaluate_coco(blind, dataset, dataset / "annotations.json")
     assert result["AP"] == 0
 
 
@@ -78,7 +82,7 @@ def test_no_picture_left_is_an_error(dataset: Path) -> None:
     content["images"] = content["images"][1:]
     (dataset / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no image to evaluate"):
-        evaluate_coco(perfect, dataset, dataset / "annotations.json", SPEC)
+        evaluate_coco(PERFECT, dataset, dataset / "annotations.json")
 
 
 def test_missing_pycocotools_is_said(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +95,7 @@ def test_missing_pycocotools_is_said(dataset: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match="pip install pycocotools"):
-        evaluate_coco(perfect, dataset, dataset / "annotations.json", SPEC)
+        evaluate_coco(PERFECT, dataset, dataset / "annotations.json")
 
 
 def people(*keypoints: Float32Array) -> list[Person]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kvant.errors import CheckpointError
-from kvant.pose import OpenPoseMobileNetThin, OpenPoseVGG, detect_people, load_checkpoint, network_spec, read_image
+from kvant.pose import OpenPoseMobileNetThin, OpenPoseVGG, PoseEstimator, load_checkpoint, network_spec, read_image
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +126,7 @@ def test_thin_exports_with_dynamic_sizes(thin: OpenPoseMobileNetThin) -> None:
 
 
 def test_thin_finds_the_five_people(thin: OpenPoseMobileNetThin, shared_data: Path) -> None:
-    spec = network_spec("openpose-mobilenet-thin")
-    with torch.inference_mode():
-        people = detect_people(
-            lambda array: thin(torch.from_numpy(array)).numpy(), read_image(shared_data / "seed" / "test.jpg"), spec
-        )
+    people = PoseEstimator(thin).detect(read_image(shared_data / "seed" / "test.jpg"))
     assert len(people) == 5
     assert all(person.found.sum() >= 16 for person in people)
     noses = np.array([person.keypoints[0, :2] for person in people])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvant.errors import ImageError
-from kvant.pose import InputSpec, NetworkSpec, PoseOutput, network_spec, prepare, read_image
+from kvant.pose import InputSpec, NetworkSpec, PoseOutput, as_picture, network_spec, prepare, read_image
 
 THIN, VGG = network_spec("openpose-mobilenet-thin"), network_spec("openpose-vgg")
 
@@ -138,14 +138,47 @@ def test_corners_map_back_to_corners(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+    "picture",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.uint16),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 0), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.uint8(3),
+    ],
 )
 def test_arrays_that_are_no_picture_are_refused(picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected a BGR picture"):
+    with pytest.raises(ImageError, match="expected a picture, height x width x 3, BGR, uint8"):
         prepare(picture, THIN)
 
 
-@pytest.mark.parametrize("height", [0, -8, 100])
-def test_heights_must_be_multiples_of_the_stride(height: int) -> None:
-    with pytest.raises(ValueError, match="multiple of 8"):
+def test_grey_and_transparent_arrays_are_understood() -> None:
+    grey = gradient()[:, :, 0]
+    expected = np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    np.testing.assert_array_equal(as_picture(grey), expected)
+    np.testing.assert_array_equal(as_picture(grey[:, :, np.newaxis]), expected)
+    alpha = np.full((*grey.shape, 1), 255, np.uint8)
+    alpha[:, :5] = 0
+    shown = as_picture(np.concatenate([gradient(), alpha], axis=2))
+    assert (shown[:, :5] == 255).all()
+    np.testing.assert_array_equal(shown[:, 5:], gradient()[:, 5:])
+
+
+def test_views_of_pictures_are_understood() -> None:
+    flipped = gradient()[::-1, ::-1]
+    np.testing.assert_array_equal(prepare(flipped, THIN, 16)[0], prepare(flipped.copy(), THIN, 16)[0])
+
+
+@pytest.mark.parametrize("height", [0, -8, 7])
+def test_heights_below_a_cell_are_refused(height: int) -> None:
+    with pytest.raises(ValueError, match="at least 8"):
         prepare(gradient(), THIN, height=height)
+
+
+def test_each_channel_may_have_its_own_scale() -> None:
+    mine = NetworkSpec("mine", InputSpec.normalized((0.5, 0.4, 0.3), (0.1, 0.2, 0.4)), PoseOutput(("heat", "paf")))
+    picture = np.full((16, 16, 3), (51, 102, 204), np.uint8)
+    expected = [(0.8 - 0.5) / 0.1, (0.4 - 0.4) / 0.2, (0.2 - 0.3) / 0.4]
+    np.testing.assert_allclose(prepare(picture, mine, 16)[0][0, :, 3, 3], expected, atol=1e-6)

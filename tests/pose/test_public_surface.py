@@ -9,10 +9,10 @@ import kvant.pose
 from kvant.errors import MissingDependencyError
 
 EXPECTED = {
-    "COCO_KEYPOINTS", "LIMBS", "NETWORKS", "PARTS",
-    "Agreement", "DecoderSettings", "Geometry", "InputSpec", "Limb", "NetworkSpec", "OpenPoseMobileNetThin",
-    "OpenPoseVGG", "Person", "PoseOutput",
-    "decode_people", "detect_people", "draw_people", "evaluate_coco", "keypoint_agreement", "load_checkpoint",
+    "COCO_KEYPOINTS", "FOUR_SCALES", "LIMBS", "NETWORKS", "ONE_SCALE", "PARTS",
+    "Agreement", "DecoderSettings", "Geometry", "InputSpec", "Limb", "Maps", "NetworkSpec", "OpenPoseMobileNetThin",
+    "OpenPoseVGG", "Person", "PoseEstimator", "PoseOutput",
+    "as_picture", "decode_people", "draw_people", "evaluate_coco", "keypoint_agreement", "load_checkpoint",
     "network_spec", "prepare", "read_image", "side_by_side",
 }  # fmt: skip
 
@@ -29,7 +29,7 @@ def test_exported_names() -> None:
     ("use", "absent"),
     [
         ("import kvant.pose; kvant.pose.network_spec('openpose-vgg'); kvant.pose.Person", {"torch", "cv2"}),
-        ("from kvant.pose import read_image, prepare, decode_people, draw_people, evaluate_coco", {"torch"}),
+        ("from kvant.pose import PoseEstimator, read_image, decode_people, draw_people, evaluate_coco", {"torch"}),
     ],
 )
 def test_what_is_not_imported(use: str, absent: set[str]) -> None:

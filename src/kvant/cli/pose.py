@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from kvant.pose import NetworkSpec
 
 app = typer.Typer(help="Pose estimation with OpenPose networks.", no_args_is_help=True)
-# Under this key the file's metadata names the network, so that its outputs can be understood.
-NETWORK_KEY = "network"
 _CHOICES = " or ".join(pose.NETWORKS)
 
 
@@ -98,7 +96,7 @@ def quantize(
 
     example = torch.from_numpy(next(iter(pictures))[0])
     model = spec.build(None if weights is None else str(weights))
-    quantized = kvant.quantize(model, example, calibration=pictures, recipe=recipe, metadata={NETWORK_KEY: spec.name})
+    quantized = kvant.quantize(model, example, calibration=pictures, recipe=recipe, metadata=spec.metadata())
     for inputs in islice(pictures, golden):
         quantized.add_golden(*inputs)
     quantized.save(out)
@@ -131,30 +129,20 @@ def run(
     backend: options.BackendOption = None,
 ) -> None:
     """Find people in pictures and draw their skeletons."""
-    model = kvant.load(file, backend=backend)
-    spec = pose.network_spec(network or _network_of(model, file))
+    estimator = pose.PoseEstimator(file, network=network, height=height, backend=backend)
     folder.mkdir(parents=True, exist_ok=True)
     targets = output_names(images, folder)
     records: dict[str, list[dict[str, Any]]] = {}
     for path, target in zip(images, targets, strict=True):
         picture = pose.read_image(path)
-        people = pose.detect_people(model, picture, spec, height)
-        _write_picture(target, pose.draw_people(picture, people))
+        people = estimator.detect(picture)
+        _write_picture(target, estimator.draw(picture, people))
         records[str(path)] = [person.to_dict() for person in people]
         print(
             f"{output.clean(path)}: {len(people)} {'person' if len(people) == 1 else 'people'}, {output.clean(target)}"
         )
     if as_json:
         write_atomically(folder / "people.json", [json.dumps(records, indent=2).encode()])
-
-
-def _network_of(model: kvant.QuantizedModel, file: Path) -> str:
-    name = model.metadata.get(NETWORK_KEY, "")
-    if name not in pose.NETWORKS:
-        raise kvant.FormatError(
-            f"{str(file)!r} does not say which pose network it holds; give --network ({', '.join(pose.NETWORKS)})"
-        )
-    return name
 
 
 def output_names(images: list[Path], folder: Path) -> list[Path]:

@@ -2,8 +2,8 @@
 
 Importing this package imports neither torch nor OpenCV: what needs them is loaded on first use.
 
-    >>> spec = network_spec("openpose-mobilenet-thin")
-    >>> people = detect_people(kvant.load("pose.kvant"), read_image("photo.jpg"), spec)  # doctest: +SKIP
+    >>> estimator = PoseEstimator("pose.kvant")  # doctest: +SKIP
+    >>> people = estimator.detect(read_image("photo.jpg"))  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -12,44 +12,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kvant.errors import MissingDependencyError
-from kvant.pose.layout import (
-    COCO_KEYPOINTS,
-    LIMBS,
-    NETWORKS,
-    PARTS,
-    InputSpec,
-    Limb,
-    NetworkSpec,
-    PoseOutput,
-    network_spec,
-)
+from kvant.pose.layout import COCO_KEYPOINTS, LIMBS, PARTS, Limb
 from kvant.pose.person import Person
+from kvant.pose.spec import NETWORKS, InputSpec, NetworkSpec, PoseOutput, network_spec
 
 if TYPE_CHECKING:
-    from kvant.pose.decode import DecoderSettings, decode_people
-    from kvant.pose.detect import detect_people
+    from kvant.pose.decode import DecoderSettings, Maps, decode_people
     from kvant.pose.draw import draw_people, side_by_side
+    from kvant.pose.estimator import FOUR_SCALES, ONE_SCALE, PoseEstimator
     from kvant.pose.evaluate import Agreement, evaluate_coco, keypoint_agreement
     from kvant.pose.networks import OpenPoseMobileNetThin, OpenPoseVGG, load_checkpoint
-    from kvant.pose.preprocess import Geometry, prepare, read_image
+    from kvant.pose.preprocess import Geometry, as_picture, prepare, read_image
 
 __all__ = [
     "COCO_KEYPOINTS",
+    "FOUR_SCALES",
     "LIMBS",
     "NETWORKS",
+    "ONE_SCALE",
     "PARTS",
     "Agreement",
     "DecoderSettings",
     "Geometry",
     "InputSpec",
     "Limb",
+    "Maps",
     "NetworkSpec",
     "OpenPoseMobileNetThin",
     "OpenPoseVGG",
     "Person",
+    "PoseEstimator",
     "PoseOutput",
+    "as_picture",
     "decode_people",
-    "detect_people",
     "draw_people",
     "evaluate_coco",
     "keypoint_agreement",
@@ -61,12 +56,12 @@ __all__ = [
 ]
 
 _LAZY = {
-    "decode": ("DecoderSettings", "decode_people"),
-    "detect": ("detect_people",),
+    "decode": ("DecoderSettings", "Maps", "decode_people"),
     "draw": ("draw_people", "side_by_side"),
+    "estimator": ("FOUR_SCALES", "ONE_SCALE", "PoseEstimator"),
     "evaluate": ("Agreement", "evaluate_coco", "keypoint_agreement"),
     "networks": ("OpenPoseMobileNetThin", "OpenPoseVGG", "load_checkpoint"),
-    "preprocess": ("Geometry", "prepare", "read_image"),
+    "preprocess": ("Geometry", "as_picture", "prepare", "read_image"),
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 _EXTRAS = {"torch": "torch", "cv2": "pose"}

@@ -7,6 +7,7 @@ Everything but the joining is vectorized over all candidates, and no map is ever
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -54,6 +55,14 @@ class DecoderSettings:
     """People whose mean score of parts and limbs is lower are dropped."""
 
 
+class Maps(NamedTuple):
+    """One picture's heat maps (19 x h x w) and part-affinity fields (38 x h x w), float32, and how it lies in them."""
+
+    heat: Float32Array
+    paf: Float32Array
+    geometry: Geometry
+
+
 class _Peaks(NamedTuple):
     part: Indices
     xy: Float32Array
@@ -75,39 +84,53 @@ class _Group:
     limbs: float = 0.0
 
 
-def decode_people(
-    heat: Float32Array, paf: Float32Array, geometry: Geometry, settings: DecoderSettings | None = None
-) -> list[Person]:
+def decode_people(maps: Sequence[Maps], settings: DecoderSettings | None = None) -> list[Person]:
     """Return the people that a network's maps show, best first, in coordinates of the picture.
 
-    `heat` is 19 x h x w (the last channel, the background, is not used), `paf` 38 x h x w, both float32; `geometry`
-    comes from `kvant.pose.prepare`. Raises ValueError if the shapes do not fit.
+    `maps` are those of one picture, at one or several scales, over which they are averaged. Raises ValueError if their
+    shapes do not fit or there are none.
 
     >>> geometry = Geometry(picture=(64, 64), resized=(64, 64), padded=(64, 64), stride=8)
-    >>> decode_people(np.zeros((19, 8, 8), np.float32), np.zeros((38, 8, 8), np.float32), geometry)
+    >>> decode_people([Maps(np.zeros((19, 8, 8), np.float32), np.zeros((38, 8, 8), np.float32), geometry)])
     []
     """
-    if heat.ndim != 3 or heat.shape[0] != HEAT_CHANNELS or paf.shape != (PAF_CHANNELS, *heat.shape[1:]):
-        raise ValueError(
-            f"expected heat maps {HEAT_CHANNELS} x h x w and fields {PAF_CHANNELS} x h x w, "
-            f"got {heat.shape} and {paf.shape}"
-        )
+    _check_maps(maps)
     settings = settings or DecoderSettings()
-    peaks = _find_peaks(heat[: len(PARTS)], settings)
-    picture_height = geometry.resized[0] / geometry.stride
-    connections = _connect(peaks, paf, picture_height, settings)
-    people = [_to_person(group, peaks, geometry, settings) for group in _assemble(connections)]
+    # Lengths are in cells of the scale in the middle.
+    unit = sorted(maps, key=lambda each: each.geometry.resized)[(len(maps) - 1) // 2].geometry
+    peaks = _find_peaks(maps, unit, settings)
+    connections = _connect(peaks, maps, unit, settings)
+    people = [_to_person(group, peaks, unit, settings) for group in _assemble(connections)]
     return sorted((person for person in people if person), key=lambda person: -person.score)
 
 
-def _find_peaks(heat: Float32Array, settings: DecoderSettings) -> _Peaks:
+def _check_maps(maps: Sequence[Maps]) -> None:
+    if not maps:
+        raise ValueError("no maps were given")
+    for heat, paf, geometry in maps:
+        if heat.ndim != 3 or heat.shape[0] != HEAT_CHANNELS or paf.shape != (PAF_CHANNELS, *heat.shape[1:]):
+            raise ValueError(
+                f"expected heat maps {HEAT_CHANNELS} x h x w and fields {PAF_CHANNELS} x h x w, "
+                f"got {heat.shape} and {paf.shape}"
+            )
+        if geometry.picture != maps[0].geometry.picture:
+            raise ValueError(f"maps of different pictures: {geometry.picture} and {maps[0].geometry.picture}")
+
+
+def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings) -> _Peaks:
     """Local maxima of the smoothed, interpolated heat maps, ordered by part, then by falling score."""
-    _, height, width = heat.shape
-    rows = _interpolation(height, settings.upsampling, settings.smoothing)
-    columns = _interpolation(width, settings.upsampling, settings.smoothing)
-    smooth = np.pad(rows @ heat @ columns.T, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)
+    size = [max(1, round(settings.upsampling * pixels / unit.stride)) for pixels in unit.resized]
+    smooth = np.zeros((len(PARTS), *size), np.float32)
+    for heat, _, geometry in maps:
+        cells = [pixels / geometry.stride for pixels in geometry.resized]
+        rows, columns = (
+            _interpolation(extent, covered, count, settings.smoothing * settings.upsampling)
+            for extent, covered, count in zip(heat.shape[1:], cells, size, strict=True)
+        )
+        smooth += rows @ heat[: len(PARTS)] @ columns.T
+    smooth = np.pad(smooth, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)
     row = smooth.shape[2]
-    flat = smooth.ravel().astype(np.float32, copy=False)
+    flat = smooth.ravel() / np.float32(len(maps))
     # Few values pass the threshold, so looking up their neighbours beats comparing whole maps.
     at = np.flatnonzero(flat > settings.part_threshold)
     # Of a plateau only the last value, in reading order, is a peak.
@@ -116,23 +139,26 @@ def _find_peaks(heat: Float32Array, settings: DecoderSettings) -> _Peaks:
     dx = _vertex(flat[at - 1], flat[at], flat[at + 1])
     dy = _vertex(flat[at - row], flat[at], flat[at + row])
     part, y, x = np.unravel_index(at, smooth.shape)
-    fine = np.stack([x - 1 + dx, y - 1 + dy], axis=1)
-    peaks = _Peaks(part, ((fine + 0.5) / settings.upsampling - 0.5).astype(np.float32), flat[at])
-    return _highest(peaks, settings.max_peaks)
+    shares = np.stack([(x - 0.5 + dx) / size[1], (y - 0.5 + dy) / size[0]], axis=1)
+    covered = np.array(unit.resized[::-1]) / unit.stride
+    return _highest(_Peaks(part, (shares * covered - 0.5).astype(np.float32), flat[at]), settings.max_peaks)
 
 
-@lru_cache(maxsize=256)
-def _interpolation(size: int, factor: int, sigma: float) -> Float32Array:
-    """The (size * factor) x size matrix that interpolates cubically, then smooths by a Gaussian of `sigma` cells."""
-    position = (np.arange(size * factor) + 0.5) / factor - 0.5
+@lru_cache(maxsize=64)
+def _interpolation(size: int, covered: float, count: int, sigma: float) -> Float32Array:
+    """The count x size matrix that interpolates cubically, then smooths by a Gaussian of `sigma` of its results.
+
+    Of the `size` cells, the first `covered` show the picture; the results divide it into `count` equal parts.
+    """
+    position = (np.arange(count) + 0.5) * (covered / count) - 0.5
     first = np.floor(position).astype(int) - 1
-    matrix = np.zeros((size * factor, size))
+    matrix = np.zeros((count, size))
     for cell in (first, first + 1, first + 2, first + 3):
         weight = _cubic(np.abs(position - cell))
-        np.add.at(matrix, (np.arange(size * factor), np.clip(cell, 0, size - 1)), weight)
+        np.add.at(matrix, (np.arange(count), np.clip(cell, 0, size - 1)), weight)
     if sigma > 0:
-        distance = (position[:, np.newaxis] - position) / sigma
-        gaussian = np.exp(-0.5 * distance**2)
+        distance = np.arange(count)[:, np.newaxis] - np.arange(count)
+        gaussian = np.exp(-0.5 * (distance / sigma) ** 2)
         matrix = gaussian / gaussian.sum(axis=1, keepdims=True) @ matrix
     result = matrix.astype(np.float32)
     result.setflags(write=False)
@@ -162,7 +188,7 @@ def _highest(peaks: _Peaks, count: int) -> _Peaks:
     return _Peaks(peaks.part[order], peaks.xy[order], peaks.score[order])
 
 
-def _connect(peaks: _Peaks, paf: Float32Array, picture_height: float, settings: DecoderSettings) -> _Connections:
+def _connect(peaks: _Peaks, maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings) -> _Connections:
     """All pairs of peaks that their limb's field supports, best first."""
     limb, start, end = _pairs(peaks)
     along = peaks.xy[end] - peaks.xy[start]
@@ -170,13 +196,16 @@ def _connect(peaks: _Peaks, paf: Float32Array, picture_height: float, settings: 
     steps = np.linspace(0, 1, settings.limb_points, dtype=np.float32)
     points = peaks.xy[start][:, np.newaxis] + steps[:, np.newaxis] * along[:, np.newaxis]
     channels = np.array([(each.paf_x, each.paf_y) for each in LIMBS])[limb]
-    field_along = (
-        _sample(paf, channels[:, :1], points) * (along[:, :1] / length)
-        + _sample(paf, channels[:, 1:], points) * (along[:, 1:] / length)
-    )  # fmt: skip
+    supports = np.zeros(points.shape[:2], np.float32)
+    for _, paf, geometry in maps:
+        here = points if geometry is unit else geometry.to_cells(unit.to_picture(points))
+        for axis in (0, 1):
+            supports += _sample(paf, channels[:, axis : axis + 1], here) * (along[:, axis : axis + 1] / length)
+    supports /= np.float32(len(maps))
+    picture_height = unit.resized[0] / unit.stride
     prior = np.minimum(settings.long_limb * picture_height / length[:, 0] - 1, 0)
-    score = field_along.mean(axis=1) + prior
-    supported = (field_along > settings.limb_threshold).mean(axis=1) >= settings.limb_share
+    score = supports.mean(axis=1) + prior
+    supported = (supports > settings.limb_threshold).mean(axis=1) >= settings.limb_share
     kept = np.flatnonzero(supported & (score > 0))
     strength = score + settings.part_weight * (peaks.score[start] + peaks.score[end])
     kept = kept[np.argsort(-strength[kept], kind="stable")]

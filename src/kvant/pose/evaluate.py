@@ -13,34 +13,28 @@ from typing import Any
 import numpy as np
 
 from kvant.errors import MissingDependencyError
-from kvant.pose.decode import DecoderSettings
-from kvant.pose.detect import Infer, detect_people
-from kvant.pose.layout import NetworkSpec
+from kvant.pose.estimator import PoseEstimator
 from kvant.pose.person import Person
 from kvant.pose.preprocess import read_image
 
 _STATISTICS = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
-_PERSON_CATEGORY = 1
 
 
 def evaluate_coco(
-    infer: Infer,
+    estimator: PoseEstimator,
     images_dir: str | PathLike[str],
     annotations_json: str | PathLike[str],
-    spec: NetworkSpec,
-    height: int = 368,
     ignore_incomplete: bool = True,
-    settings: DecoderSettings | None = None,
 ) -> dict[str, float]:
-    """Return COCO's key-point statistics of a network: {"AP": ..., "AP50": ..., "AR": ..., ...}, each 0..1.
+    """Return COCO's key-point statistics of an estimator: {"AP": ..., "AP50": ..., "AR": ..., ...}, each 0..1.
 
     `annotations_json` is in COCO's key-point format, its images lie in `images_dir`. With `ignore_incomplete`, images
     whose field `ignore_complete` is false, in which unlabelled people would count as false positives, are left out;
     COCO's own files have no such field and are used whole. Raises MissingDependencyError without pycocotools,
     ImageError for an unreadable picture, ValueError if no image is left.
 
-    >>> model = kvant.load("pose.kvant")                                            # doctest: +SKIP
-    >>> evaluate_coco(model, "val2017", "person_keypoints_val2017.json", spec)["AP"]  # doctest: +SKIP
+    >>> estimator = PoseEstimator("pose.kvant")  # doctest: +SKIP
+    >>> evaluate_coco(estimator, "val2017", "person_keypoints_val2017.json")["AP"]  # doctest: +SKIP
     0.297
     """
     truth = _load_coco(annotations_json)
@@ -53,21 +47,9 @@ def evaluate_coco(
         raise ValueError(f"{annotations_json} lists no image to evaluate on")
     results: list[dict[str, Any]] = []
     for image in images:
-        people = detect_people(infer, read_image(Path(images_dir) / image["file_name"]), spec, height, settings)
-        results += [coco_result(person, image["id"]) for person in people]
+        people = estimator.detect(read_image(Path(images_dir) / image["file_name"]))
+        results += [person.coco_result(image["id"]) for person in people]
     return _statistics(truth, results, [image["id"] for image in images])
-
-
-def coco_result(person: Person, image_id: int) -> dict[str, Any]:
-    """Return a person in COCO's result format: 17 x (x, y, 1), all zeros where nothing was found."""
-    keypoints = person.to_coco()
-    keypoints[:, 2] = keypoints[:, 2] > 0
-    return {
-        "image_id": image_id,
-        "category_id": _PERSON_CATEGORY,
-        "keypoints": [round(value, 2) for value in keypoints.ravel().tolist()],
-        "score": person.score,
-    }
 
 
 def _load_coco(path: str | PathLike[str]) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 
 from kvant.pose.layout import COCO_FROM_PARTS, PARTS, Float32Array
 
+_PERSON_CATEGORY = 1  # COCO's number for people
+
 
 @dataclass(frozen=True, eq=False)
 class Person:
@@ -44,6 +46,23 @@ class Person:
     def to_coco(self) -> Float32Array:
         """Return the 17 key points of COCO, in COCO's order: 17 x 3, float32, x, y, confidence."""
         return self.keypoints[list(COCO_FROM_PARTS)]
+
+    def coco_result(self, image_id: int) -> dict[str, Any]:
+        """Return one entry of COCO's result format for key points; a JSON list of them is what its tools evaluate.
+
+        "keypoints" are 17 x (x, y, 1), 0, 0, 0 where nothing was found, in pixels.
+
+        >>> Person(np.zeros((18, 3), np.float32), 0.5).coco_result(image_id=42)["category_id"]
+        1
+        """
+        keypoints = self.to_coco()
+        keypoints[:, 2] = keypoints[:, 2] > 0
+        return {
+            "image_id": image_id,
+            "category_id": _PERSON_CATEGORY,
+            "keypoints": [round(value, 2) for value in keypoints.ravel().tolist()],
+            "score": self.score,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, for JSON: {"score": s, "keypoints": {part: [x, y, confidence], ...}}, found only.

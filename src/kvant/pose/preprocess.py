@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvant.errors import ImageError
-from kvant.pose.layout import Float32Array, NetworkSpec
+from kvant.pose.layout import Float32Array
+from kvant.pose.spec import NetworkSpec, PerChannel
 
 Picture = NDArray[np.uint8]
 """BGR, height x width x 3."""
@@ -87,26 +88,49 @@ class Geometry:
         scale = np.array(self.cells_per_pixel, dtype=np.float32)
         return ((points + np.float32(0.5)) / scale - np.float32(0.5)).astype(np.float32)
 
+    def to_cells(self, points: Float32Array) -> Float32Array:
+        """Map (..., 2) x, y in pixels of the picture to x, y in cells: the inverse of `to_picture`."""
+        scale = np.array(self.cells_per_pixel, dtype=np.float32)
+        return ((points + np.float32(0.5)) * scale - np.float32(0.5)).astype(np.float32)
+
+
+def as_picture(image: NDArray[Any]) -> Picture:
+    """Return an array as a BGR picture, H x W x 3, uint8, contiguous.
+
+    Grey (H x W or H x W x 1) becomes BGR, BGRA is shown on white. Raises ImageError for any other shape, for another
+    type than uint8, which leaves open what white is, and for a picture without pixels.
+
+    >>> as_picture(np.zeros((4, 6), np.uint8)).shape
+    (4, 6, 3)
+    """
+    array = np.asarray(image)
+    channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
+    if channels not in (1, 3, 4) or array.dtype != np.uint8 or array.size == 0:
+        raise ImageError(
+            f"expected a picture, height x width x 3, BGR, uint8; got {array.dtype} of shape {array.shape}"
+        )
+    if channels == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(array) if channels == 3 else _on_white(array)
+
 
 def prepare(image: Picture, spec: NetworkSpec, height: int = 368) -> tuple[Float32Array, Geometry]:
     """Scale a picture to `height`, pad it to multiples of the stride, and lay it out as the network wants it.
 
-    `image` is BGR, H x W x 3, uint8. Returns the input, 1 x 3 x height' x width' float32, and the geometry that maps
-    results back. The aspect ratio is kept, but a picture wider than 8 heights gets a smaller height'. Raises ValueError
-    for another shape or type, or a height that is no multiple of the stride.
+    `image` is what `as_picture` takes. Returns the input, 1 x 3 x height' x width' float32, and the geometry that maps
+    results back. The aspect ratio is kept, but a picture wider than 8 heights gets a smaller height'. Raises ImageError
+    for an array that is no picture, ValueError for a height below the stride.
 
-    >>> from kvant.pose.layout import network_spec
+    >>> from kvant.pose.spec import network_spec
     >>> array, geometry = prepare(np.zeros((480, 640, 3), np.uint8), network_spec("openpose-mobilenet-thin"))
     >>> array.shape, geometry.resized
     ((1, 3, 368, 496), (368, 491))
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"expected a BGR picture, height x width x 3, uint8; got {image.shape}, {image.dtype}")
-    stride = spec.input.stride
-    if height < stride or height % stride:
-        raise ValueError(f"height must be a positive multiple of {stride}, got {height}")
-    geometry = _fit(image.shape[0], image.shape[1], height, stride)
-    return _to_input(_resize(image, geometry.resized), geometry, spec), geometry
+    if height < spec.input.stride:
+        raise ValueError(f"height must be at least {spec.input.stride}, got {height}")
+    picture = as_picture(image)
+    geometry = _fit(picture.shape[0], picture.shape[1], height, spec.input.stride)
+    return _to_input(_resize(picture, geometry.resized), geometry, spec), geometry
 
 
 def _fit(rows: int, columns: int, height: int, stride: int) -> Geometry:
@@ -130,4 +154,10 @@ def _to_input(resized: Picture, geometry: Geometry, spec: NetworkSpec) -> Float3
     if spec.input.channel_order == "RGB":
         canvas = canvas[:, :, ::-1]
     values = canvas.transpose(2, 0, 1)[np.newaxis].astype(np.float32, order="C")
-    return values * np.float32(spec.input.scale) + np.float32(spec.input.offset)
+    values *= _per_channel(spec.input.scale)
+    values += _per_channel(spec.input.offset)
+    return values
+
+
+def _per_channel(value: PerChannel) -> Float32Array:
+    return np.array(value, np.float32).reshape(-1, 1, 1)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kvant.pose.evaluate import Agreement
-from kvant.pose.layout import Float32Array, NetworkSpec
+from kvant.pose.layout import Float32Array
+from kvant.pose.spec import NetworkSpec
 
 MAX_SIZE_RATIO = 0.28
 MIN_AGREEMENT = 0.95

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import numpy as np
 from rich.console import Console
 
 import kvant
@@ -22,12 +21,13 @@ from kvant.pose.demo.environment import cpu_count, cpu_name, versions
 from kvant.pose.demo.pictures import DemoError, Pictures, folder_pictures, sample_video, split, video_pictures
 from kvant.pose.demo.report import agreement_fields, broken_promises, output_sqnr, show
 from kvant.pose.demo.without_torch import Job, Recorder, Result, median_ms, run_without_torch
-from kvant.pose.detect import Infer, detect_people
 from kvant.pose.draw import draw_people, side_by_side
+from kvant.pose.estimator import PoseEstimator, as_function
 from kvant.pose.evaluate import Agreement, keypoint_agreement
-from kvant.pose.layout import Float32Array, network_spec
+from kvant.pose.layout import Float32Array
 from kvant.pose.person import Person
 from kvant.pose.preprocess import Picture, prepare
+from kvant.pose.spec import network_spec
 
 if TYPE_CHECKING:
     import torch
@@ -123,24 +123,15 @@ def _quantize(net: torch.nn.Module, pictures: Pictures, numbers: Sequence[int], 
 
     first = torch.from_numpy(prepare(next(pictures.read(numbers[:1])), SPEC, height)[0])
     inputs = (torch.from_numpy(prepare(picture, SPEC, height)[0]) for picture in pictures.read(numbers))
-    return kvant.quantize(net, first, calibration=inputs, metadata={"network": SPEC.name})
-
-
-def _torch_infer(net: torch.nn.Module) -> Infer:
-    import torch
-
-    def infer(array: Float32Array) -> Float32Array:
-        with torch.inference_mode():
-            return np.asarray(net(torch.from_numpy(array)).numpy(), dtype=np.float32)
-
-    return infer
+    return kvant.quantize(net, first, calibration=inputs, metadata=SPEC.metadata())
 
 
 def _run_float(net: torch.nn.Module, held_out: Sequence[Picture], options: Options) -> Float:
-    infer = Recorder(_torch_infer(net))
+    infer = Recorder(as_function(net))
+    estimator = PoseEstimator(infer, network=SPEC, height=options.height)
     result = Float([], [], 0.0)
     for picture in held_out:
-        result.people.append(detect_people(infer, picture, SPEC, options.height))
+        result.people.append(estimator.detect(picture))
         result.outputs.append(infer.output)
     array, _ = prepare(held_out[0], SPEC, options.height)
     result.median_ms = median_ms(lambda: infer(array), options.repeats)

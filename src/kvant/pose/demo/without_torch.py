@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import kvant
-from kvant.pose import detect_people, network_spec, prepare, read_image
+from kvant.pose import PoseEstimator, network_spec, prepare, read_image
 from kvant.pose.layout import Float32Array
 from kvant.pose.person import Person
 
@@ -71,9 +71,10 @@ def main(path: str) -> None:
     model = kvant.load(job.model)
     backend = use_threads(model, job.threads)
     people = []
+    infer = Recorder(model)
+    estimator = PoseEstimator(infer, network=spec, height=job.height)
     for index, name in enumerate(job.pictures):
-        infer = Recorder(model)
-        people.append([_plain(person) for person in detect_people(infer, read_image(name), spec, job.height)])
+        people.append([_plain(person) for person in estimator.detect(read_image(name))])
         np.save(Path(job.folder) / f"{index}.npy", infer.output)
     array, _ = prepare(read_image(job.pictures[0]), spec, job.height)
     found = {
@@ -106,7 +107,8 @@ class Recorder:
         self.output: Float32Array = np.empty(0, np.float32)
 
     def __call__(self, array: Float32Array) -> Float32Array:
-        self.output = self.infer(array)
+        found = self.infer(array)
+        self.output = found[0] if isinstance(found, list) else found
         return self.output
 
 

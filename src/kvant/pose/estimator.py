@@ -1,0 +1,156 @@
+"""From pictures to people: a file, or a float network, and everything around it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvant.errors import InputError
+from kvant.pose.decode import DecoderSettings, Maps, decode_people
+from kvant.pose.draw import draw_people
+from kvant.pose.layout import Float32Array
+from kvant.pose.person import Person
+from kvant.pose.preprocess import Picture, as_picture, prepare
+from kvant.pose.spec import NETWORKS, NetworkSpec, network_spec
+from kvant.runtime import QuantizedModel, load
+
+if TYPE_CHECKING:
+    import torch
+
+Infer = Callable[[Float32Array], Any]
+"""Runs a network: N x 3 x H x W float32 -> what `PoseOutput.split` takes (an array, or a sequence of two)."""
+
+ONE_SCALE = (1.0,)
+FOUR_SCALES = (0.5, 1.0, 1.5, 2.0)
+"""The scales of OpenPose's original code: slower by a factor of 7.5, and better."""
+MAX_SCALES = 16
+
+
+class PoseEstimator:
+    """Finds people in pictures.
+
+    It may be shared by threads: they get what each would get alone.
+
+    Args:
+        model: a .kvant file's path, a model loaded by `kvant.load`, a float torch network, or any function that runs a
+            network on N x 3 x H x W float32 arrays.
+        network: what the network takes and returns: one of `NETWORKS` by name, or a `NetworkSpec`. By default the
+            file's metadata say it, or the class of a torch network of this package.
+        height: pictures are scaled to this height, in pixels.
+        scales: the network sees each picture at these multiples of `height`, and its maps are averaged: `ONE_SCALE` is
+            fast, `FOUR_SCALES` finds more.
+        settings: choices of the decoder.
+        backend: of a file: "native" or "reference".
+
+    Raises:
+        FormatError: the file is no .kvant file, or does not say which network it holds, and neither does `network`.
+        InputError: `height` or `scales` have no meaning, or nothing says which network a function or module is.
+
+    >>> estimator = PoseEstimator("pose.kvant")  # doctest: +SKIP
+    >>> people = estimator.detect(read_image("photo.jpg"))  # doctest: +SKIP
+    >>> cv2.imwrite("people.jpg", estimator.draw(image, people))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | QuantizedModel | torch.nn.Module | Infer,
+        *,
+        network: NetworkSpec | str | None = None,
+        height: int = 368,
+        scales: Sequence[float] = ONE_SCALE,
+        settings: DecoderSettings | None = None,
+        backend: str | None = None,
+    ) -> None:
+        if isinstance(model, str | PathLike):
+            model = load(model, backend=backend)
+        self.model = model
+        self.network = _network(model, network)
+        self.height = height
+        self.scales = tuple(scales)
+        self.settings = settings or DecoderSettings()
+        self._infer = as_function(model)
+        _check_sizes(height, self.scales, self.network.input.stride)
+
+    def detect(self, image: Picture) -> list[Person]:
+        """Return the people in a picture, best first, in its coordinates.
+
+        `image` is BGR, H x W x 3, uint8; grey and BGRA are understood too. Raises ImageError for any other array,
+        InputError if the picture needs more memory than the model may take or the outputs are not the network's.
+
+        >>> blank = lambda array: np.zeros((1, 57, array.shape[2] // 8, array.shape[3] // 8), np.float32)
+        >>> PoseEstimator(blank, network="openpose-mobilenet-thin").detect(np.zeros((480, 640, 3), np.uint8))
+        []
+        """
+        return decode_people(self.maps(image), self.settings)
+
+    def detect_batch(self, images: Iterable[Picture]) -> list[list[Person]]:
+        """Return the people of each picture; pictures may have different sizes."""
+        return [self.detect(image) for image in images]
+
+    def maps(self, image: Picture) -> list[Maps]:
+        """Return the network's maps of a picture, one entry for each scale; `decode_people` takes them."""
+        picture = as_picture(image)
+        return [self._maps_at(picture, scale) for scale in self.scales]
+
+    def _maps_at(self, picture: Picture, scale: float) -> Maps:
+        array, geometry = prepare(picture, self.network, round(scale * self.height))
+        outputs = self._infer(array)
+        try:
+            heat, paf = self.network.output.split(outputs)
+        except ValueError as error:
+            raise InputError(f"the model's outputs are not those of {self.network.name}: {error}") from error
+        return Maps(heat[0], paf[0], geometry)
+
+    def draw(self, image: Picture, people: Sequence[Person], opacity: float = 0.7) -> Picture:
+        """Return a copy of the picture, BGR, with the skeletons of `people` on it."""
+        return draw_people(as_picture(image), people, opacity)
+
+    def __repr__(self) -> str:
+        return f"PoseEstimator({self.network.name}, height={self.height}, scales={self.scales})"
+
+
+def _check_sizes(height: int, scales: tuple[float, ...], stride: int) -> None:
+    if not 1 <= len(scales) <= MAX_SCALES:
+        raise InputError(f"expected 1 to {MAX_SCALES} scales, got {len(scales)}")
+    if not all(np.isfinite(scale) and round(scale * height) >= stride for scale in scales):
+        raise InputError(f"height {height} at scales {scales}: every height must be at least {stride} pixels")
+
+
+def _is_torch_module(model: object) -> bool:
+    """Whether `model` is a torch.nn.Module; torch is never imported for the question."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _network(model: Any, given: NetworkSpec | str | None) -> NetworkSpec:
+    if isinstance(given, NetworkSpec):
+        return given
+    if given is not None:
+        return network_spec(given)
+    if isinstance(model, QuantizedModel):
+        return NetworkSpec.from_metadata(model.metadata)
+    for spec in NETWORKS.values():
+        if _is_torch_module(model) and type(model).__name__ == spec.class_name:
+            return spec
+    raise InputError(
+        f"nothing says which network {type(model).__name__} is: give network= one of {', '.join(NETWORKS)}, "
+        "or a NetworkSpec"
+    )
+
+
+def as_function(model: Any) -> Infer:
+    """Return what runs `model` on arrays: itself, unless it is a torch network."""
+    if not _is_torch_module(model):
+        return model  # type: ignore[no-any-return]
+    import torch
+
+    def infer(array: Float32Array) -> list[Float32Array]:
+        with torch.inference_mode():
+            outputs = model(torch.from_numpy(array))
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
+
+    return infer

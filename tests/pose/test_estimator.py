@@ -1,0 +1,155 @@
+"""The whole way from pictures to people, with networks that show what the test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kvant.errors import FormatError, ImageError, InputError
+from kvant.pose import FOUR_SCALES, Person, PoseEstimator, draw_people, network_spec
+from kvant.pose.layout import Float32Array
+
+from .scenes import render, standing
+
+SPEC = network_spec("openpose-mobilenet-thin")
+PEOPLE = [standing(20, 30, 110, 300), standing(270, 60, 120, 240)]
+HEIGHT, WIDTH = 368, 496
+PICTURE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+def scene(array: Float32Array) -> Float32Array:
+    """A network that sees two people, wherever it looks, as large as its input."""
+    scale = array.shape[2] / HEIGHT
+    people = [np.concatenate([(person[:, :2] + 0.5) * scale - 0.5, person[:, 2:]], axis=1) for person in PEOPLE]
+    return np.concatenate(render(people, *array.shape[2:]), axis=0)[np.newaxis]
+
+
+def same(found: list[Person], pixels: float) -> None:
+    assert len(found) == len(PEOPLE)
+    for person in found:
+        nearest = min(PEOPLE, key=lambda each: np.abs(each[:, :2] - person.keypoints[:, :2]).max())
+        assert np.abs(nearest[:, :2] - person.keypoints[:, :2]).max() < pixels
+    assert np.abs(found[0].keypoints - found[1].keypoints).max() > 100
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (2.0,), FOUR_SCALES])
+def test_people_are_found_at_every_scale(scales: tuple[float, ...]) -> None:
+    same(PoseEstimator(scene, network=SPEC, scales=scales).detect(PICTURE), pixels=4)
+
+
+def test_each_scale_is_a_run_of_the_network() -> None:
+    shapes = []
+
+    def infer(array: Float32Array) -> Float32Array:
+        shapes.append(array.shape)
+        return np.zeros((1, 57, array.shape[2] // 8, array.shape[3] // 8), np.float32)
+
+    PoseEstimator(infer, network=SPEC, scales=FOUR_SCALES).detect(PICTURE)
+    assert shapes == [(1, 3, 184, 248), (1, 3, 368, 496), (1, 3, 552, 744), (1, 3, 736, 992)]
+
+
+def test_maps_of_scales_are_averaged() -> None:
+    def half_blind(array: Float32Array) -> Float32Array:
+        return scene(array) * (array.shape[2] == HEIGHT)
+
+    seeing, average = (PoseEstimator(infer, network=SPEC, scales=(1.0, 2.0)) for infer in (scene, half_blind))
+    people, faint = seeing.detect(PICTURE), average.detect(PICTURE)
+    assert len(people) == len(faint) == 2
+    assert faint[0].score < 0.7 * people[0].score
+
+
+def test_a_batch_is_each_picture_alone() -> None:
+    estimator = PoseEstimator(scene, network=SPEC)
+    pictures = [PICTURE, np.zeros((200, 300, 3), np.uint8), PICTURE[:100]]
+    for found, picture in zip(estimator.detect_batch(pictures), pictures, strict=True):
+        assert [person.to_dict() for person in found] == [person.to_dict() for person in estimator.detect(picture)]
+    assert estimator.detect_batch([]) == []
+
+
+def test_drawing() -> None:
+    estimator = PoseEstimator(scene, network=SPEC)
+    people = estimator.detect(PICTURE)
+    np.testing.assert_array_equal(estimator.draw(PICTURE, people), draw_people(PICTURE, people))
+    assert estimator.draw(PICTURE[:, :, 0], people).shape == PICTURE.shape
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2), (7, 9), (4000, 6000)])
+def test_sizes_from_tiny_to_huge(size: tuple[int, int]) -> None:
+    for person in PoseEstimator(scene, network=SPEC).detect(np.zeros((*size, 3), np.uint8)):
+        assert (person.keypoints[:, :2] >= 0).all()
+        assert (person.keypoints[:, :2] <= (size[1] - 1, size[0] - 1)).all()
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_arrays_that_are_no_picture(array: Any) -> None:
+    with pytest.raises(ImageError, match="expected a picture"):
+        PoseEstimator(scene, network=SPEC).detect(array)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": ()}, "1 to 16 scales"),
+        ({"scales": (0.5,) * 17}, "1 to 16 scales"),
+        ({"scales": (float("nan"),)}, "at least 8 pixels"),
+        ({"scales": (0.01,)}, "at least 8 pixels"),
+        ({"scales": (-1.0,)}, "at least 8 pixels"),
+        ({"height": 0}, "at least 8 pixels"),
+        ({"network": None}, "nothing says which network function is"),
+    ],
+)
+def test_options_without_a_meaning(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PoseEstimator(scene, **{"network": SPEC, **options})
+
+
+def test_outputs_of_another_network() -> None:
+    estimator = PoseEstimator(lambda array: array, network="openpose-vgg")
+    with pytest.raises(InputError, match="outputs are not those of openpose-vgg: expected paf and heat"):
+        estimator.detect(PICTURE)
+
+
+class UserNetwork(nn.Module):
+    """RGB in, (paf, heat) out; torch modules of this class are unknown to the package."""
+
+    def __init__(self, outputs: Callable[[int, int], Float32Array]) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = torch.from_numpy(self.outputs(*image.shape[2:]))
+        return maps[:, 19:], maps[:, :19]
+
+
+def test_a_torch_network_must_be_known_or_described() -> None:
+    network = UserNetwork(lambda height, width: scene(np.zeros((1, 3, height, width), np.float32)))
+    with pytest.raises(InputError, match="nothing says which network UserNetwork is"):
+        PoseEstimator(network)
+    same(PoseEstimator(network, network="openpose-vgg").detect(PICTURE), pixels=4)
+
+
+def test_threads_get_what_one_gets() -> None:
+    estimator = PoseEstimator(scene, network=SPEC, scales=(0.5, 1.0))
+    pictures = [np.zeros((height, WIDTH, 3), np.uint8) for height in range(300, 420, 15)]
+    expected = [[person.to_dict() for person in estimator.detect(picture)] for picture in pictures]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            found = list(pool.map(estimator.detect, pictures))
+            assert [[person.to_dict() for person in people] for people in found] == expected
+
+
+def test_a_file_that_does_not_say_what_it_holds(tmp_path: Any) -> None:
+    import kvant
+
+    net = nn.Sequential(nn.Conv2d(3, 57, 3, stride=8, padding=1)).eval()
+    image = torch.rand(1, 3, 64, 64)
+    kvant.quantize(net, image, calibration=[image]).save(tmp_path / "plain.kvant")
+    with pytest.raises(FormatError, match="does not say which pose network"):
+        PoseEstimator(tmp_path / "plain.kvant")
+    assert PoseEstimator(tmp_path / "plain.kvant", network=SPEC).detect(PICTURE) is not None
