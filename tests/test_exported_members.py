@@ -17,8 +17,8 @@ PUBLIC = [
     "AccumulatorOverflowError", "BackendError", "CalibrationError", "CaptureError", "CheckpointError", "ChecksumError",
     "FormatError", "GraphError", "ImageError", "InputError", "KvantError", "MissingDependencyError", "ModelStateError",
     "QuantizationError", "QuantizedModel", "Recipe", "RecipeError", "SaveError", "ShapeError",
-    "UnsupportedOperatorError", "UnsupportedVersionError", "VerificationError", "__version__", "load", "num_threads",
-    "quantize", "set_num_threads",
+    "UnsupportedOperatorError", "UnsupportedVersionError", "VerificationError", "VideoError", "__version__", "load",
+    "num_threads", "quantize", "set_num_threads",
 ]  # fmt: skip
 ROOMS = ("graph", "format", "runtime", "capture", "quantization", "pose", "cli")
 

@@ -35,6 +35,7 @@ from kvant.errors import (
     UnsupportedOperatorError,
     UnsupportedVersionError,
     VerificationError,
+    VideoError,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ __all__ = [
     "MissingDependencyError",
     "CheckpointError",
     "ImageError",
+    "VideoError",
     "__version__",
 ]
 

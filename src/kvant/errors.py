@@ -19,7 +19,8 @@ KvantError
 ├── BackendError                    a back end is missing or unknown
 ├── MissingDependencyError          an optional package is not installed
 ├── CheckpointError                 a weights file does not fit the network
-└── ImageError                      a picture could not be read
+├── ImageError                      a picture could not be read
+└── VideoError                      a video or camera could not be read, or a video not be written
 """
 
 from __future__ import annotations
@@ -117,3 +118,7 @@ class CheckpointError(KvantError, ValueError):
 
 class ImageError(KvantError, ValueError):
     """A picture could not be read; the message names the file."""
+
+
+class VideoError(KvantError, ValueError):
+    """A video or a camera could not be read, or a video could not be written; the message names it."""

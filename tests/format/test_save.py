@@ -62,7 +62,7 @@ def test_a_full_disk(function: str, small_graph: Graph, old: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if function == "write":
-        monkeypatch.setattr(os, "fdopen", lambda descriptor, mode: _FullDisk(descriptor, "wb"))
+        monkeypatch.setattr(Path, "open", lambda path, mode: _FullDisk(path, mode))
     else:
         monkeypatch.setattr(os, function, fail)
     with pytest.raises(SaveError, match="No space left on device") as caught:

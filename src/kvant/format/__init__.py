@@ -3,7 +3,7 @@
 A .kvant file is a valid safetensors file. docs/file-format.md describes it.
 """
 
-from kvant.format.atomic import write_atomically
+from kvant.format.atomic import replacing, write_atomically
 from kvant.format.contents import Contents, FileInfo, Golden
 from kvant.format.file import FEATURES, VERSION, from_bytes, read_file, to_bytes, write_file
 
@@ -15,6 +15,7 @@ __all__ = [
     "Golden",
     "from_bytes",
     "read_file",
+    "replacing",
     "to_bytes",
     "write_atomically",
     "write_file",

@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvant.errors import SaveError
@@ -22,16 +22,71 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
     Raises:
         SaveError: the folder does not exist or is not writable, the disk is full... The old file is untouched.
     """
+    with replacing(path) as temporary, _explained(path), temporary.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], suffix: str = ".tmp") -> Iterator[Path]:
+    """A new, empty file beside ``path``, for what writes by name: at the end of the block it takes the place of ``path``.
+
+    It is flushed to the disk before. If the block raises, it is deleted, and a file that was there before stays.
+
+    Args:
+        suffix: of the temporary file's name, for programs that go by it.
+
+    Raises:
+        SaveError: the folder does not exist or is not writable, the disk is full...
+    """
     target = Path(os.path.realpath(path))
-    state = "A file that was there before is unchanged."
+    with _explained(path):
+        temporary = _create_beside(target, suffix)
     try:
-        _write_and_rename(target, pieces, _check_target(target))
-        state = "The new file is in place, but its folder could not be flushed to the disk."
+        yield temporary
+        with _explained(path):
+            _flush(temporary)
+            os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    with _explained(path, "The new file is in place, but its folder could not be flushed to the disk."):
         _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _explained(
+    path: str | os.PathLike[str], state: str = "A file that was there before is unchanged."
+) -> Iterator[None]:
+    """Errors of the system as SaveError, with what that means for the user's file."""
+    try:
+        yield
     except OSError as error:
         failure = SaveError(f"could not save {os.fspath(path)!r}: {error.strerror or error}. {state}")
         failure.errno = error.errno
         raise failure from error
+
+
+def _create_beside(target: Path, suffix: str) -> Path:
+    mode = _check_target(target)
+    # A name of its own length: the target's name may already be as long as the file system allows.
+    temporary = target.parent / f".kvant-{secrets.token_hex(8)}{suffix}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+    return temporary
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_target(target: Path) -> int | None:
@@ -47,25 +102,6 @@ def _check_target(target: Path) -> int | None:
     if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "the file that is there is write-protected")
     return stat.S_IMODE(status.st_mode)
-
-
-def _write_and_rename(target: Path, pieces: Iterable[bytes | memoryview], mode: int | None) -> None:
-    # A name of its own length: the target's name may already be as long as the file system allows.
-    temporary = target.parent / f".kvant-{secrets.token_hex(8)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if mode is not None:
-                os.fchmod(descriptor, mode)
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _sync_folder(folder: Path) -> None:

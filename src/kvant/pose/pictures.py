@@ -1,0 +1,128 @@
+"""Pictures as people have them: turned, grey, transparent, deep, huge or broken; in files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kvant.errors import ImageError
+from kvant.pose.headers import exif_orientation, picture_size
+from kvant.pose.preprocess import Picture
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of files that a folder is searched for."""
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused before they are decoded: decoded, this many pixels take 300 MB."""
+
+_JPEG = b"\xff\xd8\xff"
+
+
+def read_image(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read a picture file: BGR, H x W x 3, uint8.
+
+    JPEG, PNG, WebP, BMP, TIFF and GIF (the first picture of several). EXIF orientation is applied, grey becomes BGR,
+    16 bits become 8, transparent parts are shown on white. Raises ImageError, which names the file, if it is missing,
+    not a picture, incomplete, or has more than `max_pixels`.
+
+    >>> read_image("photo.jpg").shape  # doctest: +SKIP
+    (480, 640, 3)
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+    return decode_image(content, str(path), max_pixels)
+
+
+def decode_image(content: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode the bytes of a picture file, as `read_image` does; `name` is what errors call it."""
+    size = picture_size(content)
+    if size is None:
+        raise ImageError(f"{name} is not a complete JPEG, PNG, WebP, BMP, TIFF or GIF file ({len(content)} bytes)")
+    if size[0] * size[1] > max_pixels:
+        raise ImageError(
+            f"{name} has {size[0]} x {size[1]} pixels, more than the {max_pixels:,} that are allowed; make it smaller"
+        )
+    picture = _decode(content, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ImageError(f"{name} is damaged or incomplete: OpenCV cannot read it ({len(content)} bytes)")
+    # JPEG has no transparency: only other formats are worth a second look.
+    raw = None if content.startswith(_JPEG) else _decode(content, cv2.IMREAD_UNCHANGED)
+    if raw is None or raw.ndim != 3 or raw.shape[2] != 4:
+        return picture
+    return _turn(_on_white(raw), exif_orientation(content))
+
+
+def _decode(content: bytes, flags: int) -> NDArray[Any] | None:
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _on_white(picture: NDArray[Any]) -> Picture:
+    """Blend BGRA of 8 or 16 bits over white."""
+    unit = picture.astype(np.float32) / np.iinfo(picture.dtype).max
+    alpha = unit[:, :, 3:]
+    return np.rint(255 * (unit[:, :, :3] * alpha + (1 - alpha))).astype(np.uint8)
+
+
+def _turn(picture: Picture, orientation: int) -> Picture:
+    """Undo how the camera was held; `orientation` is EXIF's."""
+    if orientation >= 5:
+        picture = picture.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(picture[::rows, ::columns])
+
+
+def find_pictures(sources: Iterable[str | PathLike[str]]) -> list[Path]:
+    """The picture files that `sources` name, in their order, none twice.
+
+    A source is a file, taken whatever it is called; a folder, of which all picture files are taken, those in folders
+    within it too, sorted by name; or a pattern such as "photos/**/img_*.jpg". Raises ImageError if a source does not
+    exist, a folder cannot be read or holds no picture, or a pattern fits none.
+
+    >>> find_pictures(["photos", "more/*.jpg"])  # doctest: +SKIP
+    [PosixPath('photos/a.png'), PosixPath('more/b.jpg')]
+    """
+    found = {path.absolute(): path for source in sources for path in _expand(os.fspath(source))}
+    return list(found.values())
+
+
+def _expand(source: str) -> Iterable[Path]:
+    # A file may have any name, so names come before patterns.
+    if os.path.isdir(source):
+        paths = sorted(_walk(source))
+        if not paths:
+            raise ImageError(f"no pictures in {source!r} (looked for {', '.join(PICTURE_SUFFIXES)})")
+        return paths
+    if os.path.lexists(source) or not glob.has_magic(source):
+        if not os.path.exists(source):
+            raise ImageError(f"{source!r} does not exist")
+        return [Path(source)]
+    paths = sorted(Path(name) for name in glob.glob(source, recursive=True) if _is_picture(name))
+    if not paths:
+        raise ImageError(f"no picture fits the pattern {source!r}")
+    return paths
+
+
+def _walk(folder: str) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"the folder {str(error.filename)!r} cannot be read: {error.strerror}") from error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names if _is_picture(os.path.join(parent, name)))
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURE_SUFFIXES) and os.path.isfile(name)
