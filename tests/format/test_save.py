@@ -62,7 +62,11 @@ def test_a_full_disk(function: str, small_graph: Graph, old: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if function == "write":
-        monkeypatch.setattr(Path, "open", lambda path, mode: _FullDisk(path, mode))
+
+        def open_full(path: Path, mode: str) -> _FullDisk:
+            return _FullDisk(path, mode)
+
+        monkeypatch.setattr(Path, "open", open_full)
     else:
         monkeypatch.setattr(os, function, fail)
     with pytest.raises(SaveError, match="No space left on device") as caught:

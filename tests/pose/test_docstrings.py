@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("spec", "estimator", "person", "preprocess", "decode", "draw", "evaluate", "networks")
+MODULES = ("spec", "estimator", "person", "pictures", "preprocess", "decode", "draw", "evaluate", "networks")
 
 
 @pytest.mark.parametrize("name", MODULES)

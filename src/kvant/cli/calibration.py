@@ -13,7 +13,6 @@ import numpy.typing as npt
 from kvant import CalibrationError
 from kvant.cli.arrays import by_input, read_arrays
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 Array = npt.NDArray[Any]
 
 
@@ -43,18 +42,6 @@ class PictureSpec:
         unit = cut.astype(np.float32) / np.float32(255)
         values = (unit - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1)[np.newaxis])
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The pictures in ``folder`` and the folders in it, sorted by name.
-
-    Raises:
-        CalibrationError: there are none.
-    """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
-    if not found:
-        raise CalibrationError(f"no pictures in {str(folder)!r} (looked for {', '.join(PICTURES)})")
-    return found
 
 
 class Pictures:
@@ -94,10 +81,13 @@ def open_calibration(source: Path, names: list[str], spec: PictureSpec, limit: i
 
     Raises:
         CalibrationError: it is empty, or its arrays have different lengths.
+        ImageError: the folder holds no pictures, or cannot be read.
         InputError: the file is unreadable, or names other inputs.
     """
     if source.is_dir():
-        return Pictures(find_pictures(source)[:limit], spec)
+        from kvant.pose import find_pictures
+
+        return Pictures(find_pictures([source])[:limit], spec)
     arrays = by_input(read_arrays(source), names, source)
     lengths = sorted({len(array) if array.ndim else 0 for array in arrays})
     if len(lengths) != 1 or lengths[0] == 0:

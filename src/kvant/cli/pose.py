@@ -15,7 +15,6 @@ import typer
 import kvant
 from kvant import pose
 from kvant.cli import options, output
-from kvant.cli.calibration import find_pictures
 from kvant.cli.checkpoint import need_torch
 from kvant.cli.quantize import make_recipe
 from kvant.format import write_atomically
@@ -90,7 +89,7 @@ def quantize(
         raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
     recipe = make_recipe(bits, wide, target_sqnr)
     options.check_writable(out)
-    pictures = PosePictures(find_pictures(calibration)[:limit], spec, height)
+    pictures = PosePictures(pose.find_pictures([calibration])[:limit], spec, height)
     need_torch()
     import torch
 

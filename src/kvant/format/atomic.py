@@ -29,7 +29,7 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], suffix: str = ".tmp") -> Iterator[Path]:
-    """A new, empty file beside ``path``, for what writes by name: at the end of the block it takes the place of ``path``.
+    """A new, empty file beside ``path``, for what writes by name; after the block it takes the place of ``path``.
 
     It is flushed to the disk before. If the block raises, it is deleted, and a file that was there before stays.
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from kvant.pose.estimator import FOUR_SCALES, ONE_SCALE, PoseEstimator
     from kvant.pose.evaluate import Agreement, evaluate_coco, keypoint_agreement
     from kvant.pose.networks import OpenPoseMobileNetThin, OpenPoseVGG, load_checkpoint
-    from kvant.pose.preprocess import Geometry, as_picture, prepare, read_image
+    from kvant.pose.pictures import as_picture, decode_image, find_pictures, read_image
+    from kvant.pose.preprocess import Geometry, prepare
 
 __all__ = [
     "COCO_KEYPOINTS",
@@ -44,9 +45,11 @@ __all__ = [
     "PoseEstimator",
     "PoseOutput",
     "as_picture",
+    "decode_image",
     "decode_people",
     "draw_people",
     "evaluate_coco",
+    "find_pictures",
     "keypoint_agreement",
     "load_checkpoint",
     "network_spec",
@@ -61,7 +64,8 @@ _LAZY = {
     "estimator": ("FOUR_SCALES", "ONE_SCALE", "PoseEstimator"),
     "evaluate": ("Agreement", "evaluate_coco", "keypoint_agreement"),
     "networks": ("OpenPoseMobileNetThin", "OpenPoseVGG", "load_checkpoint"),
-    "preprocess": ("Geometry", "as_picture", "prepare", "read_image"),
+    "pictures": ("as_picture", "decode_image", "find_pictures", "read_image"),
+    "preprocess": ("Geometry", "prepare"),
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 _EXTRAS = {"torch": "torch", "cv2": "pose"}

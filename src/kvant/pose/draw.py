@@ -9,7 +9,7 @@ import numpy as np
 
 from kvant.pose.layout import JOINING_LIMBS, LIMBS, PART_COLOURS
 from kvant.pose.person import Person
-from kvant.pose.preprocess import Picture
+from kvant.pose.pictures import Picture
 
 _SHIFT = 4  # OpenCV draws at fractions of a pixel when coordinates are multiplied by 2 ** shift
 _FONT = cv2.FONT_HERSHEY_SIMPLEX

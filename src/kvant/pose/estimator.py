@@ -14,7 +14,8 @@ from kvant.pose.decode import DecoderSettings, Maps, decode_people
 from kvant.pose.draw import draw_people
 from kvant.pose.layout import Float32Array
 from kvant.pose.person import Person
-from kvant.pose.preprocess import Picture, as_picture, prepare
+from kvant.pose.pictures import Picture, as_picture
+from kvant.pose.preprocess import prepare
 from kvant.pose.spec import NETWORKS, NetworkSpec, network_spec
 from kvant.runtime import QuantizedModel, load
 

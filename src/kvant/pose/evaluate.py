@@ -15,7 +15,7 @@ import numpy as np
 from kvant.errors import MissingDependencyError
 from kvant.pose.estimator import PoseEstimator
 from kvant.pose.person import Person
-from kvant.pose.preprocess import read_image
+from kvant.pose.pictures import read_image
 
 _STATISTICS = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from kvant.errors import ImageError
 from kvant.pose.headers import exif_orientation, picture_size
-from kvant.pose.preprocess import Picture
+
+Picture = NDArray[np.uint8]
+"""BGR, height x width x 3."""
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of files that a folder is searched for."""
@@ -85,6 +87,26 @@ def _turn(picture: Picture, orientation: int) -> Picture:
     return np.ascontiguousarray(picture[::rows, ::columns])
 
 
+def as_picture(image: NDArray[Any]) -> Picture:
+    """Return an array as a BGR picture, H x W x 3, uint8, contiguous.
+
+    Grey (H x W or H x W x 1) becomes BGR, BGRA is shown on white. Raises ImageError for any other shape, for another
+    type than uint8, which leaves open what white is, and for a picture without pixels.
+
+    >>> as_picture(np.zeros((4, 6), np.uint8)).shape
+    (4, 6, 3)
+    """
+    array = np.asarray(image)
+    channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
+    if channels not in (1, 3, 4) or array.dtype != np.uint8 or array.size == 0:
+        raise ImageError(
+            f"expected a picture, height x width x 3, BGR, uint8; got {array.dtype} of shape {array.shape}"
+        )
+    if channels == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(array) if channels == 3 else _on_white(array)
+
+
 def find_pictures(sources: Iterable[str | PathLike[str]]) -> list[Path]:
     """The picture files that `sources` name, in their order, none twice.
 
@@ -95,7 +117,10 @@ def find_pictures(sources: Iterable[str | PathLike[str]]) -> list[Path]:
     >>> find_pictures(["photos", "more/*.jpg"])  # doctest: +SKIP
     [PosixPath('photos/a.png'), PosixPath('more/b.jpg')]
     """
-    found = {path.absolute(): path for source in sources for path in _expand(os.fspath(source))}
+    found: dict[Path, Path] = {}
+    for source in sources:
+        for path in _expand(os.fspath(source)):
+            found.setdefault(path.absolute(), path)
     return list(found.values())
 
 

@@ -1,62 +1,18 @@
-"""From a picture file to a network's input, and the way back from its maps to the picture."""
+"""From a picture to a network's input, and the way back from its maps to the picture."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from kvant.errors import ImageError
 from kvant.pose.layout import Float32Array
+from kvant.pose.pictures import Picture, as_picture
 from kvant.pose.spec import NetworkSpec, PerChannel
-
-Picture = NDArray[np.uint8]
-"""BGR, height x width x 3."""
 
 MAX_ASPECT = 8
 """Pictures wider than this many heights are scaled to this many times the wanted height instead: memory is finite."""
-
-_JPEG = b"\xff\xd8\xff"
-
-
-def read_image(path: str | PathLike[str]) -> Picture:
-    """Read a picture file: BGR, H x W x 3, uint8.
-
-    EXIF orientation is applied, grey becomes BGR, 16 bits become 8, transparent parts are shown on white. Raises
-    ImageError, which names the file, if it is missing or not a picture.
-
-    >>> read_image("photo.jpg").shape  # doctest: +SKIP
-    (480, 640, 3)
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
-    picture = _decode(content, cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ImageError(f"{path} is not a picture that OpenCV can read ({len(content)} bytes)")
-    # JPEG has no transparency: only other formats are worth a second look.
-    raw = None if content.startswith(_JPEG) else _decode(content, cv2.IMREAD_UNCHANGED)
-    return picture if raw is None or raw.ndim != 3 or raw.shape[2] != 4 else _on_white(raw)
-
-
-def _decode(content: bytes, flags: int) -> NDArray[Any] | None:
-    try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error:
-        return None
-
-
-def _on_white(picture: NDArray[Any]) -> Picture:
-    """Blend BGRA of 8 or 16 bits over white."""
-    unit = picture.astype(np.float32) / np.iinfo(picture.dtype).max
-    alpha = unit[:, :, 3:]
-    return np.rint(255 * (unit[:, :, :3] * alpha + (1 - alpha))).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -92,26 +48,6 @@ class Geometry:
         """Map (..., 2) x, y in pixels of the picture to x, y in cells: the inverse of `to_picture`."""
         scale = np.array(self.cells_per_pixel, dtype=np.float32)
         return ((points + np.float32(0.5)) * scale - np.float32(0.5)).astype(np.float32)
-
-
-def as_picture(image: NDArray[Any]) -> Picture:
-    """Return an array as a BGR picture, H x W x 3, uint8, contiguous.
-
-    Grey (H x W or H x W x 1) becomes BGR, BGRA is shown on white. Raises ImageError for any other shape, for another
-    type than uint8, which leaves open what white is, and for a picture without pixels.
-
-    >>> as_picture(np.zeros((4, 6), np.uint8)).shape
-    (4, 6, 3)
-    """
-    array = np.asarray(image)
-    channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
-    if channels not in (1, 3, 4) or array.dtype != np.uint8 or array.size == 0:
-        raise ImageError(
-            f"expected a picture, height x width x 3, BGR, uint8; got {array.dtype} of shape {array.shape}"
-        )
-    if channels == 1:
-        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(array) if channels == 3 else _on_white(array)
 
 
 def prepare(image: Picture, spec: NetworkSpec, height: int = 368) -> tuple[Float32Array, Geometry]:

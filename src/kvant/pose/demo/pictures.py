@@ -15,9 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from kvant.pose.preprocess import Picture, read_image
+from kvant.pose.pictures import PICTURE_SUFFIXES, Picture, read_image
 
-PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _REQUIREMENT = "sample_video.txt"
 _MEMBER = "Sports2D/Demo/demo.mp4"
 

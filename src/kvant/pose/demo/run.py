@@ -26,7 +26,8 @@ from kvant.pose.estimator import PoseEstimator, as_function
 from kvant.pose.evaluate import Agreement, keypoint_agreement
 from kvant.pose.layout import Float32Array
 from kvant.pose.person import Person
-from kvant.pose.preprocess import Picture, prepare
+from kvant.pose.pictures import Picture
+from kvant.pose.preprocess import prepare
 from kvant.pose.spec import network_spec
 
 if TYPE_CHECKING:
