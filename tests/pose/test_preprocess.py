@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import struct
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvant.errors import ImageError
-from kvant.pose import InputSpec, NetworkSpec, PoseOutput, as_picture, network_spec, prepare, read_image
+from kvant.pose import InputSpec, NetworkSpec, PoseOutput, as_picture, network_spec, prepare
 
 THIN, VGG = network_spec("openpose-mobilenet-thin"), network_spec("openpose-vgg")
 

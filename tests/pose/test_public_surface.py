@@ -12,8 +12,8 @@ EXPECTED = {
     "COCO_KEYPOINTS", "FOUR_SCALES", "LIMBS", "NETWORKS", "ONE_SCALE", "PARTS",
     "Agreement", "DecoderSettings", "Geometry", "InputSpec", "Limb", "Maps", "NetworkSpec", "OpenPoseMobileNetThin",
     "OpenPoseVGG", "Person", "PoseEstimator", "PoseOutput",
-    "as_picture", "decode_image", "decode_people", "draw_people", "evaluate_coco", "find_pictures", "keypoint_agreement",
-    "load_checkpoint", "network_spec", "prepare", "read_image", "side_by_side",
+    "as_picture", "decode_image", "decode_people", "draw_people", "evaluate_coco", "find_pictures",
+    "keypoint_agreement", "load_checkpoint", "network_spec", "prepare", "read_image", "side_by_side",
 }  # fmt: skip
 
 
