@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 2
+#define KVANT_ABI_VERSION 3
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -65,7 +65,9 @@ KVANT_API int32_t kvant_num_threads(void);
 KVANT_API int32_t kvant_set_num_threads(int32_t count); /* 1 to 1024; 0 is as many as the process may use */
 
 /* Element-wise work. */
-KVANT_API int32_t kvant_quantize(int64_t count, const float *x, float scale, const kvant_target *target, void *y);
+/* x is (outer, channels, inner), y is (outer, inner, channels). */
+KVANT_API int32_t kvant_quantize(int64_t outer, int64_t channels, int64_t inner, const float *x, float scale,
+                                 const kvant_target *target, void *y);
 KVANT_API int32_t kvant_dequantize(int64_t count, const kvant_source *x, float scale, float *y);
 KVANT_API int32_t kvant_rescale(int64_t count, const kvant_source *x, float multiplier, const kvant_target *target,
                                 void *y);

@@ -50,16 +50,54 @@ int64_t offset_of(int64_t row, int64_t rank, const int64_t *shape, const int64_t
   return offset;
 }
 
+// Pixels whose channels lie `inner` apart.
+struct Planes {
+  int64_t channels, inner, count;
+};
+
+template <typename T>
+void set_channel(const uint8_t *values, int64_t count, int64_t channels, uint8_t *y) {
+  const T *from = reinterpret_cast<const T *>(values);
+  T *to = reinterpret_cast<T *>(y);
+  for (int64_t i = 0; i < count; ++i) to[i * channels] = from[i];
+}
+
+// Quantized and side by side. Pictures have three channels.
+void quantize_pixels(const float *x, const Planes &planes, float scale, const kvant_target *target, uint8_t *y) {
+  uint8_t values[3][2 * kChunk];
+  const int64_t n = planes.count, size = size_of(target->dtype);
+  const bool three = planes.channels == 3 && size == 1;
+  for (int64_t c = 0; c < planes.channels; ++c) {
+    uint8_t *own = values[three ? c : 0];
+    loops().quantize(n, x + c * planes.inner, scale, target, own);
+    if (three) continue;
+    (size == 1 ? set_channel<uint8_t> : set_channel<int16_t>)(own, n, planes.channels, y + c * size);
+  }
+  if (three) loops().interleave_three(n, values[0], values[1], values[2], y);
+}
+
 }  // namespace
 }  // namespace kvant
 
 using namespace kvant;
 
-extern "C" int32_t kvant_quantize(int64_t count, const float *x, float scale, const kvant_target *target, void *y) {
+extern "C" int32_t kvant_quantize(int64_t outer, int64_t channels, int64_t inner, const float *x, float scale,
+                                  const kvant_target *target, void *y) {
   KVANT_REQUIRE(x && target && y, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(count >= 0 && scale > 0 && valid(target), KVANT_BAD_ARGUMENT);
-  return in_pieces(
-      count, [=](int64_t i, int64_t n) { loops().quantize(n, x + i, scale, target, at(y, target, i)); });
+  KVANT_REQUIRE(scale > 0 && valid(target), KVANT_BAD_ARGUMENT);
+  int64_t rows, count;
+  KVANT_REQUIRE(product({outer, inner}, &rows) && product({rows, channels}, &count), KVANT_OVERFLOW);
+  if (channels == 1 || inner == 1) {
+    return in_pieces(count, [=](int64_t i, int64_t n) { loops().quantize(n, x + i, scale, target, at(y, target, i)); });
+  }
+  return parallel(rows, divide_up(kGrain, channels), [=](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t row = begin; row < end;) {
+      const int64_t image = row / inner, i = row % inner, n = std::min({kChunk, end - row, inner - i});
+      quantize_pixels(x + image * channels * inner + i, {channels, inner, n}, scale, target, at(y, target, row * channels));
+      row += n;
+    }
+    return KVANT_OK;
+  });
 }
 
 extern "C" int32_t kvant_dequantize(int64_t count, const kvant_source *x, float scale, float *y) {
@@ -116,6 +154,9 @@ extern "C" int32_t kvant_binary(int32_t function, int64_t rank, const int64_t *s
   KVANT_REQUIRE(product(shape, rank - 1, &rows) && product(shape, rank, &count), KVANT_OVERFLOW);
   const int64_t width = shape[rank - 1];
   const Operand left{a, strides_a}, right{b, strides_b};
+  const Operands operands{a->zero_point, b->zero_point, multiplier_a, multiplier_b};
+  const bool alike = (function == KVANT_ADD || function == KVANT_MUL) && a->dtype == target->dtype &&
+                     b->dtype == target->dtype && strides_a[rank - 1] == 1 && strides_b[rank - 1] == 1;
   // Pieces of kChunk elements of a row; the last one of each row may be shorter.
   const int64_t pieces = divide_up(width, kChunk);
   const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, std::min(width, kChunk)));
@@ -125,8 +166,15 @@ extern "C" int32_t kvant_binary(int32_t function, int64_t rank, const int64_t *s
     for (int64_t item = begin; item < end; ++item) {
       const int64_t row = item / pieces, i = item % pieces * kChunk, n = std::min(kChunk, width - i);
       const int64_t step_a = strides_a[rank - 1], step_b = strides_b[rank - 1];
-      left.read(offset_of(row, rank, shape, strides_a) + i * step_a, step_a, n, first);
-      right.read(offset_of(row, rank, shape, strides_b) + i * step_b, step_b, n, second);
+      const int64_t from_a = offset_of(row, rank, shape, strides_a) + i * step_a;
+      const int64_t from_b = offset_of(row, rank, shape, strides_b) + i * step_b;
+      if (alike) {
+        loops().binary_alike(function == KVANT_MUL, n, at(a, from_a), at(b, from_b), operands, target,
+                             at(y, target, row * width + i));
+        continue;
+      }
+      left.read(from_a, step_a, n, first);
+      right.read(from_b, step_b, n, second);
       loops().binary(function, n, first, second, multiplier_a, multiplier_b, values);
       loops().settle_float(n, values, target, at(y, target, row * width + i));
     }

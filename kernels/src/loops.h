@@ -23,6 +23,12 @@ struct Tile {
   int64_t stride;  // bytes from row to row of y
 };
 
+// The operands of a binary function.
+struct Operands {
+  int32_t zero_a, zero_b;
+  float multiplier_a, multiplier_b;
+};
+
 // Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
 // a[pair][row][2], v[pair][column][2]; tile[row][column].
 struct Loops {
@@ -35,6 +41,7 @@ struct Loops {
   void (*finish64)(const Finish &finish, const Tile &tile, const int64_t *sums);
   // Two rows of 16-bit integers, element by element side by side.
   void (*interleave)(int64_t count, const int16_t *first, const int16_t *second, int16_t *out);
+  void (*interleave_three)(int64_t count, const uint8_t *a, const uint8_t *b, const uint8_t *c, uint8_t *out);
   // x[i * stride] - zero_point.
   void (*centre16)(int64_t count, const void *x, int32_t dtype, int64_t stride, int32_t zero_point, int16_t *out);
   void (*centre32)(int64_t count, const void *x, int32_t dtype, int64_t stride, int32_t zero_point, int32_t *out);
@@ -55,6 +62,9 @@ struct Loops {
   // out[i] = a[i] * multiplier_a + or - b[i] * multiplier_b, and so on, before rounding.
   void (*binary)(int32_t function, int64_t count, const int32_t *a, const int32_t *b, float multiplier_a,
                  float multiplier_b, float *out);
+  // The same for a sum or a product, rounded too, where a, b and y are of the target's type; y may be a or b.
+  void (*binary_alike)(bool product, int64_t count, const void *a, const void *b, const Operands &operands,
+                       const kvant_target *target, void *y);
   void (*table)(int64_t count, const void *x, int32_t dtype, const void *entries, int64_t element_size, void *y);
   // best[i] = max or min(best[i], x[i]).
   void (*extreme)(int64_t count, bool largest, int32_t dtype, const void *x, void *best);

@@ -5,23 +5,28 @@ namespace kvant {
 namespace KVANT_ISA {
 namespace {
 
-// 1.5 * 2^23: adding and subtracting it rounds a float below 2^22 to an integer, half to even.
+// 1.5 * 2^23: adding it rounds a float below 2^22 to an integer, half to even, which is then in the sum's lowest bits.
 constexpr float kRounder = 12582912.0f;
+constexpr int32_t kRounderBits = 0x4b400000;
 
 struct Bounds {
-  float zero, low, high;
+  float low, high;
+  int32_t shift;  // from the bits of a rounded sum to the result
 };
 
 Bounds bounds_of(const kvant_target *target) {
-  return {static_cast<float>(target->zero_point), static_cast<float>(target->low - target->zero_point),
-          static_cast<float>(target->high - target->zero_point)};
+  return {static_cast<float>(target->low - target->zero_point), static_cast<float>(target->high - target->zero_point),
+          target->zero_point - kRounderBits};
 }
 
 // min(max(rne(v) + zero, low), high). Clamping first gives the same, since the bounds are integers, and keeps v small.
 inline int32_t settle(float v, const Bounds &bounds) {
   v = v < bounds.low ? bounds.low : v;
   v = v > bounds.high ? bounds.high : v;
-  return static_cast<int32_t>((v + kRounder) - kRounder + bounds.zero);
+  v += kRounder;
+  int32_t bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  return bits + bounds.shift;
 }
 
 template <typename Out, typename Value>
@@ -63,6 +68,16 @@ void interleave(int64_t count, const int16_t *__restrict first, const int16_t *_
   for (int64_t i = 0; i < count; ++i) {
     out[2 * i] = first[i];
     out[2 * i + 1] = second[i];
+  }
+}
+
+// Three rows of bytes, element by element side by side.
+void interleave_three(int64_t count, const uint8_t *__restrict a, const uint8_t *__restrict b,
+                      const uint8_t *__restrict c, uint8_t *__restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[3 * i] = a[i];
+    out[3 * i + 1] = b[i];
+    out[3 * i + 2] = c[i];
   }
 }
 
@@ -160,6 +175,36 @@ void binary(int32_t function, int64_t count, const int32_t *a, const int32_t *b,
   }
 }
 
+// Both operands and the result of one type. y may be a or b: elements do not depend on each other.
+template <typename T, typename Function>
+void binary_in_one_pass(int64_t count, const T *a, const T *b, const Operands &o, const kvant_target *target, T *y,
+                        Function function) {
+  const Bounds bounds = bounds_of(target);
+  const int32_t zero_a = o.zero_a, zero_b = o.zero_b;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(settle(function(a[i] - zero_a, b[i] - zero_b), bounds));
+}
+
+template <typename T>
+void binary_of(bool product, int64_t count, const void *a, const void *b, const Operands &o,
+               const kvant_target *target, void *y) {
+  const T *first = static_cast<const T *>(a), *second = static_cast<const T *>(b);
+  const float ma = o.multiplier_a, mb = o.multiplier_b;
+  if (product) {
+    return binary_in_one_pass(count, first, second, o, target, static_cast<T *>(y),
+                              [=](int32_t v, int32_t w) { return static_cast<float>(v * w) * ma; });
+  }
+  binary_in_one_pass(count, first, second, o, target, static_cast<T *>(y), [=](int32_t v, int32_t w) {
+    return static_cast<float>(v) * ma + static_cast<float>(w) * mb;
+  });
+}
+
+void binary_alike(bool product, int64_t count, const void *a, const void *b, const Operands &operands,
+                  const kvant_target *target, void *y) {
+  const auto function = target->dtype == KVANT_UINT8 ? binary_of<uint8_t> : binary_of<int16_t>;
+  function(product, count, a, b, operands, target, y);
+}
+
 template <typename Entry>
 void table_all(int64_t count, const void *x, int32_t dtype, const void *entries, void *y) {
   const Entry *from = static_cast<const Entry *>(entries);
@@ -219,6 +264,7 @@ const Loops kLoops = {
     finish<int32_t>,
     finish<int64_t>,
     interleave,
+    interleave_three,
     centre<int16_t>,
     centre<int32_t>,
     settle_row<int32_t>,
@@ -230,6 +276,7 @@ const Loops kLoops = {
     quantize,
     to_float,
     binary,
+    binary_alike,
     table,
     extreme,
     accumulate32,

@@ -46,8 +46,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Quantize:
-    """float32 -> integers."""
+    """float32 -> integers: (outer, channels, inner) -> (outer, inner, channels)."""
 
+    outer: int
+    channels: int
+    inner: int
     scale: float
     target: Target
 

@@ -8,15 +8,26 @@ from kvant.errors import GraphError
 from kvant.graph import Node, TensorType, ops
 from kvant.runtime import steps
 from kvant.runtime.arithmetic import multiplier, scale_of, target_of, zero_of
-from kvant.runtime.lower.context import Context, Order, Shape, join_axes, natural
+from kvant.runtime.lower.context import Context, Order, Shape, channels_last, join_axes, natural
 
 
 def quantize(context: Context, node: Node, op: ops.Quantize) -> None:
     (x,) = node.inputs
     if context.type(x).dtype != "float32":
         raise GraphError(f"its input {x!r} is {context.type(x).dtype}, expected float32")
-    output = context.quantized(node.output)
-    context.emit(node, steps.Quantize(scale_of(output), target_of(output)), node.inputs, order=context.order(x))
+    output, shape, order = context.quantized(node.output), context.shapes[x], context.order(x)
+    outer, channels, inner = 1, 1, math.prod(shape)
+    if order == natural(len(shape)) and len(shape) > 2 and _is_image(context, node.output):
+        order = channels_last(len(shape))
+        outer, channels, inner = shape[0], shape[1], math.prod(shape[2:])
+    work = steps.Quantize(outer, channels, inner, scale_of(output), target_of(output))
+    context.emit(node, work, node.inputs, order=order)
+
+
+def _is_image(context: Context, name: str) -> bool:
+    """Whether the first operator that reads a tensor wants its channels last."""
+    reader = next((node.op for node in context.graph.nodes if name in node.inputs), None)
+    return isinstance(reader, ops.Conv | ops.ConvTranspose | ops.MaxPool | ops.AveragePool | ops.AdaptivePool)
 
 
 def dequantize(context: Context, node: Node, op: ops.Dequantize) -> None:

@@ -68,7 +68,8 @@ def _integers(values: Sequence[int]) -> ctypes.Array[Any]:
 
 
 def _quantize(work: steps.Quantize, inputs: Sequence[Array], y: Array) -> Call:
-    return "quantize", [y.size, inputs[0], work.scale, _target(work.target), y]
+    sizes: list[Argument] = [work.outer, work.channels, work.inner]
+    return "quantize", [*sizes, inputs[0], work.scale, _target(work.target), y]
 
 
 def _dequantize(work: steps.Dequantize, inputs: Sequence[Array], y: Array) -> Call:

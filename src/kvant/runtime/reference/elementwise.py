@@ -31,7 +31,8 @@ def requantize(accumulator: Array, multiplier: float | Float32, target: Target) 
 
 def quantize(work: steps.Quantize, x: Float32) -> Array:
     """``clamp(rne(x / scale) + zero_point)``, the division in float32."""
-    return settle(x / np.float32(work.scale), work.target)
+    planes = x.reshape(work.outer, work.channels, work.inner).transpose(0, 2, 1)
+    return settle(planes / np.float32(work.scale), work.target)
 
 
 def dequantize(work: steps.Dequantize, x: Array) -> Float32:
