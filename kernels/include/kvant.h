@@ -197,8 +197,25 @@ KVANT_API int32_t kvant_conv_bytes(const kvant_conv_layer *layer, int32_t method
 KVANT_API void kvant_free_weights(kvant_weights *packed);
 KVANT_API const char *kvant_algorithm(const kvant_weights *packed); /* how it is computed: "direct", ... */
 KVANT_API int64_t kvant_weights_bytes(const kvant_weights *packed); /* memory that the packed layer takes */
+/* A tensor that is added to a convolution's results: what is written is (q - zero point of q) * multiplier +
+ * (data - zero_point) * added_multiplier as `target`. data lies like y, without gaps, and both targets and data have one
+ * dtype. */
+typedef struct kvant_addend {
+  const void *data;
+  int32_t zero_point;
+  float multiplier;
+  float added_multiplier;
+  kvant_target target;
+} kvant_addend;
+
+/* addend: null, or what is added to the results. */
 KVANT_API int32_t kvant_conv(const kvant_conv_shape *shape, const kvant_weights *weights, const void *x,
-                             const kvant_target *target, void *y);
+                             const kvant_target *target, const kvant_addend *addend, void *y);
+/* A depthwise convolution, written as `between`, and a 1 x 1 convolution of stride 1 of its results, row after row: what
+ * lies between them stays in the cache. `shape` is that of the first one, but for y_stride. */
+KVANT_API int32_t kvant_conv_pair(const kvant_conv_shape *shape, const kvant_weights *depthwise, const void *x,
+                                  const kvant_target *between, const kvant_weights *pointwise,
+                                  const kvant_target *target, const kvant_addend *addend, void *y);
 /* count products of (m, k) and (k, n) matrices; index_a and index_b name the matrices of each. */
 KVANT_API int32_t kvant_matmul(int64_t m, int64_t k, int64_t n, int64_t count, const int64_t *index_a,
                                const int64_t *index_b, const kvant_source *a, const kvant_source *b, float multiplier,
@@ -209,7 +226,7 @@ typedef enum kvant_step {
   KVANT_STEP_QUANTIZE, KVANT_STEP_DEQUANTIZE, KVANT_STEP_RESCALE, KVANT_STEP_TABLE, KVANT_STEP_BINARY,
   KVANT_STEP_COPY, KVANT_STEP_CONCAT, KVANT_STEP_INDEX, KVANT_STEP_GATHER, KVANT_STEP_MAX_POOL,
   KVANT_STEP_MEAN_POOL, KVANT_STEP_RESIZE, KVANT_STEP_SUM, KVANT_STEP_EXTREME, KVANT_STEP_ARG_MAX,
-  KVANT_STEP_SOFTMAX, KVANT_STEP_NORMALIZE, KVANT_STEP_CONV, KVANT_STEP_MATMUL
+  KVANT_STEP_SOFTMAX, KVANT_STEP_NORMALIZE, KVANT_STEP_CONV, KVANT_STEP_CONV_PAIR, KVANT_STEP_MATMUL
 } kvant_step;
 
 #define KVANT_MOST_ARGUMENTS 15

@@ -31,6 +31,7 @@ struct Job {
   Padded x;
   int64_t size[2], pads[2];
   kvant_target target;
+  const kvant_addend *addend;  // null, or what is added; only for an algorithm that adds itself
   uint8_t *y;
   int64_t y_stride;
 };
@@ -47,8 +48,12 @@ class Algorithm {
   virtual int64_t bytes() const = 0;  // of packed weights
   virtual Format format() const = 0;
   virtual bool pads_itself() const { return false; }  // if so, it reads no slack either
+  virtual bool adds_itself() const { return false; }
   virtual Reach reach(const int64_t output_size[2]) const = 0;
   virtual int32_t run(const Job &job) const = 0;  // a kvant_status; uses kvant::parallel
+  // Lines begin to end of the output, counted over all images, by the calling thread alone.
+  virtual bool runs_lines() const { return false; }
+  virtual void run_lines(const Job &, int64_t, int64_t) const {}
 };
 
 // Each makes its algorithm for a layer (stride, groups, types, transposed or not: any), or null where it does not apply

@@ -8,20 +8,19 @@
 #include <utility>
 #include <vector>
 
-#include "algorithm.h"
 #include "common.h"
+#include "conv.h"
+#include "loops.h"
 #include "packing.h"
 #include "padding.h"
+#include "threads.h"
 #include "transform.h"
 #include "winograd.h"
 
-struct kvant_weights {
-  kvant_conv_layer layer;  // as given, pointers null
-  std::unique_ptr<kvant::Algorithm> algorithm;
-};
-
 namespace kvant {
 namespace {
+
+constexpr int64_t kAddGrain = 1 << 15;  // elements; fewer are not worth a second thread
 
 // The wanted algorithm, or the general one where that cannot be proven exact.
 std::unique_ptr<Algorithm> make(const kvant_conv_layer &layer, int32_t method) {
@@ -94,25 +93,6 @@ std::unique_ptr<kvant_weights> prepare(const kvant_conv_layer &layer, int32_t me
   return weights;
 }
 
-int32_t check_shape(const kvant_conv_shape &shape, const kvant_conv_layer &layer) {
-  for (int axis = 0; axis < 2; ++axis) {
-    KVANT_REQUIRE(is_size(shape.size[axis]) && is_size(shape.output_size[axis]), KVANT_BAD_ARGUMENT);
-    KVANT_REQUIRE(shape.pads[axis] >= 0 && shape.pads[axis] <= INT32_MAX, KVANT_BAD_ARGUMENT);
-  }
-  KVANT_REQUIRE(shape.batch >= 0 && shape.x_stride >= layer.channels && shape.y_stride >= layer.outputs,
-                KVANT_BAD_ARGUMENT);
-  int64_t bytes;
-  KVANT_REQUIRE(product({shape.batch, shape.size[0], shape.size[1], shape.x_stride, 64}, &bytes), KVANT_OVERFLOW);
-  KVANT_REQUIRE(product({shape.batch, shape.output_size[0], shape.output_size[1], shape.y_stride, 64}, &bytes),
-                KVANT_OVERFLOW);
-  for (int axis = 0; axis < 2; ++axis) {  // as far as the input is read, of all pixels before the stride
-    int64_t stride, kernel;
-    KVANT_REQUIRE(product({shape.output_size[axis], layer.strides[axis], 4}, &stride), KVANT_OVERFLOW);
-    KVANT_REQUIRE(product({layer.kernel[axis], layer.dilations[axis], 4}, &kernel), KVANT_OVERFLOW);
-  }
-  return KVANT_OK;
-}
-
 // A 1x1 kernel that touches every pixel sees one long row.
 void flatten(const kvant_conv_layer &layer, kvant_conv_shape *shape) {
   for (int axis = 0; axis < 2; ++axis) {
@@ -143,34 +123,83 @@ Placement placement_of(const kvant_conv_layer &layer, const kvant_conv_shape &sh
   return placement;
 }
 
-int32_t run(const kvant_weights &weights, kvant_conv_shape shape, const void *x, const kvant_target &target, void *y) {
+// Added to what was written, a pixel at a time.
+int32_t add(const Job &job, int64_t outputs) {
+  const kvant_addend &addend = *job.addend;
+  const Operands operands{job.target.zero_point, addend.zero_point, addend.multiplier, addend.added_multiplier};
+  const int64_t size = size_of(job.target.dtype), pixels = job.batch * job.output_size[0] * job.output_size[1];
+  const uint8_t *added = static_cast<const uint8_t *>(addend.data);
+  return parallel(pixels, divide_up(kAddGrain, outputs), [=, &addend](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t p = begin; p < end; ++p) {
+      uint8_t *y = job.y + p * job.y_stride * size;
+      loops().binary_alike(false, outputs, y, added + p * outputs * size, operands, &addend.target, y);
+    }
+    return KVANT_OK;
+  });
+}
+
+int32_t run(const kvant_weights &weights, kvant_conv_shape shape, const void *x, const kvant_target &target,
+            const kvant_addend *addend, void *y) {
   flatten(weights.layer, &shape);
-  const Algorithm &algorithm = *weights.algorithm;
-  const Reach reach = algorithm.reach(shape.output_size);
-  // A row of the kernel is one run of elements, so that pixels must not lie further apart.
-  const bool dense = shape.x_stride == weights.layer.channels || weights.layer.kernel[1] == 1;
-  const Placement placement = placement_of(weights.layer, shape, x);
   Job job{};
-  if (algorithm.pads_itself() && is_plain(placement)) {
-    job.x = as_it_lies(placement);
-    std::copy_n(placement.size, 2, job.size);
-    std::copy_n(placement.pads, 2, job.pads);
-  } else {
-    const int32_t status = place(placement, algorithm.format(), reach, dense, &job.x);
-    KVANT_REQUIRE(status == KVANT_OK, status);
-    job.size[0] = reach.rows;
-    job.size[1] = reach.columns;
-  }
-  job.batch = shape.batch;
-  job.output_size[0] = shape.output_size[0];
-  job.output_size[1] = shape.output_size[1];
+  int32_t status = make_job(weights, shape, x, &job);
+  KVANT_REQUIRE(status == KVANT_OK, status);
   job.target = target;
+  job.addend = addend;
   job.y = static_cast<uint8_t *>(y);
   job.y_stride = shape.y_stride;
-  return algorithm.run(job);
+  status = weights.algorithm->run(job);
+  if (status != KVANT_OK || addend == nullptr || weights.algorithm->adds_itself()) return status;
+  return add(job, weights.layer.outputs);
 }
 
 }  // namespace
+
+int32_t check_shape(const kvant_conv_shape &shape, const kvant_conv_layer &layer) {
+  for (int axis = 0; axis < 2; ++axis) {
+    KVANT_REQUIRE(is_size(shape.size[axis]) && is_size(shape.output_size[axis]), KVANT_BAD_ARGUMENT);
+    KVANT_REQUIRE(shape.pads[axis] >= 0 && shape.pads[axis] <= INT32_MAX, KVANT_BAD_ARGUMENT);
+  }
+  KVANT_REQUIRE(shape.batch >= 0 && shape.x_stride >= layer.channels && shape.y_stride >= layer.outputs,
+                KVANT_BAD_ARGUMENT);
+  int64_t bytes;
+  KVANT_REQUIRE(product({shape.batch, shape.size[0], shape.size[1], shape.x_stride, 64}, &bytes), KVANT_OVERFLOW);
+  KVANT_REQUIRE(product({shape.batch, shape.output_size[0], shape.output_size[1], shape.y_stride, 64}, &bytes),
+                KVANT_OVERFLOW);
+  for (int axis = 0; axis < 2; ++axis) {  // as far as the input is read, of all pixels before the stride
+    int64_t stride, kernel;
+    KVANT_REQUIRE(product({shape.output_size[axis], layer.strides[axis], 4}, &stride), KVANT_OVERFLOW);
+    KVANT_REQUIRE(product({layer.kernel[axis], layer.dilations[axis], 4}, &kernel), KVANT_OVERFLOW);
+  }
+  return KVANT_OK;
+}
+
+bool valid(const kvant_addend *addend, const kvant_target &target) {
+  if (addend == nullptr) return true;
+  const kvant_source source{addend->data, target.dtype, addend->zero_point};
+  return addend->data != nullptr && valid(&source) && valid(&addend->target) && addend->target.dtype == target.dtype &&
+         std::isfinite(addend->multiplier) && std::isfinite(addend->added_multiplier);
+}
+
+int32_t make_job(const kvant_weights &weights, const kvant_conv_shape &shape, const void *x, Job *job) {
+  const Algorithm &algorithm = *weights.algorithm;
+  const Placement placement = placement_of(weights.layer, shape, x);
+  job->batch = shape.batch;
+  std::copy_n(shape.output_size, 2, job->output_size);
+  if (algorithm.pads_itself() && is_plain(placement)) {
+    job->x = as_it_lies(placement);
+    std::copy_n(placement.size, 2, job->size);
+    std::copy_n(placement.pads, 2, job->pads);
+    return KVANT_OK;
+  }
+  // A row of the kernel is one run of elements, so that pixels must not lie further apart.
+  const bool dense = shape.x_stride == weights.layer.channels || weights.layer.kernel[1] == 1;
+  const Reach reach = algorithm.reach(shape.output_size);
+  job->size[0] = reach.rows;
+  job->size[1] = reach.columns;
+  return place(placement, algorithm.format(), reach, dense, &job->x);
+}
+
 }  // namespace kvant
 
 using namespace kvant;
@@ -210,14 +239,14 @@ extern "C" int64_t kvant_weights_bytes(const kvant_weights *packed) {
 }
 
 extern "C" int32_t kvant_conv(const kvant_conv_shape *shape, const kvant_weights *weights, const void *x,
-                              const kvant_target *target, void *y) {
+                              const kvant_target *target, const kvant_addend *addend, void *y) {
   KVANT_REQUIRE(shape && weights && x && target && y, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(valid(target), KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(valid(target) && valid(addend, *target), KVANT_BAD_ARGUMENT);
   const int32_t status = check_shape(*shape, weights->layer);
   KVANT_REQUIRE(status == KVANT_OK, status);
   if (shape->batch == 0) return KVANT_OK;
   try {
-    return run(*weights, *shape, x, *target, y);
+    return run(*weights, *shape, x, *target, addend, y);
   } catch (const std::exception &) {
     return KVANT_NO_MEMORY;
   }

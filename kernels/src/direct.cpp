@@ -68,6 +68,9 @@ class Direct : public Algorithm {
   }
   Reach reach(const int64_t output_size[2]) const override;
   int32_t run(const Job &job) const override;
+  bool adds_itself() const override { return true; }
+  bool runs_lines() const override { return true; }
+  void run_lines(const Job &job, int64_t begin, int64_t end) const override;
 
  private:
   int64_t elements() const { return bytes_ ? 4 : 2; }  // of a group
@@ -236,6 +239,8 @@ DirectWork Direct::describe(const Job &job, const std::vector<int64_t> &offsets)
   work.stretch = std::max<int64_t>(1, layer_.sums.terms / 2);
   work.target = &job.target;
   work.y_stride = job.y_stride * size_of(job.target.dtype);
+  work.addend = job.addend;
+  work.added_stride = layer_.outputs * size_of(job.target.dtype);
   return work;
 }
 
@@ -246,7 +251,9 @@ void Direct::run_item(const Job &job, const Block &block, DirectWork work) const
   work.outputs = block.outputs;
   work.bias = bias_.data() + block.lanes;
   work.multipliers = multipliers_.data() + block.lanes;
-  work.y = job.y + block.first_output * size_of(job.target.dtype);
+  const int64_t first = block.first_output * size_of(job.target.dtype);
+  work.y = job.y + first;
+  if (job.addend != nullptr) work.added = static_cast<const uint8_t *>(job.addend->data) + first;
   const DirectLoops &loops = direct_loops();
   const auto function = layer_.sums.wide ? loops.wide : bytes_ ? loops.bytes : loops.shorts;
   function(work);
@@ -271,6 +278,14 @@ int32_t Direct::run(const Job &job) const {
     }
     return KVANT_OK;
   });
+}
+
+void Direct::run_lines(const Job &job, int64_t begin, int64_t end) const {
+  const std::vector<int64_t> runs = offsets(job.x);
+  DirectWork work = describe(job, runs);
+  work.first = begin * job.output_size[1];
+  work.count = (end - begin) * job.output_size[1];
+  for (const Block &block : blocks_) run_item(job, block, work);
 }
 
 }  // namespace

@@ -28,6 +28,9 @@ struct DirectWork {
   const kvant_target *target;
   uint8_t *y;                  // the block's first output at output pixel 0
   int64_t y_stride;            // bytes from pixel to pixel
+  const kvant_addend *addend;  // null, or what is added to the results
+  const uint8_t *added;        // the block's first output at output pixel 0
+  int64_t added_stride;        // bytes from pixel to pixel
 };
 
 constexpr int64_t kMostVectors = 4;

@@ -3,6 +3,8 @@
 // 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, narrow_bias, to_float and from_wide,
 // the product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
+#include "settle_body.h"
+
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
@@ -34,12 +36,36 @@ __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], cons
   *weights = w;
 }
 
-// P pixels: what each sees first, and where its results go.
+// P pixels: what each sees first, and where its results go. `count` of them are real, the first one is number `first`.
 template <int64_t P>
 struct Pixels {
   const uint8_t *x[P];
   uint8_t *y[P];
+  int64_t first, count;
 };
+
+template <typename T, int64_t V>
+void add_and_store_as(const DirectWork &work, const float *values, int64_t first, int64_t count) {
+  constexpr int64_t kWidth = V * kLanes;
+  const Addition addition = addition_of(*work.target, *work.addend);
+  const float *multipliers = work.multipliers;
+  const uint64_t bytes = static_cast<uint64_t>(work.outputs) * sizeof(T);
+  for (int64_t p = first; p < first + count; ++p, values += kWidth) {
+    T added[kWidth] = {}, results[kWidth];
+    __builtin_memcpy(added, work.added + p * work.added_stride, bytes);
+    for (int64_t i = 0; i < kWidth; ++i) {
+      results[i] = static_cast<T>(settle_sum(values[i] * multipliers[i], added[i], addition));
+    }
+    __builtin_memcpy(work.y + p * work.y_stride, results, bytes);
+  }
+}
+
+// Sums of real pixels, as floats, V vectors of each.
+template <int64_t V>
+__attribute__((noinline)) void add_and_store(const DirectWork &work, const float *values, int64_t first, int64_t count) {
+  if (work.addend->target.dtype == KVANT_UINT8) return add_and_store_as<uint8_t, V>(work, values, first, count);
+  add_and_store_as<int16_t, V>(work, values, first, count);
+}
 
 template <typename Product, int64_t P, int64_t V>
 __attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pixels) {
@@ -53,6 +79,15 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pix
   const uint8_t *weights = work.weights;
   for (int64_t r = 0; r < work.runs; ++r) {
     accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &weights);
+  }
+  if (work.addend != nullptr) {
+    Floats values[P][V];
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < V; ++v) values[p][v] = to_float(sums[p][v]);
+    }
+    return add_and_store<V>(work, reinterpret_cast<const float *>(values), pixels.first, pixels.count);
   }
   const Finish<V> finish(work);
 #pragma GCC unroll 16
@@ -89,12 +124,15 @@ __attribute__((noinline)) void wide_tile(const DirectWork &work, const Pixels<P>
       }
     }
   }
-  const Finish<V> finish(work);
+  Floats values[P][V];
   for (int64_t p = 0; p < P; ++p) {
-    Floats values[V];
-    for (int64_t v = 0; v < V; ++v) values[v] = from_wide(totals[p] + v * kLanes);
-    finish.store(values, pixels.y[p]);
+    for (int64_t v = 0; v < V; ++v) values[p][v] = from_wide(totals[p] + v * kLanes);
   }
+  if (work.addend != nullptr) {
+    return add_and_store<V>(work, reinterpret_cast<const float *>(values), pixels.first, pixels.count);
+  }
+  const Finish<V> finish(work);
+  for (int64_t p = 0; p < P; ++p) finish.store(values[p], pixels.y[p]);
 }
 
 template <typename Product>
@@ -115,7 +153,7 @@ struct Wide {
 // Goes from output pixel to output pixel.
 class Walk {
  public:
-  explicit Walk(const DirectWork &work) : work_(work), y_(work.first * work.y_stride) {
+  explicit Walk(const DirectWork &work) : work_(work), pixel_(work.first), y_(work.first * work.y_stride) {
     const int64_t line = work.first / work.width, image = line / work.height;
     column_ = work.first % work.width;
     row_ = line % work.height;
@@ -124,8 +162,10 @@ class Walk {
 
   const uint8_t *x() const { return work_.x + x_; }
   uint8_t *y() const { return work_.y + y_; }
+  int64_t pixel() const { return pixel_; }
 
   void advance() {
+    ++pixel_;
     x_ += work_.column;
     y_ += work_.y_stride;
     if (++column_ < work_.width) return;
@@ -138,7 +178,7 @@ class Walk {
 
  private:
   const DirectWork &work_;
-  int64_t x_, y_, column_, row_;
+  int64_t pixel_, x_, y_, column_, row_;
 };
 
 // One tile of P pixels; where there are fewer, the last one again, its results thrown away.
@@ -146,6 +186,8 @@ template <typename Kind, int64_t P, int64_t V>
 void step(const DirectWork &work, int64_t count, Walk *walk) {
   Pixels<P> pixels;
   uint8_t nowhere[V * kLanes * sizeof(int16_t)];
+  pixels.first = walk->pixel();
+  pixels.count = count < P ? count : P;
   for (int64_t p = 0; p < P; ++p) {
     const bool real = p < count;
     pixels.x[p] = real ? walk->x() : pixels.x[p - 1];

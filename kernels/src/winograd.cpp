@@ -152,6 +152,7 @@ class Winograd final : public Algorithm {
   const char *name() const override { return "winograd"; }
   int64_t bytes() const override { return bytes_; }
   Format format() const override { return Format::kRaw; }
+  bool adds_itself() const override { return true; }
   Reach reach(const int64_t output_size[2]) const override {
     return {round_up(output_size[0], kSize) + 2, round_up(output_size[1], kSize) + 2, channels_ - real_channels_};
   }
@@ -311,9 +312,18 @@ void Winograd::locate(const Run &run, int64_t first, int64_t count, WinogradTile
   for (int64_t t = first; t < first + count; ++t) {
     const int64_t image = t / (run.down * run.across), within = t % (run.down * run.across);
     const int64_t row = within / run.across * kSize, column = within % run.across * kSize;
+    const int64_t number = (image * height + row) * width + column;
+    const uint8_t *added = job.addend == nullptr ? nullptr : static_cast<const uint8_t *>(job.addend->data);
+    if (added != nullptr) added += number * real_outputs_ * size_of(job.target.dtype);
     tiles[t - first] = {job.x.data + image * job.x.image + row * job.x.row + column * job.x.column,
-                        job.y + ((image * height + row) * width + column) * pixel, std::min(kSize, height - row),
-                        std::min(kSize, width - column)};
+                        job.y + number * pixel, added, std::min(kSize, height - row), std::min(kSize, width - column)};
+  }
+}
+
+void shift(WinogradTile *tiles, int64_t count, int64_t bytes) {
+  for (int64_t t = 0; t < count; ++t) {
+    tiles[t].y += bytes;
+    if (tiles[t].added != nullptr) tiles[t].added += bytes;
   }
 }
 
@@ -325,11 +335,13 @@ void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, int
   const int64_t size = size_of(job.target.dtype), pixel = job.y_stride * size;
   loops_.multiply({count, channels_, block_width(block), points, room * channels_ + kPlanePadding,
                    block_weights(block), block_weights((block + 1) % blocks()), sums, sums_plane});
-  for (int64_t t = 0; t < count; ++t) tiles[t].y += first * size;
+  const int64_t added = real_outputs_ * size;
+  shift(tiles, count, first * size);
   loops_.finish({sums, sums_plane, bias_.data() + first, multipliers_.data() + first,
-                 std::min(kWinogradBlock, real_outputs_ - first), job.target, job.output_size[1] * pixel, pixel},
+                 std::min(kWinogradBlock, real_outputs_ - first), job.target, job.output_size[1] * pixel, pixel,
+                 job.addend, job.output_size[1] * added, added},
                 tiles, count);
-  for (int64_t t = 0; t < count; ++t) tiles[t].y -= first * size;
+  shift(tiles, count, -first * size);
 }
 
 }  // namespace

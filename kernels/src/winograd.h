@@ -15,10 +15,11 @@ constexpr int64_t kWinogradBlock = 64;     // outputs that are computed together
 constexpr int64_t kWinogradStep = 16;      // a block's width is a multiple of this
 constexpr int64_t kWinogradChannels = 32;  // channels are padded to a multiple of this
 
-// Where the input of a tile begins, where its output goes, and how much of that exists.
+// Where the input of a tile begins, where its output goes, what is added to it, and how much of that exists.
 struct WinogradTile {
   const uint8_t *x;
   uint8_t *y;
+  const uint8_t *added;
   int64_t rows, columns;
 };
 
@@ -34,7 +35,7 @@ struct WinogradProducts {
   int64_t sums_plane;
 };
 
-// What becomes of a block's sums. Distances in y are in bytes.
+// What becomes of a block's sums. Distances in y and in what is added (if anything is) are in bytes.
 struct WinogradFinish {
   const int32_t *sums;
   int64_t sums_plane;
@@ -43,6 +44,8 @@ struct WinogradFinish {
   int64_t outputs;           // that exist
   kvant_target target;
   int64_t row, column;
+  const kvant_addend *addend;
+  int64_t added_row, added_column;
 };
 
 struct WinogradLoops {

@@ -16,7 +16,7 @@ typedef uint16_t Shorts __attribute__((vector_size(32)));
 typedef uint32_t Ints __attribute__((vector_size(32)));
 using Floats = __m256;
 
-struct Bounds {
+struct VectorBounds {
   Floats low, high;  // without the zero point
   Ints zero;
 };
@@ -39,13 +39,13 @@ inline Ints shift_right_6(Ints value) {
   return reinterpret_cast<Ints>(_mm256_srai_epi32(reinterpret_cast<__m256i>(value), 6));
 }
 
-inline Bounds bounds_of(const kvant_target &target) {
+inline VectorBounds vector_bounds(const kvant_target &target) {
   return {_mm256_set1_ps(static_cast<float>(target.low - target.zero_point)),
           _mm256_set1_ps(static_cast<float>(target.high - target.zero_point)),
           reinterpret_cast<Ints>(_mm256_set1_epi32(target.zero_point))};
 }
 
-inline Ints settle(Ints sum, Floats multipliers, const Bounds &bounds) {
+inline Ints settle(Ints sum, Floats multipliers, const VectorBounds &bounds) {
   const Floats value = _mm256_mul_ps(_mm256_cvtepi32_ps(reinterpret_cast<__m256i>(sum)), multipliers);
   const Floats clamped = _mm256_min_ps(_mm256_max_ps(value, bounds.low), bounds.high);
   return reinterpret_cast<Ints>(_mm256_cvtps_epi32(clamped)) + bounds.zero;

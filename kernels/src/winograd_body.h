@@ -1,9 +1,11 @@
 // Bodies of the Winograd loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
 // namespace) and, before this, in that namespace: kLanes 32-bit integers as Ints and as many floats as Floats, twice as
 // many 16-bit integers as Shorts (both kinds of integers unsigned: they wrap), kRows tiles and kVectors of outputs that
-// are multiplied at a time, Bounds and bounds_of, and the functions widen, broadcast, multiply_add, shift_right_6,
+// are multiplied at a time, VectorBounds and vector_bounds, and the functions widen, broadcast, multiply_add, shift_right_6,
 // settle, store_bytes and store_words. Nothing here may call an inline function of a header: the linker could keep the
 // copy of another instruction set.
+#include "settle_body.h"
+
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
@@ -154,7 +156,7 @@ inline void restore_four(const Ints (&m)[6], Ints (&y)[4]) {
 struct Lane {
   Ints bias;
   Floats multipliers;
-  Bounds bounds;
+  VectorBounds bounds;
 };
 
 inline void store_as(uint8_t *y, Ints values) { store_bytes(y, values); }
@@ -168,10 +170,25 @@ inline void store_some(Out *y, Ints values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = all[i];
 }
 
-// One vector of outputs of a tile.
+// Results of one pixel with what is added to them.
 template <typename Out>
-void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lane, const WinogradTile &tile, Out *y,
-                   int64_t count) {
+__attribute__((noinline)) void add_some(const WinogradFinish &f, const int32_t *sums, const float *multipliers,
+                                        const uint8_t *addend, int64_t count, Out *y) {
+  const Addition addition = addition_of(f.target, *f.addend);
+  Out added[kLanes] = {}, results[kLanes];
+  const uint64_t bytes = static_cast<uint64_t>(count < kLanes ? count : kLanes) * sizeof(Out);
+  __builtin_memcpy(added, addend, bytes);
+  for (int64_t i = 0; i < kLanes; ++i) {
+    results[i] = static_cast<Out>(settle_sum(static_cast<float>(sums[i]) * multipliers[i], added[i], addition));
+  }
+  __builtin_memcpy(y, results, bytes);
+}
+
+// One vector of outputs of a tile, the first of them number `first` of the block.
+template <typename Out>
+void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lane, const WinogradTile &tile,
+                   int64_t first) {
+  const int64_t count = f.outputs - first;
   Ints half[4][6];
 #pragma GCC unroll 6
   for (int64_t j = 0; j < 6; ++j) {
@@ -182,7 +199,7 @@ void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lan
 #pragma GCC unroll 4
     for (int64_t i = 0; i < 4; ++i) half[i][j] = column[i];
   }
-  uint8_t *row = reinterpret_cast<uint8_t *>(y);
+  uint8_t *row = tile.y + first * static_cast<int64_t>(sizeof(Out));
 #pragma GCC unroll 4
   for (int64_t i = 0; i < 4; ++i, row += f.row) {
     if (i == tile.rows) return;
@@ -192,6 +209,12 @@ void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lan
     for (int64_t j = 0; j < 4; ++j) {
       if (j == tile.columns) break;
       const Ints sum = shift_right_6(pixels[j] * kInverseOf9) + lane.bias;
+      if (f.addend != nullptr) {
+        const uint8_t *added = tile.added + i * f.added_row + j * f.added_column;
+        add_some(f, reinterpret_cast<const int32_t *>(&sum), f.multipliers + first,
+                 added + first * static_cast<int64_t>(sizeof(Out)), count, reinterpret_cast<Out *>(row + j * f.column));
+        continue;
+      }
       store_some(reinterpret_cast<Out *>(row + j * f.column), settle(sum, lane.multipliers, lane.bounds), count);
     }
   }
@@ -199,12 +222,11 @@ void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lan
 
 template <typename Out>
 void finish_as(const WinogradFinish &f, const WinogradTile *tiles, int64_t count) {
-  const Bounds bounds = bounds_of(f.target);
+  const VectorBounds bounds = vector_bounds(f.target);
   for (int64_t t = 0; t < count; ++t) {
-    Out *y = reinterpret_cast<Out *>(tiles[t].y);
     for (int64_t o = 0; o < f.outputs; o += kLanes) {
       const Lane lane = {load<Ints>(f.bias + o), load<Floats>(f.multipliers + o), bounds};
-      finish_vector(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], y + o, f.outputs - o);
+      finish_vector<Out>(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], o);
     }
   }
 }

@@ -58,8 +58,9 @@ class _Memory:
         for (step, inputs, output), (_, arguments) in zip(work, bound, strict=True):
             for array in (*_arrays(step), *inputs, output):
                 self._add_array(array)
+            layers = iter(steps.convolutions(step))
             for position, argument in enumerate(arguments, 1):
-                self._add_argument(slot + 8 * position, argument, step)
+                self._add_argument(slot + 8 * position, argument, layers)
             slot += 8 * _SLOTS
         self._pieces = _laid_out(self._ranges)
 
@@ -67,12 +68,11 @@ class _Memory:
         assert array.flags.c_contiguous
         self._ranges.append((array.ctypes.data, array.nbytes))
 
-    def _add_argument(self, slot: int, argument: calls.Argument, step: steps.Work) -> None:
+    def _add_argument(self, slot: int, argument: calls.Argument, layers: Iterator[steps.Conv]) -> None:
         if isinstance(argument, int | float):
             return
         if isinstance(argument, packed.Packed):
-            assert isinstance(step, steps.Conv)
-            layer, arrays = packed._layer(step)
+            layer, arrays = packed._layer(next(layers))
             self._alive.append(arrays)
             for array in arrays:  # type: ignore[attr-defined]
                 self._add_array(array)

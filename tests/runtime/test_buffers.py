@@ -66,7 +66,7 @@ def convolve(work: steps.Conv, algorithm: str, x: np.ndarray, shape: library.Con
     packed, target = Packed(work, algorithm), calls._target(work.target)
     pointers = [c_void_p(address) for address in (packed.address, x.ctypes.data, y.ctypes.data)]
     conv = library.load_library().kvant_conv
-    assert conv(byref(shape), pointers[0], pointers[1], byref(target), pointers[2]) == 0
+    assert conv(byref(shape), pointers[0], pointers[1], byref(target), None, pointers[2]) == 0
 
 
 @pytest.mark.parametrize("name", LAYERS)

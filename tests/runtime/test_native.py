@@ -34,9 +34,9 @@ POINTER = c_void_p(64)  # never read: the arguments are refused before
 
 
 def test_null_pointers_are_refused(lib):
-    assert lib.kvant_quantize(c_int64(1), None, c_float(1), TARGET, POINTER) == NULL
+    assert lib.kvant_quantize(*[c_int64(1)] * 3, None, c_float(1), TARGET, POINTER) == NULL
     assert lib.kvant_rescale(c_int64(1), source(data=0), c_float(1), TARGET, POINTER) == NULL
-    assert lib.kvant_conv(None, None, None, None, None) == NULL
+    assert lib.kvant_conv(None, None, None, None, None, None) == NULL
     assert lib.kvant_matmul(*[c_int64(1)] * 4, None, None, None, None, c_float(1), None, None, None) == NULL
     assert lib.kvant_normalize(None, None, None, None, None, None) == NULL
     lib.kvant_free_weights(None)
@@ -112,8 +112,8 @@ def test_weights_without_a_negative_are_refused(lib):
 def test_convolutions_that_do_not_fit_are_refused(lib, changes, status):
     made, packed = pack(lib)
     assert made == OK
-    assert lib.kvant_conv(conv_shape(**changes), packed, POINTER, TARGET, POINTER) == status
-    assert lib.kvant_conv(conv_shape(batch=0), packed, POINTER, TARGET, POINTER) == OK
+    assert lib.kvant_conv(conv_shape(**changes), packed, POINTER, TARGET, None, POINTER) == status
+    assert lib.kvant_conv(conv_shape(batch=0), packed, POINTER, TARGET, None, POINTER) == OK
     lib.kvant_free_weights(packed)
 
 

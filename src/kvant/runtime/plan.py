@@ -17,6 +17,7 @@ import numpy as np
 
 from kvant.errors import InputError, ShapeError
 from kvant.graph import Graph, TensorType, bind, infer_shapes
+from kvant.runtime.fuse import fuse
 from kvant.runtime.lower import Context, lower, prepare
 from kvant.runtime.memory import Arena
 from kvant.runtime.steps import Step
@@ -47,7 +48,7 @@ class Plan:
 
     Attributes:
         steps: in execution order.
-        placements: where every tensor lives.
+        placements: where every tensor lives that is written.
         arena_bytes: memory that all activations share.
     """
 
@@ -75,7 +76,7 @@ class Planner:
         self._lock = threading.Lock()
 
     def plan(self, shapes: Mapping[str, Shape], keep_all: bool = False) -> Plan:
-        """The plan for inputs of these shapes; with ``keep_all`` no activation's memory is used again.
+        """The plan for inputs of these shapes; with ``keep_all`` every activation is written, and no memory used again.
 
         Raises:
             InputError: the shapes do not fit the graph, or need more memory than the limit.
@@ -96,6 +97,8 @@ class Planner:
         context = self._resolve(shapes)
         for node in self.graph.nodes:
             lower(context, node)
+        if not keep_all:
+            context.steps = fuse(context)
         placements, arena_bytes = _place(context, keep_all)
         self._check_memory(arena_bytes)
         return Plan(tuple(context.steps), placements, arena_bytes)
@@ -140,7 +143,12 @@ def _place(context: Context, keep_all: bool) -> tuple[dict[str, Placement], int]
         for name in () if keep_all else {storage[name] for name in (*step.inputs, step.output)}:
             if name in offsets and last_use.get(name, index) == index:
                 arena.free(offsets[name], _size(context, name))
-    return {name: _placement(context, name, of, offsets.get(of)) for name, of in storage.items()}, arena.size
+    placed = {
+        name: _placement(context, name, of, offsets.get(of))
+        for name, of in storage.items()
+        if of in offsets or of in context.graph.constants
+    }
+    return placed, arena.size
 
 
 def _size(context: Context, name: str) -> int:

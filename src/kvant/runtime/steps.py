@@ -101,11 +101,25 @@ class Binary:
     target: Target
 
 
+@dataclass(frozen=True)
+class Addend:
+    """A tensor that a convolution adds to its results ``q``, of their dtype and shape.
+
+    Written is ``(q - zero point of q) * multiplier + (x - zero_point) * added_multiplier`` as ``target``.
+    """
+
+    zero_point: int
+    multiplier: float
+    added_multiplier: float
+    target: Target
+
+
 @dataclass(frozen=True, eq=False)
 class Conv:
     """Convolution over two axes (one axis is lifted to two), transposed or not; a linear layer is one too.
 
-    Input (batch, H, W, channels), output (batch, H', W', output channels).
+    Input (batch, H, W, channels), output (batch, H', W', output channels). Where something is added, it is the second
+    input, and the results have its ``target``.
     """
 
     weights: Weights
@@ -120,6 +134,16 @@ class Conv:
     pads: Pair
     dilations: Pair
     target: Target
+    added: Addend | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ConvPair:
+    """A depthwise convolution (of ``node``) and the 1 x 1 convolution of its results; inputs as for the latter."""
+
+    depthwise: Conv
+    pointwise: Conv
+    node: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +318,7 @@ class ArgMax:
 
 
 Work = (
-    Quantize | Dequantize | Rescale | Table | Binary | Conv | MatMul | Copy | Concat | Index | MaxPool
+    Quantize | Dequantize | Rescale | Table | Binary | Conv | ConvPair | MatMul | Copy | Concat | Index | MaxPool
     | MeanPool | Sum | Extreme | Resize | Softmax | Normalize | Gather | ArgMax
 )  # fmt: skip
 
@@ -307,3 +331,16 @@ class Step:
     inputs: tuple[str, ...]
     output: str
     node: str
+
+
+def convolutions(work: Work) -> list[Conv]:
+    """The convolutions of a piece of work."""
+    if isinstance(work, ConvPair):
+        return [work.depthwise, work.pointwise]
+    return [work] if isinstance(work, Conv) else []
+
+
+def layers_of(step: Step) -> list[tuple[str, Conv]]:
+    """The convolutions of a step, each with its node."""
+    nodes = (step.work.node, step.node) if isinstance(step.work, ConvPair) else (step.node,)
+    return list(zip(nodes, convolutions(step.work), strict=False))

@@ -49,13 +49,13 @@ class NativeBackend:
 
     def prepare(self, plan: Sequence[steps.Step], memory_budget: float) -> None:
         """Choose an algorithm for every convolution, from the steps at the example size."""
-        layers = [(step.node, step.work) for step in plan if isinstance(step.work, steps.Conv)]
+        layers = [layer for step in plan for layer in steps.layers_of(step)]
         self._layers = {work.weights: work for _, work in layers}
         self._chosen = choose(layers, memory_budget, packed_bytes, SPEEDS[isa()])
 
     def bind(self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]]) -> Callable[[], None]:
         """A function that does all of the work in order, in one call of the library."""
-        self._pack([piece for piece, _, _ in work if isinstance(piece, steps.Conv)])
+        self._pack([layer for piece, _, _ in work for layer in steps.convolutions(piece)])
         bound = [self._call(*piece) for piece in work]
         encoded = calls.encode(bound)
         address, failed = c_void_p(encoded.buffer_info()[0]), c_int64(0)
@@ -72,6 +72,9 @@ class NativeBackend:
     def _call(self, work: steps.Work, inputs: Sequence[Array], output: Array) -> calls.Call:
         if isinstance(work, steps.Conv):
             return calls.conv(work, inputs, output, self._packed[work.weights])
+        if isinstance(work, steps.ConvPair):
+            packed = [self._packed[layer.weights] for layer in steps.convolutions(work)]
+            return calls.conv_pair(work, inputs, output, *packed)
         return calls.CALLS[type(work)](work, inputs, output)
 
     def _pack(self, layers: Sequence[steps.Conv]) -> None:

@@ -190,11 +190,32 @@ def _arg_max(work: steps.ArgMax, inputs: Sequence[Array], y: Array) -> Call:
 
 
 def conv(work: steps.Conv, inputs: Sequence[Array], y: Array, packed: Packed) -> Call:
-    pair = c_int64 * 2
-    shape = library.ConvShape(
-        work.batch, pair(*work.size), pair(*work.output_size), pair(*work.pads), work.channels, work.output_channels
+    return "conv", [_conv_shape(work), packed, inputs[0], _target(work.target), _addend(work, inputs), y]
+
+
+def conv_pair(work: steps.ConvPair, inputs: Sequence[Array], y: Array, depthwise: Packed, pointwise: Packed) -> Call:
+    first, second = work.depthwise, work.pointwise
+    args: list[Argument] = [
+        _conv_shape(first, second.output_channels), depthwise, inputs[0], _target(first.target), pointwise,
+        _target(second.target), _addend(second, inputs), y,
+    ]  # fmt: skip
+    return "conv_pair", args
+
+
+def _conv_shape(work: steps.Conv, y_stride: int | None = None) -> library.ConvShape:
+    pairs = [(c_int64 * 2)(*pair) for pair in (work.size, work.output_size, work.pads)]
+    return library.ConvShape(work.batch, *pairs, work.channels, y_stride or work.output_channels)
+
+
+def _addend(work: steps.Conv, inputs: Sequence[Array]) -> Argument:
+    """Null where nothing is added."""
+    if work.added is None:
+        return 0
+    added = work.added
+    pointer = inputs[1].ctypes.data
+    return library.Addend(
+        pointer, added.zero_point, added.multiplier, added.added_multiplier, _target(added.target)
     )
-    return "conv", [shape, packed, inputs[0], _target(work.target), y]
 
 
 def _matmul(work: steps.MatMul, inputs: Sequence[Array], y: Array) -> Call:

@@ -76,10 +76,19 @@ class ConvShape(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Addend(ctypes.Structure):
+    """kvant_addend."""
+
+    _fields_ = [
+        ("data", c_void_p), ("zero_point", c_int32), ("multiplier", c_float), ("added_multiplier", c_float),
+        ("target", Target),
+    ]  # fmt: skip
+
+
 # Functions that a plan calls, in the order of kvant_step.
 _STEPS = (
     "quantize", "dequantize", "rescale", "table", "binary", "copy", "concat", "index", "gather", "max_pool",
-    "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "conv", "matmul",
+    "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "conv", "conv_pair", "matmul",
 )  # fmt: skip
 NUMBER = {name: number for number, name in enumerate(_STEPS)}
 MOST_ARGUMENTS = 15

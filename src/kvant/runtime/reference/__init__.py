@@ -26,6 +26,7 @@ FUNCTIONS: dict[type, Callable[..., Array]] = {
     steps.Table: elementwise.table,
     steps.Binary: elementwise.binary,
     steps.Conv: weighted.conv,
+    steps.ConvPair: weighted.conv_pair,
     steps.MatMul: weighted.matmul,
     steps.Copy: movement.copy,
     steps.Concat: movement.concat,

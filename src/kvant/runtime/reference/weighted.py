@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.runtime import steps
-from kvant.runtime.reference.elementwise import centred, requantize
+from kvant.runtime.reference.elementwise import centred, requantize, settle
 
 Array = npt.NDArray[Any]
 # float64 holds every integer up to here, so sums below it are exact in any order, and BLAS computes them fast.
@@ -21,11 +21,30 @@ def _carrier(bound: int) -> type[np.float64 | np.int64]:
     return np.float64 if bound < _EXACT_IN_FLOAT64 else np.int64
 
 
-def conv(work: steps.Conv, x: Array) -> Array:
+def conv(work: steps.Conv, x: Array, *added: Array) -> Array:
     """``sum (qx - zx) * qw + qbias`` over channels and kernel taps; padding contributes 0.
 
     Here channels come first, as in the formula; only the input and the result have them last.
     """
+    q = _requantized(work, x)
+    return add(work, q, *added) if work.added else q
+
+
+def conv_pair(work: steps.ConvPair, x: Array, *added: Array) -> Array:
+    """One after the other."""
+    return conv(work.pointwise, conv(work.depthwise, x), *added)
+
+
+def add(work: steps.Conv, q: Array, added: Array) -> Array:
+    """What ``elementwise.binary`` does."""
+    if work.added is None:
+        raise TypeError("nothing is added to this convolution")
+    own = centred(q, work.target.zero_point).astype(np.float32) * np.float32(work.added.multiplier)
+    other = centred(added, work.added.zero_point).astype(np.float32) * np.float32(work.added.added_multiplier)
+    return settle(own + other.reshape(own.shape), work.added.target)
+
+
+def _requantized(work: steps.Conv, x: Array) -> Array:
     carrier = _carrier(work.weights.bound)
     size, groups = work.size, work.weights.groups
     pixels = centred(x, work.weights.zero_point).astype(carrier).reshape(work.batch, *size, groups, -1)
