@@ -274,6 +274,10 @@ int32_t Direct::run(const Job &job) const {
       DirectWork work = whole;
       work.first = (block_outermost ? item % chunks : item / blocks) * chunk;
       work.count = std::min(chunk, pixels - work.first);
+      const int64_t later = (item + 1 < end ? item + 1 : item + num_threads()) / chunks;
+      if (block_outermost && later != block && later < blocks) {
+        work.next = weights_.data() + blocks_[static_cast<size_t>(later)].weights;
+      }
       run_item(job, blocks_[static_cast<size_t>(block)], work);
     }
     return KVANT_OK;

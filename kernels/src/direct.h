@@ -22,6 +22,7 @@ struct DirectWork {
   int64_t runs, groups;        // runs of as many groups
   int64_t stretch;             // of wide sums: groups that int32 surely holds
   const uint8_t *weights;      // [run][group][vector][lane][kGroupBytes]
+  const uint8_t *next;         // null, or the weights that come next and are not in the cache yet
   int64_t vectors, outputs;    // of the block
   const int64_t *bias;         // vectors * lanes
   const float *multipliers;    // vectors * lanes

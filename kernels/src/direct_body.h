@@ -13,11 +13,17 @@ constexpr int64_t kVectorBytes = kLanes * 4;
 // The second-level cache needs to be told that early.
 constexpr int64_t kAhead = 2048;
 
+// Weights of the block, and what is fetched into the second-level cache meanwhile: a line, or none, for each group.
+struct Stream {
+  const uint8_t *weights, *next;
+  int64_t step;
+};
+
 // Adds one run of P pixels times V vectors of outputs and moves the weights forward.
 template <typename Product, int64_t P, int64_t V>
 __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], const uint8_t *const *pixels,
-                                                      int64_t offset, int64_t groups, const uint8_t **weights) {
-  const uint8_t *x[P], *w = *weights;
+                                                      int64_t offset, int64_t groups, Stream *stream) {
+  const uint8_t *x[P], *w = stream->weights, *next = stream->next;
 #pragma GCC unroll 16
   for (int64_t p = 0; p < P; ++p) x[p] = pixels[p] + offset;
   for (int64_t g = 0; g < groups * kGroupBytes; g += kGroupBytes, w += V * kVectorBytes) {
@@ -26,6 +32,8 @@ __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], cons
     for (int64_t v = 0; v < V; ++v) columns[v] = load(w + v * kVectorBytes);
 #pragma GCC unroll 4
     for (int64_t b = 0; b < V * kVectorBytes; b += 64) __builtin_prefetch(w + kAhead + b);
+    __builtin_prefetch(next, 0, 2);
+    next += stream->step;
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) {
       const Vector pixel = broadcast(x[p] + g);
@@ -33,7 +41,15 @@ __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], cons
       for (int64_t v = 0; v < V; ++v) sums[p][v] = Product::add(sums[p][v], pixel, columns[v]);
     }
   }
-  *weights = w;
+  stream->weights = w;
+  stream->next = next;
+}
+
+// `tile` is the number of the tile among those of its work item: each fetches its share of what comes next.
+inline Stream stream_of(const DirectWork &work, int64_t tile, int64_t block_bytes) {
+  const int64_t share = work.runs * work.groups * 64;
+  const bool fetches = work.next != nullptr && tile * share < block_bytes;
+  return {work.weights, fetches ? work.next + tile * share : work.weights, fetches ? 64 : 0};
 }
 
 // P pixels: what each sees first, and where its results go. `count` of them are real, the first one is number `first`.
@@ -48,15 +64,10 @@ template <typename T, int64_t V>
 void add_and_store_as(const DirectWork &work, const float *values, int64_t first, int64_t count) {
   constexpr int64_t kWidth = V * kLanes;
   const Addition addition = addition_of(*work.target, *work.addend);
-  const float *multipliers = work.multipliers;
-  const uint64_t bytes = static_cast<uint64_t>(work.outputs) * sizeof(T);
   for (int64_t p = first; p < first + count; ++p, values += kWidth) {
-    T added[kWidth] = {}, results[kWidth];
-    __builtin_memcpy(added, work.added + p * work.added_stride, bytes);
-    for (int64_t i = 0; i < kWidth; ++i) {
-      results[i] = static_cast<T>(settle_sum(values[i] * multipliers[i], added[i], addition));
-    }
-    __builtin_memcpy(work.y + p * work.y_stride, results, bytes);
+    settle_sums<kWidth>(addition, values, work.multipliers,
+                        reinterpret_cast<const T *>(work.added + p * work.added_stride), work.outputs,
+                        reinterpret_cast<T *>(work.y + p * work.y_stride));
   }
 }
 
@@ -76,9 +87,9 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pix
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
   }
-  const uint8_t *weights = work.weights;
+  Stream stream = stream_of(work, (pixels.first - work.first) / P, work.runs * work.groups * V * kVectorBytes);
   for (int64_t r = 0; r < work.runs; ++r) {
-    accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &weights);
+    accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &stream);
   }
   if (work.addend != nullptr) {
     Floats values[P][V];
@@ -106,7 +117,7 @@ __attribute__((noinline)) void wide_tile(const DirectWork &work, const Pixels<P>
   for (int64_t p = 0; p < P; ++p) {
     for (int64_t i = 0; i < V * kLanes; ++i) totals[p][i] = work.bias[i];
   }
-  const uint8_t *weights = work.weights;
+  Stream stream = {work.weights, work.weights, 0};
   for (int64_t r = 0; r < work.runs; ++r) {
     for (int64_t g = 0; g < work.groups; g += work.stretch) {
       const int64_t left = work.groups - g, groups = left < work.stretch ? left : work.stretch;
@@ -114,7 +125,7 @@ __attribute__((noinline)) void wide_tile(const DirectWork &work, const Pixels<P>
       for (int64_t p = 0; p < P; ++p) {
         for (int64_t v = 0; v < V; ++v) sums[p][v] = zero();
       }
-      accumulate<Product, P, V>(sums, pixels.x, work.offsets[r] + g * kGroupBytes, groups, &weights);
+      accumulate<Product, P, V>(sums, pixels.x, work.offsets[r] + g * kGroupBytes, groups, &stream);
       int32_t narrow[P][V * kLanes];
       for (int64_t p = 0; p < P; ++p) {
         for (int64_t v = 0; v < V; ++v) store(narrow[p] + v * kLanes, sums[p][v]);

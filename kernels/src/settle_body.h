@@ -53,6 +53,28 @@ inline int32_t settle_sum(float v, int32_t added, const Addition &addition) {
   return settle(own * addition.multiplier + other * addition.added_multiplier, addition.result);
 }
 
+// W sums times their multipliers and what is added to them; `count` exist: most often all, which is a copy of constant
+// size.
+template <int64_t W, typename Sum, typename T>
+inline __attribute__((always_inline)) void settle_sums(const Addition &addition, const Sum *sums,
+                                                       const float *multipliers, const T *added, int64_t count, T *y) {
+  T others[W], results[W];
+  if (count >= W) {
+    __builtin_memcpy(others, added, sizeof others);
+  } else {
+    for (int64_t i = 0; i < W; ++i) others[i] = i < count ? added[i] : T{0};
+  }
+#pragma GCC unroll 1  // vectors, not as many scalars
+  for (int64_t i = 0; i < W; ++i) {
+    results[i] = static_cast<T>(settle_sum(static_cast<float>(sums[i]) * multipliers[i], others[i], addition));
+  }
+  if (count >= W) {
+    __builtin_memcpy(y, results, sizeof results);
+  } else {
+    for (int64_t i = 0; i < count; ++i) y[i] = results[i];
+  }
+}
+
 }  // namespace
 }  // namespace KVANT_ISA
 }  // namespace kvant

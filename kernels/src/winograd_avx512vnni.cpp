@@ -47,10 +47,41 @@ inline VectorBounds vector_bounds(const kvant_target &target) {
           reinterpret_cast<Ints>(_mm512_set1_epi32(target.zero_point))};
 }
 
+inline __m512i rounded(Floats value, const VectorBounds &bounds) {
+  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, bounds.low), bounds.high));
+}
+
+inline Floats product(Ints sum, Floats multipliers) {
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)), multipliers);
+}
+
 inline Ints settle(Ints sum, Floats multipliers, const VectorBounds &bounds) {
-  const Floats value = _mm512_mul_ps(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)), multipliers);
-  const Floats clamped = _mm512_min_ps(_mm512_max_ps(value, bounds.low), bounds.high);
-  return reinterpret_cast<Ints>(_mm512_cvtps_epi32(clamped)) + bounds.zero;
+  return reinterpret_cast<Ints>(rounded(product(sum, multipliers), bounds)) + bounds.zero;
+}
+
+struct VectorAddition {
+  Floats multiplier, added_multiplier;
+  Ints added_zero;
+  VectorBounds result;
+};
+
+inline VectorAddition vector_addition(const kvant_addend &addend) {
+  return {_mm512_set1_ps(addend.multiplier), _mm512_set1_ps(addend.added_multiplier),
+          reinterpret_cast<Ints>(_mm512_set1_epi32(addend.zero_point)), vector_bounds(addend.target)};
+}
+
+inline Ints settle_sum(Ints sum, Floats multipliers, const VectorBounds &bounds, Ints added, const VectorAddition &a) {
+  const Ints own = reinterpret_cast<Ints>(rounded(product(sum, multipliers), bounds));
+  const Floats value = _mm512_add_ps(product(own, a.multiplier), product(added - a.added_zero, a.added_multiplier));
+  return reinterpret_cast<Ints>(rounded(value, a.result)) + a.result.zero;
+}
+
+inline Ints load_bytes(const uint8_t *from) {
+  return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+}
+
+inline Ints load_words(const int16_t *from) {
+  return reinterpret_cast<Ints>(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))));
 }
 
 inline void store_bytes(uint8_t *to, Ints values) {

@@ -2,10 +2,9 @@
 // namespace) and, before this, in that namespace: kLanes 32-bit integers as Ints and as many floats as Floats, twice as
 // many 16-bit integers as Shorts (both kinds of integers unsigned: they wrap), kRows tiles and kVectors of outputs that
 // are multiplied at a time, VectorBounds and vector_bounds, and the functions widen, broadcast, multiply_add, shift_right_6,
-// settle, store_bytes and store_words. Nothing here may call an inline function of a header: the linker could keep the
+// settle, load_bytes, load_words, store_bytes
+// and store_words, VectorAddition, vector_addition and settle_sum. Nothing here may call an inline function of a header: the linker could keep the
 // copy of another instruction set.
-#include "settle_body.h"
-
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
@@ -170,24 +169,21 @@ inline void store_some(Out *y, Ints values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = all[i];
 }
 
-// Results of one pixel with what is added to them.
+inline Ints load_as(const uint8_t *from) { return load_bytes(from); }
+inline Ints load_as(const int16_t *from) { return load_words(from); }
+
 template <typename Out>
-__attribute__((noinline)) void add_some(const WinogradFinish &f, const int32_t *sums, const float *multipliers,
-                                        const uint8_t *addend, int64_t count, Out *y) {
-  const Addition addition = addition_of(f.target, *f.addend);
-  Out added[kLanes] = {}, results[kLanes];
-  const uint64_t bytes = static_cast<uint64_t>(count < kLanes ? count : kLanes) * sizeof(Out);
-  __builtin_memcpy(added, addend, bytes);
-  for (int64_t i = 0; i < kLanes; ++i) {
-    results[i] = static_cast<Out>(settle_sum(static_cast<float>(sums[i]) * multipliers[i], added[i], addition));
-  }
-  __builtin_memcpy(y, results, bytes);
+inline Ints load_some(const Out *from, int64_t count) {
+  if (count >= kLanes) return load_as(from);
+  Out all[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) all[i] = from[i];
+  return load_as(all);
 }
 
 // One vector of outputs of a tile, the first of them number `first` of the block.
-template <typename Out>
+template <typename Out, bool kAdds>
 void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lane, const WinogradTile &tile,
-                   int64_t first) {
+                   int64_t first, const VectorAddition &addition) {
   const int64_t count = f.outputs - first;
   Ints half[4][6];
 #pragma GCC unroll 6
@@ -209,10 +205,11 @@ void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lan
     for (int64_t j = 0; j < 4; ++j) {
       if (j == tile.columns) break;
       const Ints sum = shift_right_6(pixels[j] * kInverseOf9) + lane.bias;
-      if (f.addend != nullptr) {
+      if (kAdds) {
         const uint8_t *added = tile.added + i * f.added_row + j * f.added_column;
-        add_some(f, reinterpret_cast<const int32_t *>(&sum), f.multipliers + first,
-                 added + first * static_cast<int64_t>(sizeof(Out)), count, reinterpret_cast<Out *>(row + j * f.column));
+        const Ints others = load_some(reinterpret_cast<const Out *>(added) + first, count);
+        store_some(reinterpret_cast<Out *>(row + j * f.column),
+                   settle_sum(sum, lane.multipliers, lane.bounds, others, addition), count);
         continue;
       }
       store_some(reinterpret_cast<Out *>(row + j * f.column), settle(sum, lane.multipliers, lane.bounds), count);
@@ -220,23 +217,22 @@ void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lan
   }
 }
 
-template <typename Out>
+template <typename Out, bool kAdds>
 void finish_as(const WinogradFinish &f, const WinogradTile *tiles, int64_t count) {
   const VectorBounds bounds = vector_bounds(f.target);
+  const VectorAddition addition = kAdds ? vector_addition(*f.addend) : VectorAddition{};
   for (int64_t t = 0; t < count; ++t) {
     for (int64_t o = 0; o < f.outputs; o += kLanes) {
       const Lane lane = {load<Ints>(f.bias + o), load<Floats>(f.multipliers + o), bounds};
-      finish_vector<Out>(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], o);
+      finish_vector<Out, kAdds>(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], o, addition);
     }
   }
 }
 
 void finish(const WinogradFinish &f, const WinogradTile *tiles, int64_t count) {
-  if (f.target.dtype == KVANT_UINT8) {
-    finish_as<uint8_t>(f, tiles, count);
-  } else {
-    finish_as<int16_t>(f, tiles, count);
-  }
+  const bool bytes = f.target.dtype == KVANT_UINT8;
+  if (f.addend == nullptr) return (bytes ? finish_as<uint8_t, false> : finish_as<int16_t, false>)(f, tiles, count);
+  (bytes ? finish_as<uint8_t, true> : finish_as<int16_t, true>)(f, tiles, count);
 }
 
 }  // namespace
