@@ -40,6 +40,27 @@ inline Floats from_wide(const int64_t *sums) {
   return load_floats(values);
 }
 
+inline Floats splat(float value) { return _mm256_set1_ps(value); }
+inline Floats rounded(Floats value, Floats low, Floats high) {
+  return _mm256_cvtepi32_ps(_mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(value, low), high)));
+}
+template <typename T>
+inline __m128i load_some(const T *from, int64_t count) {
+  if (count >= kLanes) {
+    return sizeof(T) == 1 ? _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))
+                          : _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
+  }
+  uint8_t bytes[16] = {};
+  if (count > 0) __builtin_memcpy(bytes, from, static_cast<uint64_t>(count) * sizeof(T));
+  return _mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes));
+}
+inline Floats load_integers(const uint8_t *from, int64_t count) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_some(from, count)));
+}
+inline Floats load_integers(const int16_t *from, int64_t count) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_some(from, count)));
+}
+
 struct Shorts {
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pixel, weights));

@@ -41,6 +41,20 @@ inline Floats from_wide(const int64_t *sums) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
+inline Floats splat(float value) { return _mm512_set1_ps(value); }
+inline Floats rounded(Floats value, Floats low, Floats high) {
+  return _mm512_cvtepi32_ps(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, low), high)));
+}
+inline __mmask16 first_lanes(int64_t count) {
+  return count >= kLanes ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1 << count) - 1);
+}
+inline Floats load_integers(const uint8_t *from, int64_t count) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(count), from)));
+}
+inline Floats load_integers(const int16_t *from, int64_t count) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), from)));
+}
+
 // The compiler spills accumulators around the intrinsics (GCC 12); it does not around one instruction of its own.
 struct Bytes {
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {

@@ -1,10 +1,9 @@
 // Direct convolution by tiles of pixels times vectors of outputs. Included by one source file for each instruction set,
 // which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, the types Vector (kLanes
-// 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, narrow_bias, to_float and from_wide,
-// the product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel.
+// 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, narrow_bias, to_float, from_wide,
+// load_floats, splat, rounded (to an integer, within bounds) and load_integers (as floats, no more than there are), the
+// product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
-#include "settle_body.h"
-
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
@@ -60,22 +59,37 @@ struct Pixels {
   int64_t first, count;
 };
 
+// Results of `count` pixels, the first of them number `first`, V vectors of sums of each, with what is added to them.
 template <typename T, int64_t V>
-void add_and_store_as(const DirectWork &work, const float *values, int64_t first, int64_t count) {
-  constexpr int64_t kWidth = V * kLanes;
-  const Addition addition = addition_of(*work.target, *work.addend);
-  for (int64_t p = first; p < first + count; ++p, values += kWidth) {
-    settle_sums<kWidth>(addition, values, work.multipliers,
-                        reinterpret_cast<const T *>(work.added + p * work.added_stride), work.outputs,
-                        reinterpret_cast<T *>(work.y + p * work.y_stride));
+void add_and_store_as(const DirectWork &work, const Floats (*sums)[V], int64_t first, int64_t count) {
+  const kvant_addend &addend = *work.addend;
+  const Floats low = splat(static_cast<float>(work.target->low - work.target->zero_point));
+  const Floats high = splat(static_cast<float>(work.target->high - work.target->zero_point));
+  const Floats zero = splat(static_cast<float>(addend.zero_point)), multiplier = splat(addend.multiplier);
+  const Floats added_multiplier = splat(addend.added_multiplier);
+  float ones[V * kLanes];
+  for (int64_t i = 0; i < V * kLanes; ++i) ones[i] = 1;
+  DirectWork last = work;
+  last.multipliers = ones;
+  last.target = &addend.target;
+  const Finish<V> finish(last);
+  for (int64_t p = 0; p < count; ++p) {
+    const T *added = reinterpret_cast<const T *>(work.added + (first + p) * work.added_stride);
+    Floats values[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) {
+      const Floats own = rounded(sums[p][v] * load_floats(work.multipliers + v * kLanes), low, high);
+      const Floats other = load_integers(added + v * kLanes, work.outputs - v * kLanes) - zero;
+      values[v] = own * multiplier + other * added_multiplier;
+    }
+    finish.store(values, work.y + (first + p) * work.y_stride);
   }
 }
 
-// Sums of real pixels, as floats, V vectors of each.
 template <int64_t V>
-__attribute__((noinline)) void add_and_store(const DirectWork &work, const float *values, int64_t first, int64_t count) {
-  if (work.addend->target.dtype == KVANT_UINT8) return add_and_store_as<uint8_t, V>(work, values, first, count);
-  add_and_store_as<int16_t, V>(work, values, first, count);
+__attribute__((noinline)) void add_and_store(const DirectWork &work, const Floats (*sums)[V], int64_t first, int64_t count) {
+  if (work.addend->target.dtype == KVANT_UINT8) return add_and_store_as<uint8_t, V>(work, sums, first, count);
+  add_and_store_as<int16_t, V>(work, sums, first, count);
 }
 
 template <typename Product, int64_t P, int64_t V>
@@ -98,7 +112,7 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pix
 #pragma GCC unroll 4
       for (int64_t v = 0; v < V; ++v) values[p][v] = to_float(sums[p][v]);
     }
-    return add_and_store<V>(work, reinterpret_cast<const float *>(values), pixels.first, pixels.count);
+    return add_and_store<V>(work, values, pixels.first, pixels.count);
   }
   const Finish<V> finish(work);
 #pragma GCC unroll 16
@@ -140,7 +154,7 @@ __attribute__((noinline)) void wide_tile(const DirectWork &work, const Pixels<P>
     for (int64_t v = 0; v < V; ++v) values[p][v] = from_wide(totals[p] + v * kLanes);
   }
   if (work.addend != nullptr) {
-    return add_and_store<V>(work, reinterpret_cast<const float *>(values), pixels.first, pixels.count);
+    return add_and_store<V>(work, values, pixels.first, pixels.count);
   }
   const Finish<V> finish(work);
   for (int64_t p = 0; p < P; ++p) finish.store(values[p], pixels.y[p]);

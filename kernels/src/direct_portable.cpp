@@ -42,6 +42,26 @@ inline Floats from_wide(const int64_t *sums) {
   return values;
 }
 
+constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds half to even
+
+inline Floats load_floats(const float *from) {
+  Floats value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+inline Floats splat(float value) { return Floats{} + value; }
+inline Floats rounded(Floats value, Floats low, Floats high) {
+  value = value < low ? low : value;
+  value = value > high ? high : value;
+  return (value + kRounder) - kRounder;
+}
+template <typename T>
+inline Floats load_integers(const T *from, int64_t count) {
+  Floats values{};
+  for (int64_t i = 0; i < kLanes && i < count; ++i) values[i] = static_cast<float>(from[i]);
+  return values;
+}
+
 struct Shorts {
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
 #if defined(__SSE2__)  // part of every x86-64
@@ -87,10 +107,7 @@ class Finish {
   }
 
   Vector settle(Floats v) const {
-    constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds half to even
-    v = v < low_ ? low_ : v;
-    v = v > high_ ? high_ : v;
-    return __builtin_convertvector((v + kRounder) - kRounder + zero_, Vector);
+    return __builtin_convertvector(rounded(v, low_, high_) + zero_, Vector);
   }
 
   bool bytes_;

@@ -1,11 +1,33 @@
 // Bodies of the inner loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
 // namespace) and, before this, in that namespace: kName, `multiply` and its tile's measures. Nothing here may call an
 // inline function of a header: the linker could keep the copy of another instruction set.
-#include "settle_body.h"
-
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
+
+// 1.5 * 2^23: adding it rounds a float below 2^22 to an integer, half to even, which is then in the sum's lowest bits.
+constexpr float kRounder = 12582912.0f;
+constexpr int32_t kRounderBits = 0x4b400000;
+
+struct Bounds {
+  float low, high;
+  int32_t shift;  // from the bits of a rounded sum to the result
+};
+
+Bounds bounds_of(const kvant_target *target) {
+  return {static_cast<float>(target->low - target->zero_point), static_cast<float>(target->high - target->zero_point),
+          target->zero_point - kRounderBits};
+}
+
+// min(max(rne(v) + zero, low), high). Clamping first gives the same, since the bounds are integers, and keeps v small.
+inline int32_t settle(float v, const Bounds &bounds) {
+  v = v < bounds.low ? bounds.low : v;
+  v = v > bounds.high ? bounds.high : v;
+  v += kRounder;
+  int32_t bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  return bits + bounds.shift;
+}
 
 template <typename Out, typename Value>
 void settle_all(int64_t count, const kvant_target *target, Out *y, Value value) {
