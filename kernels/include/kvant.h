@@ -83,8 +83,9 @@ KVANT_API int32_t kvant_binary(int32_t function, int64_t rank, const int64_t *sh
 /* Movement: elements of element_size 1, 2, 4 or 8 bytes. */
 KVANT_API int32_t kvant_copy(int64_t rank, const int64_t *shape, const int64_t *strides, int64_t offset,
                              int64_t element_size, const void *x, void *y);
+/* Rows of sizes[i] elements, strides[i] apart, side by side in rows of y, y_stride apart. A null x[i] lies there already. */
 KVANT_API int32_t kvant_concat(int64_t outer, int64_t count, const int64_t *sizes, int64_t element_size,
-                               const void *const *x, void *y);
+                               const void *const *x, const int64_t *strides, void *y, int64_t y_stride);
 /* y[i, j, ...] = x[tables[0][i], tables[1][j], ...], or *fill where a table holds -1. */
 KVANT_API int32_t kvant_index(int64_t rank, const int64_t *shape, const int64_t *counts, const int64_t *const *tables,
                               int64_t element_size, const void *x, const void *fill, void *y);

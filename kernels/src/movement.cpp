@@ -174,25 +174,31 @@ extern "C" int32_t kvant_copy(int64_t rank, const int64_t *shape, const int64_t 
 }
 
 extern "C" int32_t kvant_concat(int64_t outer, int64_t count, const int64_t *sizes, int64_t element_size,
-                                const void *const *x, void *y) {
-  KVANT_REQUIRE(sizes && x && y, KVANT_NULL_POINTER);
+                                const void *const *x, const int64_t *strides, void *y, int64_t y_stride) {
+  KVANT_REQUIRE(sizes && x && strides && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(outer >= 0 && count >= 0 && valid_element_size(element_size), KVANT_BAD_ARGUMENT);
-  int64_t width = 0, total;
+  int64_t width = 0, given, total;
   for (int64_t i = 0; i < count; ++i) {
-    KVANT_REQUIRE(x[i], KVANT_NULL_POINTER);
-    KVANT_REQUIRE(sizes[i] >= 0, KVANT_BAD_ARGUMENT);
+    KVANT_REQUIRE(sizes[i] >= 0 && strides[i] >= sizes[i], KVANT_BAD_ARGUMENT);
     KVANT_REQUIRE(!__builtin_add_overflow(width, sizes[i], &width), KVANT_OVERFLOW);
+    KVANT_REQUIRE(product({outer, strides[i], element_size}, &given), KVANT_OVERFLOW);
   }
-  KVANT_REQUIRE(product({outer, width, element_size}, &total), KVANT_OVERFLOW);
-  uint8_t *to = static_cast<uint8_t *>(y);
-  for (int64_t row = 0; row < outer; ++row) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t bytes = sizes[i] * element_size;
-      std::memcpy(to, static_cast<const uint8_t *>(x[i]) + row * bytes, static_cast<size_t>(bytes));
-      to += bytes;
+  KVANT_REQUIRE(y_stride >= width, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(product({outer, y_stride, element_size}, &total), KVANT_OVERFLOW);
+  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, width * element_size));
+  return parallel(outer, grain, [=](int64_t begin, int64_t end) -> int32_t {
+    int64_t at = 0;
+    for (int64_t i = 0; i < count; at += sizes[i++] * element_size) {
+      if (x[i] == nullptr) continue;
+      const uint8_t *from = static_cast<const uint8_t *>(x[i]);
+      uint8_t *to = static_cast<uint8_t *>(y) + at;
+      for (int64_t row = begin; row < end; ++row) {
+        std::memcpy(to + row * y_stride * element_size, from + row * strides[i] * element_size,
+                    static_cast<size_t>(sizes[i] * element_size));
+      }
     }
-  }
-  return KVANT_OK;
+    return KVANT_OK;
+  });
 }
 
 extern "C" int32_t kvant_index(int64_t rank, const int64_t *shape, const int64_t *counts,

@@ -64,7 +64,19 @@ def _view(placement: Placement, arena: npt.NDArray[np.uint8], skip: int, graph: 
     if placement.constant is not None:
         # The back ends read elements as they lie in memory; a file's arrays may start at any byte.
         return np.require(graph.constants[placement.constant], requirements=["C", "A"]).reshape(placement.shape)
-    return np.ndarray(placement.shape, placement.dtype, buffer=arena.data, offset=skip + placement.offset)
+    return view_of(placement, arena[skip + placement.offset :])
+
+
+def view_of(placement: Placement, storage: npt.NDArray[np.uint8]) -> Array:
+    """A tensor in its storage."""
+    if placement.pitch is None:
+        return np.ndarray(placement.shape, placement.dtype, buffer=storage.data)
+    item = np.dtype(placement.dtype).itemsize
+    strides = [item, placement.pitch * item]
+    for size in reversed(placement.shape[1:-1]):
+        strides.append(strides[-1] * size)
+    strides = strides[: len(placement.shape)]
+    return np.ndarray(placement.shape, placement.dtype, storage.data, placement.column * item, strides[::-1])
 
 
 class FramePool:

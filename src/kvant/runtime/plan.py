@@ -18,6 +18,7 @@ import numpy as np
 from kvant.errors import InputError, ShapeError
 from kvant.graph import Graph, TensorType, bind, infer_shapes
 from kvant.runtime.fuse import fuse
+from kvant.runtime.inplace import Home, find_homes
 from kvant.runtime.lower import Context, lower, prepare
 from kvant.runtime.memory import Arena
 from kvant.runtime.steps import Step
@@ -32,7 +33,9 @@ _MAX_AXIS = 2**31 - 1
 class Placement:
     """A tensor's view of its storage: an offset in the arena, or a constant's name.
 
-    ``shape`` is that in memory; axis ``axes[i]`` of it is axis i of the graph's tensor, None: in the graph's order.
+    ``shape`` is that in memory; axis ``axes[i]`` of it is axis i of the graph's tensor, None: in the graph's order. Where
+    the tensor lies within another one, its pixels (all axes but the last) are ``pitch`` elements apart and begin at
+    element ``column`` of the storage.
     """
 
     shape: Shape
@@ -40,6 +43,14 @@ class Placement:
     dtype: str
     offset: int = 0
     constant: str | None = None
+    column: int = 0
+    pitch: int | None = None
+
+    @property
+    def storage_bytes(self) -> int:
+        """Bytes of the storage, from ``offset`` on."""
+        elements = math.prod(self.shape) if self.pitch is None else math.prod(self.shape[:-1]) * self.pitch
+        return elements * _ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,26 +143,32 @@ def _bytes(shape: Shape, type: TensorType) -> int:
 
 def _place(context: Context, keep_all: bool) -> tuple[dict[str, Placement], int]:
     """Give every tensor that a step or a caller sees its storage."""
-    storage = _storage(context)
+    homes = {} if keep_all else find_homes(context)
+    storage = _storage(context) | {name: home.storage for name, home in homes.items()}
     last_use = _last_uses(context, storage)
     arena = Arena()
     offsets: dict[str, int] = {}
     for entry in context.graph.inputs:
-        offsets[entry.name] = arena.allocate(_size(context, entry.name))
+        offsets[entry.name] = arena.allocate(_size(context, entry.name, homes))
     for index, step in enumerate(context.steps):
-        offsets[step.output] = arena.allocate(_size(context, step.output))
+        own = storage[step.output]
+        if own not in offsets:
+            offsets[own] = arena.allocate(_size(context, own, homes))
         for name in () if keep_all else {storage[name] for name in (*step.inputs, step.output)}:
             if name in offsets and last_use.get(name, index) == index:
-                arena.free(offsets[name], _size(context, name))
+                arena.free(offsets[name], _size(context, name, homes))
     placed = {
-        name: _placement(context, name, of, offsets.get(of))
+        name: _placement(context, name, of, offsets.get(of), homes.get(name))
         for name, of in storage.items()
         if of in offsets or of in context.graph.constants
     }
     return placed, arena.size
 
 
-def _size(context: Context, name: str) -> int:
+def _size(context: Context, name: str, homes: Mapping[str, Home]) -> int:
+    if name in homes:
+        shape = (*context.laid_out(name)[:-1], homes[name].pitch)
+        return _bytes(shape, context.type(name))
     return _bytes(context.shapes[name], context.type(name))
 
 
@@ -173,11 +190,13 @@ def _last_uses(context: Context, storage: Mapping[str, str]) -> dict[str, int]:
     return found | {storage[name]: len(context.steps) for name in context.graph.outputs}
 
 
-def _placement(context: Context, name: str, storage: str, offset: int | None) -> Placement:
+def _placement(context: Context, name: str, storage: str, offset: int | None, home: Home | None) -> Placement:
     shape, dtype = context.laid_out(name), context.type(name).dtype
     axes = _inverse(context.order(name)) if name in context.orders else None
     if offset is None:
         return Placement(shape, axes, dtype, constant=storage)
+    if home is not None:
+        return Placement(shape, axes, dtype, offset, column=home.column, pitch=home.pitch)
     return Placement(shape, axes, dtype, offset)
 
 

@@ -102,8 +102,23 @@ def _copy(work: steps.Copy, inputs: Sequence[Array], y: Array) -> Call:
 
 
 def _concat(work: steps.Concat, inputs: Sequence[Array], y: Array) -> Call:
-    pointers = (c_void_p * len(inputs))(*(x.ctypes.data for x in inputs))
-    return "concat", [work.outer, len(inputs), _integers(work.sizes), y.itemsize, pointers, y]
+    """Inputs that lie in the output already have a null pointer."""
+    pitch, address, pointers = _pitch(y, sum(work.sizes)), y.ctypes.data, []
+    for x, size in zip(inputs, work.sizes, strict=True):
+        present = x.ctypes.data == address and _pitch(x, size) == pitch
+        pointers.append(0 if present else x.ctypes.data)
+        address += size * y.itemsize
+    strides = [_pitch(x, size) for x, size in zip(inputs, work.sizes, strict=True)]
+    args: list[Argument] = [
+        work.outer, len(inputs), _integers(work.sizes), y.itemsize, (c_void_p * len(inputs))(*pointers),
+        _integers(strides), y, pitch,
+    ]  # fmt: skip
+    return "concat", args
+
+
+def _pitch(array: Array, channels: int) -> int:
+    """Elements from one pixel to the next."""
+    return channels if array.flags.c_contiguous else array.strides[-2] // array.itemsize
 
 
 def _index(work: steps.Index, inputs: Sequence[Array], y: Array) -> Call:
@@ -190,21 +205,22 @@ def _arg_max(work: steps.ArgMax, inputs: Sequence[Array], y: Array) -> Call:
 
 
 def conv(work: steps.Conv, inputs: Sequence[Array], y: Array, packed: Packed) -> Call:
-    return "conv", [_conv_shape(work), packed, inputs[0], _target(work.target), _addend(work, inputs), y]
+    shape = _conv_shape(work, inputs[0], y, work.output_channels)
+    return "conv", [shape, packed, inputs[0], _target(work.target), _addend(work, inputs), y]
 
 
 def conv_pair(work: steps.ConvPair, inputs: Sequence[Array], y: Array, depthwise: Packed, pointwise: Packed) -> Call:
     first, second = work.depthwise, work.pointwise
     args: list[Argument] = [
-        _conv_shape(first, second.output_channels), depthwise, inputs[0], _target(first.target), pointwise,
+        _conv_shape(first, inputs[0], y, second.output_channels), depthwise, inputs[0], _target(first.target), pointwise,
         _target(second.target), _addend(second, inputs), y,
     ]  # fmt: skip
     return "conv_pair", args
 
 
-def _conv_shape(work: steps.Conv, y_stride: int | None = None) -> library.ConvShape:
+def _conv_shape(work: steps.Conv, x: Array, y: Array, outputs: int) -> library.ConvShape:
     pairs = [(c_int64 * 2)(*pair) for pair in (work.size, work.output_size, work.pads)]
-    return library.ConvShape(work.batch, *pairs, work.channels, y_stride or work.output_channels)
+    return library.ConvShape(work.batch, *pairs, _pitch(x, work.channels), _pitch(y, outputs))
 
 
 def _addend(work: steps.Conv, inputs: Sequence[Array]) -> Argument:
