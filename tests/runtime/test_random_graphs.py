@@ -23,7 +23,7 @@ def _step(draw: Any, graph: Graph, tensors: list[str], index: int) -> str:
     type, name = graph.types[x], f"t{index}"
     target = typed(draw(st.sampled_from(["uint8", "int16"])), 0.1)
     match draw(
-        st.sampled_from(["conv", "depthwise", "add", "mul", "pool", "average", "slice", "pad", "table", "flip"])
+        st.sampled_from(["conv", "depthwise", "add", "mul", "pool", "average", "slice", "pad", "table", "flip", "residual", "join"])
     ):
         case "conv":
             return add_conv(graph, x, name, CHANNELS, channels=CHANNELS, seed=index, output=target.dtype)
@@ -31,6 +31,11 @@ def _step(draw: Any, graph: Graph, tensors: list[str], index: int) -> str:
             return add_conv(graph, x, name, CHANNELS, depthwise=True, channels=CHANNELS, seed=index)
         case "add" | "mul" as fn:
             return graph.add_node(ops.Binary(fn), [x, x], name, target)  # type: ignore[arg-type]
+        case "residual":
+            y = add_conv(graph, x, f"{name}.conv", CHANNELS, channels=CHANNELS, seed=index)
+            return graph.add_node(ops.Binary("add"), [y, x], name, typed("uint8", 0.15))
+        case "join":
+            return _join(draw, graph, x, name, index)
         case "pool":
             return graph.add_node(ops.MaxPool((3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), [x], name, type)
         case "average":
@@ -45,6 +50,19 @@ def _step(draw: Any, graph: Graph, tensors: list[str], index: int) -> str:
             return graph.add_node(ops.Table(), [x, graph.add_constant(f"{name}.table", values)], name, typed("uint8"))
         case _:
             return graph.add_node(ops.Transpose((0, 1, 3, 2)), [x], name, type)
+
+
+def _join(draw: Any, graph: Graph, x: str, name: str, index: int) -> str:
+    """Concatenations of convolutions made for them, the second one of some of the same, each with a reader."""
+    made = [
+        add_conv(graph, x, f"{name}.{i}", CHANNELS, kernel=1, channels=CHANNELS, seed=index + i) for i in range(3)
+    ]
+    parts = draw(st.lists(st.sampled_from(made), min_size=1, max_size=4))
+    graph.add_node(ops.Concat(1), parts, f"{name}.first", graph.types[made[0]])
+    again = add_conv(graph, f"{name}.first", f"{name}.between", CHANNELS, channels=CHANNELS * len(parts), seed=index)
+    others = [again if part == parts[0] else part for part in parts]
+    graph.add_node(ops.Concat(1), others, f"{name}.second", graph.types[made[0]])
+    return add_conv(graph, f"{name}.second", name, CHANNELS, kernel=1, channels=CHANNELS * len(parts), seed=index)
 
 
 @st.composite
