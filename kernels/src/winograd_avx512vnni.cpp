@@ -16,11 +16,6 @@ typedef uint16_t Shorts __attribute__((vector_size(64)));
 typedef uint32_t Ints __attribute__((vector_size(64)));
 using Floats = __m512;
 
-struct VectorBounds {
-  Floats low, high;  // without the zero point
-  Ints zero;
-};
-
 inline Shorts widen(const uint8_t *from) {
   return reinterpret_cast<Shorts>(_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))));
 }
@@ -41,39 +36,15 @@ inline Ints shift_right_6(Ints value) {
   return reinterpret_cast<Ints>(_mm512_srai_epi32(reinterpret_cast<__m512i>(value), 6));
 }
 
-inline VectorBounds vector_bounds(const kvant_target &target) {
-  return {_mm512_set1_ps(static_cast<float>(target.low - target.zero_point)),
-          _mm512_set1_ps(static_cast<float>(target.high - target.zero_point)),
-          reinterpret_cast<Ints>(_mm512_set1_epi32(target.zero_point))};
+inline Floats floats_of(float value) { return _mm512_set1_ps(value); }
+inline Ints ints_of(int32_t value) { return reinterpret_cast<Ints>(_mm512_set1_epi32(value)); }
+
+inline Floats product(Ints integers, Floats factors) {
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(integers)), factors);
 }
 
-inline __m512i rounded(Floats value, const VectorBounds &bounds) {
-  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, bounds.low), bounds.high));
-}
-
-inline Floats product(Ints sum, Floats multipliers) {
-  return _mm512_mul_ps(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)), multipliers);
-}
-
-inline Ints settle(Ints sum, Floats multipliers, const VectorBounds &bounds) {
-  return reinterpret_cast<Ints>(rounded(product(sum, multipliers), bounds)) + bounds.zero;
-}
-
-struct VectorAddition {
-  Floats multiplier, added_multiplier;
-  Ints added_zero;
-  VectorBounds result;
-};
-
-inline VectorAddition vector_addition(const kvant_addend &addend) {
-  return {_mm512_set1_ps(addend.multiplier), _mm512_set1_ps(addend.added_multiplier),
-          reinterpret_cast<Ints>(_mm512_set1_epi32(addend.zero_point)), vector_bounds(addend.target)};
-}
-
-inline Ints settle_sum(Ints sum, Floats multipliers, const VectorBounds &bounds, Ints added, const VectorAddition &a) {
-  const Ints own = reinterpret_cast<Ints>(rounded(product(sum, multipliers), bounds));
-  const Floats value = _mm512_add_ps(product(own, a.multiplier), product(added - a.added_zero, a.added_multiplier));
-  return reinterpret_cast<Ints>(rounded(value, a.result)) + a.result.zero;
+inline Ints rounded(Floats value, Floats low, Floats high) {
+  return reinterpret_cast<Ints>(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, low), high)));
 }
 
 inline Ints load_bytes(const uint8_t *from) {

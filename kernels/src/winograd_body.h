@@ -1,10 +1,9 @@
 // Bodies of the Winograd loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
 // namespace) and, before this, in that namespace: kLanes 32-bit integers as Ints and as many floats as Floats, twice as
 // many 16-bit integers as Shorts (both kinds of integers unsigned: they wrap), kRows tiles and kVectors of outputs that
-// are multiplied at a time, VectorBounds and vector_bounds, and the functions widen, broadcast, multiply_add, shift_right_6,
-// settle, load_bytes, load_words, store_bytes
-// and store_words, VectorAddition, vector_addition and settle_sum. Nothing here may call an inline function of a header: the linker could keep the
-// copy of another instruction set.
+// are multiplied at a time, and the functions widen, broadcast, multiply_add, shift_right_6, floats_of, ints_of, product
+// (of signed integers and floats), rounded (within bounds), load_bytes, load_words, store_bytes and store_words. Nothing
+// here may call an inline function of a header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
@@ -149,6 +148,38 @@ inline void restore_four(const Ints (&m)[6], Ints (&y)[4]) {
   y[1] = (d - (b + b)) << 1;
   y[2] = (c - a) << 2;
   y[3] = (((d + m[5]) << 1) - b) << 2;
+}
+
+struct VectorBounds {
+  Floats low, high;  // without the zero point
+  Ints zero;
+};
+
+inline VectorBounds vector_bounds(const kvant_target &target) {
+  return {floats_of(static_cast<float>(target.low - target.zero_point)),
+          floats_of(static_cast<float>(target.high - target.zero_point)), ints_of(target.zero_point)};
+}
+
+inline Ints settle(Ints sum, Floats multipliers, const VectorBounds &bounds) {
+  return rounded(product(sum, multipliers), bounds.low, bounds.high) + bounds.zero;
+}
+
+// What is added to the results.
+struct VectorAddition {
+  Floats multiplier, added_multiplier;
+  Ints added_zero;
+  VectorBounds result;
+};
+
+inline VectorAddition vector_addition(const kvant_addend &addend) {
+  return {floats_of(addend.multiplier), floats_of(addend.added_multiplier), ints_of(addend.zero_point),
+          vector_bounds(addend.target)};
+}
+
+inline Ints settle_sum(Ints sum, Floats multipliers, const VectorBounds &bounds, Ints added, const VectorAddition &a) {
+  const Ints own = rounded(product(sum, multipliers), bounds.low, bounds.high);
+  const Floats value = product(own, a.multiplier) + product(added - a.added_zero, a.added_multiplier);
+  return rounded(value, a.result.low, a.result.high) + a.result.zero;
 }
 
 // The numbers of kLanes outputs.

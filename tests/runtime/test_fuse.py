@@ -25,7 +25,9 @@ def graph_of(shape: tuple[int, ...], x: TensorType) -> Graph:
     return graph
 
 
-def add_layer(graph: Graph, rng, source: str, name: str, outputs: int, kernel: int, target: TensorType, **options) -> str:
+def add_layer(
+    graph: Graph, rng, source: str, name: str, outputs: int, kernel: int, target: TensorType, **options
+) -> str:
     """A convolution that keeps height and width; `groups`, `weights` (dtype), `clamp`."""
     channels = graph.inputs[0].shape[1] if source == "x" else options["channels"]
     groups, dtype = options.get("groups", 1), options.get("weights", "int8")
@@ -70,7 +72,9 @@ def test_residuals(method: str) -> None:
         channels = data.draw(st.sampled_from([3, 8, 17, 33, 64, 70] if method == methods.DIRECT else [33, 64, 70]))
         weights = data.draw(st.sampled_from(["int8", "int16"] if method == methods.DIRECT else ["int8"]))
         zero = st.sampled_from([0, 1, 120, 255]) if kind == "uint8" else st.just(0)
-        x_type, y_type, sum_type = (typed(kind, data.draw(st.sampled_from([0.02, 0.05])), data.draw(zero)) for _ in "xys")
+        x_type, y_type, sum_type = (
+            typed(kind, data.draw(st.sampled_from([0.02, 0.05])), data.draw(zero)) for _ in "xys"
+        )
         shape = (data.draw(st.integers(1, 2)), channels, data.draw(st.integers(1, 13)), data.draw(st.integers(1, 13)))
         graph = graph_of(shape, x_type)
         clamp = data.draw(st.sampled_from([None, (0.0, None), (-1.0, 1.0)]))
@@ -97,7 +101,10 @@ def test_pairs(monkeypatch) -> None:
     def check(data: st.DataObject) -> None:
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         kinds = [data.draw(st.sampled_from(KINDS)) for _ in "abc"]
-        channels, outputs = data.draw(st.sampled_from([1, 3, 5, 31, 33, 64, 97])), data.draw(st.sampled_from([1, 19, 64, 70]))
+        channels, outputs = (
+            data.draw(st.sampled_from([1, 3, 5, 31, 33, 64, 97])),
+            data.draw(st.sampled_from([1, 19, 64, 70])),
+        )
         kernel, weights = data.draw(st.sampled_from([1, 3, 3, 5])), data.draw(st.sampled_from(["int8", "int16"]))
         adds = kinds[0] == kinds[2] and channels > 1 and data.draw(st.booleans())
         outputs = channels if adds else outputs

@@ -22,9 +22,10 @@ def _step(draw: Any, graph: Graph, tensors: list[str], index: int) -> str:
     x = draw(st.sampled_from(tensors))
     type, name = graph.types[x], f"t{index}"
     target = typed(draw(st.sampled_from(["uint8", "int16"])), 0.1)
-    match draw(
-        st.sampled_from(["conv", "depthwise", "add", "mul", "pool", "average", "slice", "pad", "table", "flip", "residual", "join"])
-    ):
+    kinds = (
+        "conv", "depthwise", "add", "mul", "pool", "average", "slice", "pad", "table", "flip", "residual", "join",
+    )  # fmt: skip
+    match draw(st.sampled_from(kinds)):
         case "conv":
             return add_conv(graph, x, name, CHANNELS, channels=CHANNELS, seed=index, output=target.dtype)
         case "depthwise":
@@ -54,9 +55,7 @@ def _step(draw: Any, graph: Graph, tensors: list[str], index: int) -> str:
 
 def _join(draw: Any, graph: Graph, x: str, name: str, index: int) -> str:
     """Concatenations of convolutions made for them, the second one of some of the same, each with a reader."""
-    made = [
-        add_conv(graph, x, f"{name}.{i}", CHANNELS, kernel=1, channels=CHANNELS, seed=index + i) for i in range(3)
-    ]
+    made = [add_conv(graph, x, f"{name}.{i}", CHANNELS, kernel=1, channels=CHANNELS, seed=index + i) for i in range(3)]
     parts = draw(st.lists(st.sampled_from(made), min_size=1, max_size=4))
     graph.add_node(ops.Concat(1), parts, f"{name}.first", graph.types[made[0]])
     again = add_conv(graph, f"{name}.first", f"{name}.between", CHANNELS, channels=CHANNELS * len(parts), seed=index)

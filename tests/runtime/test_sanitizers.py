@@ -60,7 +60,8 @@ def test_an_element_behind_a_buffer_is_seen(sanitized):
         "x, y, target = np.zeros({}, np.float32), np.zeros(10**5, np.uint8), library.Target(0, 0, 0, 255)\n"
         "pointers = [c_void_p(a.ctypes.data) for a in (x, y)]\n"
         "call = library.load_library().kvant_quantize\n"
-        "assert call(c_int64(1), c_int64(1), c_int64(10**5), pointers[0], c_float(1), byref(target), pointers[1]) == 0\n"
+        "sizes = c_int64(1), c_int64(1), c_int64(10**5)\n"
+        "assert call(*sizes, pointers[0], c_float(1), byref(target), pointers[1]) == 0\n"
     )
     exact = python(code.format(10**5), sanitized)
     assert exact.returncode == 0, exact.stderr

@@ -20,8 +20,7 @@ _LEAST_BYTES = 2**18
 def fuse(context: Context) -> list[Step]:
     """The steps of ``context``, fused where a tensor between two of them has no other reader."""
     private = _read_once(context)
-    steps = _fuse_pairs(context, _fuse_additions(context, context.steps, private), private)
-    return steps
+    return _fuse_pairs(context, _fuse_additions(context, context.steps, private), private)
 
 
 def _read_once(context: Context) -> set[str]:
@@ -95,7 +94,9 @@ def _is_worth_it(context: Context, step: Step) -> bool:
     if not isinstance(work, Conv) or work.transposed or work.added:
         return False
     depthwise = work.weights.groups == work.channels == work.output_channels
-    return depthwise and math.prod(context.shapes[step.output]) * context.type(step.output).numpy.itemsize >= _LEAST_BYTES
+    return (
+        depthwise and math.prod(context.shapes[step.output]) * context.type(step.output).numpy.itemsize >= _LEAST_BYTES
+    )
 
 
 def _joined(first: Step, second: Step) -> Step:

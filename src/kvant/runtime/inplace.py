@@ -17,7 +17,7 @@ from kvant.runtime.steps import Concat, Conv, ConvPair, Step
 
 @dataclass(frozen=True)
 class Home:
-    """Where a tensor lies: in the memory of ``storage``, from element ``column`` of every pixel of ``pitch`` elements."""
+    """Where a tensor lies: from element ``column`` of the pixels of ``storage``, which are ``pitch`` elements apart."""
 
     storage: str
     column: int
@@ -85,7 +85,9 @@ def find_homes(context: Context) -> dict[str, Home]:
 def _place_inputs(graph: _Graph, index: int, parents: dict[str, _Part], parts: dict[str, list[_Part]]) -> None:
     step = graph.steps[index]
     wanted = _columns(step)
-    root = next((name for name in _candidates(wanted, parents) if _may_take_over(graph, index, name, parents, parts)), None)
+    root = next(
+        (name for name in _candidates(wanted, parents) if _may_take_over(graph, index, name, parents, parts)), None
+    )
     free_from = -1  # nobody reads what else lies there after this step
     if root is not None:
         parents[step.output] = _Part(root, 0, wanted[-1].end)

@@ -33,9 +33,9 @@ _MAX_AXIS = 2**31 - 1
 class Placement:
     """A tensor's view of its storage: an offset in the arena, or a constant's name.
 
-    ``shape`` is that in memory; axis ``axes[i]`` of it is axis i of the graph's tensor, None: in the graph's order. Where
-    the tensor lies within another one, its pixels (all axes but the last) are ``pitch`` elements apart and begin at
-    element ``column`` of the storage.
+    ``shape`` is that in memory; axis ``axes[i]`` of it is axis i of the graph's tensor, None: in the graph's order.
+    Where the tensor lies within another one, its pixels (all axes but the last) are ``pitch`` elements apart and
+    begin at element ``column`` of the storage.
     """
 
     shape: Shape

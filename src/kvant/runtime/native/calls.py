@@ -211,9 +211,10 @@ def conv(work: steps.Conv, inputs: Sequence[Array], y: Array, packed: Packed) ->
 
 def conv_pair(work: steps.ConvPair, inputs: Sequence[Array], y: Array, depthwise: Packed, pointwise: Packed) -> Call:
     first, second = work.depthwise, work.pointwise
+    shape = _conv_shape(first, inputs[0], y, second.output_channels)
     args: list[Argument] = [
-        _conv_shape(first, inputs[0], y, second.output_channels), depthwise, inputs[0], _target(first.target), pointwise,
-        _target(second.target), _addend(second, inputs), y,
+        shape, depthwise, inputs[0], _target(first.target), pointwise, _target(second.target),
+        _addend(second, inputs), y,
     ]  # fmt: skip
     return "conv_pair", args
 
@@ -229,9 +230,7 @@ def _addend(work: steps.Conv, inputs: Sequence[Array]) -> Argument:
         return 0
     added = work.added
     pointer = inputs[1].ctypes.data
-    return library.Addend(
-        pointer, added.zero_point, added.multiplier, added.added_multiplier, _target(added.target)
-    )
+    return library.Addend(pointer, added.zero_point, added.multiplier, added.added_multiplier, _target(added.target))
 
 
 def _matmul(work: steps.MatMul, inputs: Sequence[Array], y: Array) -> Call:
