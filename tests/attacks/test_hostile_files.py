@@ -27,7 +27,7 @@ from samples import build_small_graph
 
 GRAPH = build_small_graph()
 HEADER: dict[str, Any] = json.loads(layout.open_container(memoryview(to_bytes(GRAPH))).header)
-TENSORS = tensors_of(GRAPH, ())
+TENSORS = tensors_of(GRAPH, (), {})
 Json = dict[str, Any]
 
 

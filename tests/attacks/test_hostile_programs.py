@@ -26,7 +26,7 @@ FILE = sorted((Path(__file__).parents[1] / "golden").rglob("*.kvant"))[-1]
 DATA = FILE.read_bytes()
 HEADER: dict[str, Any] = json.loads(layout.open_container(memoryview(DATA)).header)
 CONTENTS = from_bytes(DATA)
-TENSORS = tensors_of(CONTENTS.graph, CONTENTS.golden)
+TENSORS = tensors_of(CONTENTS.graph, CONTENTS.golden, {})
 MEMORY = 2**22
 Array = npt.NDArray[Any]
 

@@ -24,7 +24,7 @@ def with_header(**changes: object) -> bytes:
     graph = build_small_graph()
     header = msgspec.json.decode(layout.open_container(memoryview(to_bytes(graph))).header)
     header.update(changes)
-    return b"".join(layout.seal(msgspec.json.encode(header).decode(), tensors_of(graph, ())))
+    return b"".join(layout.seal(msgspec.json.encode(header).decode(), tensors_of(graph, (), {})))
 
 
 def zipped() -> bytes:

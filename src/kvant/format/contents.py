@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from kvant.errors import FormatError
 from kvant.format.layout import Parts, Stored
 from kvant.format.limits import MAX_GOLDEN, MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, check_planned_memory
 from kvant.format.names import Names, storage_names
-from kvant.format.records import Header, constant_order, to_graph
+from kvant.format.packing import Packed, pack, unpack
+from kvant.format.records import ConstantRecord, Header, constant_order, to_graph
 from kvant.graph import DTYPES, Graph, example_shapes, infer_shapes, validate
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -99,7 +101,17 @@ def _check_array(label: str, value: np.ndarray) -> None:
         raise FormatError(f"{label} has shape {value.shape}; it must not be empty or of rank > {MAX_RANK}")
 
 
-def tensors_of(graph: Graph, golden: tuple[Golden, ...]) -> list[Stored]:
+def packed_constants(graph: Graph) -> dict[str, Packed]:
+    """The constants that take less room packed, by name."""
+    found = {}
+    for name, value in graph.constants.items():
+        quantization = graph.types[name].quantization
+        if quantization is not None and (packed := pack(value, quantization.group)) is not None:
+            found[name] = packed
+    return found
+
+
+def tensors_of(graph: Graph, golden: tuple[Golden, ...], packed: Mapping[str, Packed]) -> list[Stored]:
     """All tensors of a file, under the names they are listed with."""
     scales = {
         name: type.quantization.scales()
@@ -107,9 +119,15 @@ def tensors_of(graph: Graph, golden: tuple[Golden, ...]) -> list[Stored]:
         if (type := graph.types[name]).quantization is not None and type.quantization.axis is not None
     }
     inputs = [entry.name for entry in graph.inputs]
-    names = storage_names(constant_order(graph), list(scales), inputs, len(graph.outputs), len(golden))
-    stored = [Stored(listed, graph.constants[name]) for name, listed in names.constants.items()]
+    order = constant_order(graph)
+    tables = [name for name in order if name in packed]
+    names = storage_names(order, list(scales), tables, inputs, len(graph.outputs), len(golden))
+    stored = [
+        Stored(listed, packed[name].codes if name in packed else graph.constants[name])
+        for name, listed in names.constants.items()
+    ]
     stored += [Stored(listed, scales[name]) for name, listed in names.scales.items()]
+    stored += [Stored(listed, packed[name].table) for name, listed in names.tables.items()]
     for (given, wanted), entry in zip(names.golden, golden, strict=True):
         stored += [Stored(listed, entry.inputs[name]) for name, listed in given.items()]
         stored += [Stored(listed, value) for listed, value in zip(wanted, entry.outputs, strict=True)]
@@ -118,8 +136,8 @@ def tensors_of(graph: Graph, golden: tuple[Golden, ...]) -> list[Stored]:
     return stored
 
 
-def assemble(header: Header, parts: Parts, file_bytes: int) -> Contents:
-    """Put header and tensors together; ``check`` is still to be called.
+def assemble(header: Header, parts: Parts, file_bytes: int) -> tuple[Contents, dict[str, Packed]]:
+    """Put header and tensors together, and widen what is packed; ``check`` is still to be called.
 
     Raises:
         FormatError: a tensor that the header speaks of is missing, surplus or of another type.
@@ -129,8 +147,13 @@ def assemble(header: Header, parts: Parts, file_bytes: int) -> Contents:
         if listed not in parts.tensors:
             raise FormatError(f"the file has no tensor {listed[:MAX_NAME_BYTES]!r}")
     constants = {name: parts.tensors[listed] for name, listed in names.constants.items()}
+    packed = {}
     for record in header.constants:
-        if constants[record.name].dtype.name != record.dtype:
+        if record.packing is not None:
+            codes, table = constants[record.name], parts.tensors[names.tables[record.name]]
+            packed[record.name] = Packed(record.packing, codes, table)
+            constants[record.name] = _unpack(record, packed[record.name])
+        elif constants[record.name].dtype.name != record.dtype:
             raise FormatError(
                 f"tensor {record.name!r} is {constants[record.name].dtype}, the header says {record.dtype}"
             )
@@ -143,22 +166,34 @@ def assemble(header: Header, parts: Parts, file_bytes: int) -> Contents:
     graph = to_graph(header, constants, _scales(names, parts))
     version = (header.version.major, header.version.minor)
     info = FileInfo(version, header.features, header.producer, parts.sha256, file_bytes, parts.header_bytes)
-    return Contents(graph, golden, dict(header.metadata), info)
+    return Contents(graph, golden, dict(header.metadata), info), packed
+
+
+def _unpack(record: ConstantRecord, packed: Packed) -> np.ndarray:
+    if record.dtype not in ("int8", "int16"):
+        raise FormatError(f"constant {record.name!r} is packed, but {record.dtype}")
+    try:
+        values = unpack(packed.packing, packed.codes, packed.table, np.dtype(record.dtype), record.group)
+    except FormatError as error:
+        raise FormatError(f"constant {record.name!r}: {error}") from error
+    values.flags.writeable = False
+    return values
 
 
 def _expected_names(header: Header, available: int) -> Names:
     constants = [record.name for record in header.constants]
     scaled = [record.name for record in header.constants if record.axis is not None]
+    packed = [record.name for record in header.constants if record.packing is not None]
     inputs = [entry.name for entry in header.inputs]
     if not 0 <= header.golden <= MAX_GOLDEN:
         raise FormatError(f"the file claims {header.golden} golden vectors, at most {MAX_GOLDEN} are allowed")
     # Before any name is made: a few bytes of header must not ask for millions of them.
-    expected = len(constants) + len(scaled) + header.golden * (len(inputs) + len(header.outputs))
+    expected = len(constants) + len(scaled) + len(packed) + header.golden * (len(inputs) + len(header.outputs))
     if expected != available:
         raise FormatError(f"the header speaks of {expected} tensors, the file lists {available}")
     if len(set(constants)) != len(constants) or len(set(inputs)) != len(inputs):
         raise FormatError("a constant or an input is listed twice")
-    return storage_names(constants, scaled, inputs, len(header.outputs), header.golden)
+    return storage_names(constants, scaled, packed, inputs, len(header.outputs), header.golden)
 
 
 def _scales(names: Names, parts: Parts) -> dict[str, np.ndarray]:

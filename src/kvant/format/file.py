@@ -14,13 +14,17 @@ from kvant import __version__
 from kvant.errors import FormatError, GraphError, KvantError, UnsupportedVersionError
 from kvant.format import layout
 from kvant.format.atomic import write_atomically
-from kvant.format.contents import Contents, Golden, assemble, check, tensors_of
+from kvant.format.contents import Contents, Golden, assemble, check, packed_constants, tensors_of
+from kvant.format.packing import Packed
 from kvant.format.records import Gate, Header, NodeRecord, Version, to_header
 from kvant.graph import Graph
 
-VERSION = Version(1, 0)
-# Features that a file may require of its reader. None exist so far.
-FEATURES: frozenset[str] = frozenset()
+VERSION = Version(1, 1)
+# What files without features say: they say nothing that 1.0 did not know.
+_PLAIN_VERSION = Version(1, 0)
+# Features that a file may require of its reader: weights of few bits are packed; activations have fewer than 8 bits;
+# weights have a factor for each group of input channels.
+FEATURES = frozenset({"packed", "narrow", "groups"})
 
 _UPGRADE = "Install a newer kvant: pip install --upgrade kvant"
 _ODD_VALUES = (KvantError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
@@ -55,15 +59,30 @@ def to_bytes(graph: Graph, *, golden: Sequence[Golden] = (), metadata: Mapping[s
 
 def _pieces(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) -> list[bytes | memoryview]:
     try:
-        header = to_header(graph, VERSION, (), f"kvant {__version__}", len(golden), metadata)
+        packed = packed_constants(graph)
+        features = _features(graph, packed)
+        version = VERSION if features else _PLAIN_VERSION
+        packings = {name: entry.packing for name, entry in packed.items()}
+        header = to_header(graph, version, features, f"kvant {__version__}", len(golden), metadata, packings)
         for node in header.nodes:
             _check_node(node)
         check(graph, golden, metadata)
-        return layout.seal(_canonical(header), tensors_of(graph, golden))
+        return layout.seal(_canonical(header), tensors_of(graph, golden, packed))
     except GraphError:
         raise
     except _ODD_VALUES as error:
         raise GraphError(f"this graph cannot be stored in a file: {error}") from error
+
+
+def _features(graph: Graph, packed: Mapping[str, Packed]) -> tuple[str, ...]:
+    """What a reader must know to read the file."""
+    quantizations = [type.quantization for type in graph.types.values() if type.quantization is not None]
+    present = {
+        "groups": any(entry.group is not None for entry in quantizations),
+        "narrow": any(entry.bits is not None for entry in quantizations),
+        "packed": bool(packed),
+    }
+    return tuple(name for name, used in present.items() if used)
 
 
 def _check_node(node: NodeRecord) -> None:
@@ -118,9 +137,11 @@ def from_bytes(buffer: bytes | bytearray | memoryview | mmap.mmap) -> Contents:
     parts = layout.open_container(view)
     header = _decode_header(parts.header)
     try:
-        contents = assemble(header, parts, len(view))
+        contents, packed = assemble(header, parts, len(view))
         check(contents.graph, contents.golden, contents.metadata)
-        canonical = _start_of(contents, header)
+        if header.features != _features(contents.graph, packed):
+            raise FormatError(f"the file's features {header.features} are not those of what it holds")
+        canonical = _start_of(contents, header, packed)
     except FormatError:
         raise
     except _ODD_VALUES as error:
@@ -138,12 +159,13 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= 500 else f"{text[:500]}..."
 
 
-def _start_of(contents: Contents, header: Header) -> bytes:
+def _start_of(contents: Contents, header: Header, packed: Mapping[str, Packed]) -> bytes:
     """Length and header that a writer of the same version would give ``contents``."""
     again = to_header(
-        contents.graph, header.version, header.features, header.producer, len(contents.golden), contents.metadata
-    )
-    tensors = tensors_of(contents.graph, contents.golden)
+        contents.graph, header.version, header.features, header.producer, len(contents.golden), contents.metadata,
+        {name: entry.packing for name, entry in packed.items()},
+    )  # fmt: skip
+    tensors = tensors_of(contents.graph, contents.golden, packed)
     return layout.encode(msgspec.json.encode(again).decode(), tensors, contents.info.sha256)
 
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from kvant.errors import FormatError
+from kvant.format.packing import Packing
 from kvant.graph import Dim, DType, Graph, Input, Node, Quantization, Source, TensorType
 from kvant.graph.ops import AnyOp
 
@@ -41,6 +42,7 @@ class ActivationType(_Record, frozen=True):
     dtype: DType = "float32"
     scale: float | None = None
     zero_point: int = 0
+    bits: int | None = None
 
 
 class InputRecord(_Record, frozen=True):
@@ -52,13 +54,19 @@ class InputRecord(_Record, frozen=True):
 
 
 class ConstantRecord(_Record, frozen=True):
-    """A constant. With ``axis`` its scales are a tensor of the file, without it ``scale`` is the only one."""
+    """A constant. With ``axis`` its scales are a tensor of the file, without it ``scale`` is the only one.
+
+    With ``packing`` the file holds codes in its place, and the table that they are read by.
+    """
 
     name: str
     dtype: DType
     scale: float | None = None
     zero_point: int = 0
     axis: int | None = None
+    bits: int | None = None
+    group: int | None = None
+    packing: Packing | None = None
 
 
 class NodeRecord(_Record, frozen=True):
@@ -95,15 +103,21 @@ def constant_order(graph: Graph) -> list[str]:
 
 
 def to_header(
-    graph: Graph, version: Version, features: tuple[str, ...], producer: str, golden: int, metadata: Mapping[str, str]
+    graph: Graph,
+    version: Version,
+    features: tuple[str, ...],
+    producer: str,
+    golden: int,
+    metadata: Mapping[str, str],
+    packings: Mapping[str, Packing],
 ) -> Header:
-    """The header of a file that holds ``graph``."""
+    """The header of a file that holds ``graph``, some of whose constants are packed."""
     return Header(
         version=version,
         features=features,
         producer=producer,
         inputs=tuple(InputRecord(entry.name, _activation(entry.type), entry.shape) for entry in graph.inputs),
-        constants=tuple(_constant(name, graph.types[name]) for name in constant_order(graph)),
+        constants=tuple(_constant(name, graph.types[name], packings.get(name)) for name in constant_order(graph)),
         nodes=tuple(_node(graph, node) for node in graph.nodes),
         outputs=tuple(graph.outputs),
         structure=graph.structure,
@@ -116,15 +130,19 @@ def to_header(
 def _activation(type: TensorType) -> ActivationType:
     if type.quantization is None:
         return ActivationType(type.dtype)
-    return ActivationType(type.dtype, type.quantization.scale[0], type.quantization.zero_point)
+    quantization = type.quantization
+    return ActivationType(type.dtype, quantization.scale[0], quantization.zero_point, quantization.bits)
 
 
-def _constant(name: str, type: TensorType) -> ConstantRecord:
+def _constant(name: str, type: TensorType, packing: Packing | None) -> ConstantRecord:
     quantization = type.quantization
     if quantization is None:
-        return ConstantRecord(name, type.dtype)
+        return ConstantRecord(name, type.dtype, packing=packing)
     single = quantization.scale[0] if quantization.axis is None else None
-    return ConstantRecord(name, type.dtype, single, quantization.zero_point, quantization.axis)
+    return ConstantRecord(
+        name, type.dtype, single, quantization.zero_point, quantization.axis, quantization.bits, quantization.group,
+        packing,
+    )  # fmt: skip
 
 
 def _node(graph: Graph, node: Node) -> NodeRecord:
@@ -166,8 +184,10 @@ def to_graph(header: Header, constants: dict[str, np.ndarray], scales: Mapping[s
 
 def _activation_type(record: ActivationType) -> TensorType:
     if record.scale is None:
+        if record.bits is not None:
+            raise FormatError(f"a type of {record.bits} bits has no scale")
         return TensorType(record.dtype)
-    return TensorType(record.dtype, Quantization((float(record.scale),), record.zero_point))
+    return TensorType(record.dtype, Quantization((float(record.scale),), record.zero_point, bits=record.bits))
 
 
 def _constant_type(record: ConstantRecord, scales: Mapping[str, np.ndarray]) -> TensorType:
@@ -175,7 +195,13 @@ def _constant_type(record: ConstantRecord, scales: Mapping[str, np.ndarray]) -> 
         if record.scale is not None:
             raise FormatError(f"constant {record.name!r} has both one scale and an axis of scales")
         values = tuple(float(value) for value in scales[record.name])
-        return TensorType(record.dtype, Quantization(values, record.zero_point, record.axis))
+        return TensorType(
+            record.dtype, Quantization(values, record.zero_point, record.axis, record.bits, record.group)
+        )
     if record.scale is None:
+        if record.bits is not None or record.group is not None:
+            raise FormatError(f"constant {record.name!r} has bits or groups, but no scale")
         return TensorType(record.dtype)
-    return TensorType(record.dtype, Quantization((float(record.scale),), record.zero_point))
+    return TensorType(
+        record.dtype, Quantization((float(record.scale),), record.zero_point, None, record.bits, record.group)
+    )

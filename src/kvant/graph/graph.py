@@ -30,11 +30,16 @@ class Quantization:
         scale: float32 values, finite and positive: one for the whole tensor, or one per index of ``axis``.
         zero_point: the integer that stands for real zero.
         axis: the axis that ``scale`` runs along, None for one scale.
+        bits: of a uint8 tensor whose integers end at ``2 ** bits - 1``; None is the whole type.
+        group: of a weight: runs of so many elements of each row of axis 0 are multiples of a factor of their own, which
+            is what a scale for each group of input channels becomes (docs/numerics.md).
     """
 
     scale: tuple[float, ...]
     zero_point: int = 0
     axis: int | None = None
+    bits: int | None = None
+    group: int | None = None
 
     def scales(self) -> np.ndarray:
         """The scales as a float32 vector."""
@@ -54,7 +59,17 @@ class TensorType:
         return np.dtype(self.dtype)
 
     def integer_range(self) -> tuple[int, int]:
-        """Smallest and largest integer of an activation of this type."""
+        """Smallest and largest integer of an activation of this type.
+
+        >>> TensorType("uint8", Quantization((0.5,), 3, bits=4)).integer_range()
+        (0, 15)
+        """
+        if self.quantization is not None and self.quantization.bits is not None:
+            return 0, 2**self.quantization.bits - 1
+        return self.stored_range()
+
+    def stored_range(self) -> tuple[int, int]:
+        """Smallest and largest integer of the dtype: what tables have an entry for."""
         info = np.iinfo(self.dtype)
         return int(info.min), int(info.max)
 

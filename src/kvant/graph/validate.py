@@ -103,6 +103,7 @@ def _check_type(graph: Graph, name: str, type: TensorType) -> None:
     if type.dtype not in (*_ACTIVATION_TYPES, *_WEIGHT_TYPES, "int32", "int64"):
         raise GraphError(f"tensor {name!r} of type {type.dtype} cannot carry a scale")
     _check_scales(name, quantization)
+    _check_narrow(graph, name, type, quantization)
     low, high = type.integer_range()
     if not low <= quantization.zero_point <= high:
         raise GraphError(f"tensor {name!r}: zero point {quantization.zero_point} is outside {low}..{high}")
@@ -115,6 +116,21 @@ def _check_type(graph: Graph, name: str, type: TensorType) -> None:
     shape = graph.constants[name].shape
     if not 0 <= quantization.axis < len(shape) or shape[quantization.axis] != len(quantization.scale):
         raise GraphError(f"tensor {name!r} of shape {shape} has {len(quantization.scale)} scales")
+
+
+def _check_narrow(graph: Graph, name: str, type: TensorType, quantization: Quantization) -> None:
+    """What is said to have few bits has them: sums of products are proven to fit by that."""
+    bits, group, value = quantization.bits, quantization.group, graph.constants.get(name)
+    if group is not None and (value is None or type.dtype not in _WEIGHT_TYPES or group < 1):
+        raise GraphError(f"tensor {name!r} has groups of {group}; int8 and int16 constants have groups of at least 1")
+    if bits is None:
+        return
+    if type.dtype != "uint8" or not 1 <= bits <= 7:
+        raise GraphError(f"tensor {name!r} is {type.dtype} of {bits} bits; uint8 may have 1 to 7")
+    if any(entry.name == name for entry in graph.inputs):
+        raise GraphError(f"input {name!r} has {bits} bits; what callers give has the whole range of its type")
+    if value is not None and value.max(initial=0) > type.integer_range()[1]:
+        raise GraphError(f"constant {name!r} of {bits} bits holds {value.max()}")
 
 
 def _check_scales(name: str, quantization: Quantization) -> None:
@@ -139,8 +155,16 @@ def _check_node(graph: Graph, node: Node) -> None:
             raise GraphError(f"{node.describe()} only moves integers, so its types must be equal: {given} -> {output}")
     if isinstance(node.op, ops.Reduce) and node.op.axes != tuple(sorted(set(node.op.axes))):
         raise GraphError(f"{node.describe()}: axes={node.op.axes} must be sorted, each once")
+    if isinstance(node.op, ops.Table) and output.quantization is not None:
+        _check_table(graph, node, output)
     if isinstance(node.op, ops.WEIGHTED) and given[0].quantization is not None:
         _check_weighted(graph, node, given, output)
+
+
+def _check_table(graph: Graph, node: Node, output: TensorType) -> None:
+    table, (low, high) = graph.constants.get(node.inputs[1]), output.integer_range()
+    if table is not None and table.size and not (low <= table.min() and table.max() <= high):
+        raise GraphError(f"{node.describe()}: its table holds integers outside {low}..{high}")
 
 
 def _check_clamp(node: Node) -> None:

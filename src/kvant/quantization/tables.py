@@ -21,8 +21,8 @@ def quantize_array(values: np.ndarray, type: TensorType) -> np.ndarray:
 
 
 def real_values(type: TensorType) -> np.ndarray:
-    """float64: the real that each integer of ``type`` stands for, from the lowest integer up."""
-    low, high = type.integer_range()
+    """float64: the real that each integer of ``type``'s dtype stands for, from the lowest integer up."""
+    low, high = type.stored_range()
     quantization = type.quantization
     if quantization is None:
         raise TypeError(f"{type.dtype} without a scale stands for no reals")
@@ -45,7 +45,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def softmax_table(source: TensorType) -> np.ndarray:
     """int32: rne(2**20 * exp(-scale * d)) for the distance d of an integer below the maximum."""
-    low, high = source.integer_range()
+    low, high = source.stored_range()
     if source.quantization is None:
         raise TypeError("softmax on integers needs a scale")
     distance = np.arange(high - low + 1, dtype=np.float64)

@@ -55,7 +55,7 @@ def table(context: Context, node: Node, op: ops.Table) -> None:
     values = context.graph.constants.get(node.inputs[1])
     if values is None or values.dtype != context.type(node.output).numpy:
         raise GraphError("its table must be a constant of the output's type")
-    low, high = x.integer_range()
+    low, high = x.stored_range()
     outer, channels, inner = (1, 1, 1) if op.axis is None else context.around(node.inputs[0], op.axis)
     expected = (high - low + 1,) if op.axis is None else (channels, high - low + 1)
     if values.shape != expected:

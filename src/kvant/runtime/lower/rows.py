@@ -60,7 +60,7 @@ def softmax(context: Context, node: Node, op: ops.Softmax) -> None:
     if len(node.inputs) != 2:
         raise GraphError("softmax of integers needs its table of exponentials as second input")
     table = context.graph.constants.get(node.inputs[1])
-    low, high = x.integer_range()
+    low, high = x.stored_range()
     if table is None or table.dtype.name != "int32" or table.shape != (high - low + 1,):
         raise GraphError(f"its table must be a constant of {high - low + 1} int32 entries")
     if table.min() < 0 or table[0] < 1:
