@@ -14,10 +14,12 @@ import kvant
 import kvant.errors
 
 PUBLIC = [
-    "AccumulatorOverflowError", "BackendError", "CalibrationError", "CaptureError", "CheckpointError", "ChecksumError",
-    "FormatError", "GraphError", "ImageError", "InputError", "KvantError", "MissingDependencyError", "ModelStateError",
-    "QuantizationError", "QuantizedModel", "Recipe", "RecipeError", "SaveError", "ShapeError",
-    "UnsupportedOperatorError", "UnsupportedVersionError", "VerificationError", "VideoError", "__version__", "load",
+    "AccumulatorOverflowError", "ActivationScheme", "BackendError", "CalibrationError", "CaptureError",
+    "CheckpointError", "ChecksumError", "FormatError", "GraphError", "ImageError", "InputError", "KvantError",
+    "MissingDependencyError", "ModelStateError", "QuantizationError", "QuantizedModel", "Recipe", "RecipeError", "Rule",
+    "SaveError", "ShapeError",
+    "UnsupportedOperatorError", "UnsupportedVersionError", "VerificationError", "VideoError", "WeightScheme",
+    "__version__", "load",
     "num_threads", "quantize", "set_num_threads",
 ]  # fmt: skip
 ROOMS = ("graph", "format", "runtime", "capture", "quantization", "pose", "cli")

@@ -39,7 +39,10 @@ from kvant.errors import (
 )
 
 if TYPE_CHECKING:
+    from kvant.quantization import ActivationScheme as ActivationScheme
     from kvant.quantization import Recipe as Recipe
+    from kvant.quantization import Rule as Rule
+    from kvant.quantization import WeightScheme as WeightScheme
     from kvant.quantization import quantize as quantize
     from kvant.runtime import QuantizedModel as QuantizedModel
     from kvant.runtime import load as load
@@ -53,6 +56,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "quantize": "kvant.quantization",
     "Recipe": "kvant.quantization",
+    "Rule": "kvant.quantization",
+    "WeightScheme": "kvant.quantization",
+    "ActivationScheme": "kvant.quantization",
     "QuantizedModel": "kvant.runtime",
     "load": "kvant.runtime",
     "num_threads": "kvant.runtime.native",
@@ -63,6 +69,9 @@ __all__ = [
     "quantize",
     "load",
     "Recipe",
+    "Rule",
+    "WeightScheme",
+    "ActivationScheme",
     "QuantizedModel",
     "num_threads",
     "set_num_threads",

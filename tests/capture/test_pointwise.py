@@ -14,7 +14,8 @@ from kvant.graph.ops import Step
 from kvant.graph.pointwise import BINARY, UNARY, evaluate
 
 ATTRIBUTES = {
-    "clamp": (-0.5, 0.75), "threshold": (0.3, -2.0), "leaky_relu": (0.1, 0.0), "elu": (0.7, 1.3), "celu": (0.6, 0.0),
+    "clamp": (-0.5, 0.75), "threshold": (0.3, -2.0), "above": (0.3, -2.0),
+    "leaky_relu": (0.1, 0.0), "elu": (0.7, 1.3), "celu": (0.6, 0.0),
     "gelu": (1.0, 0.0), "softplus": (2.0, 5.0), "pow": (3.0, 0.0),
 }  # fmt: skip
 POSITIVE = {"log", "sqrt", "rsqrt", "reciprocal", "log1p"}

@@ -79,7 +79,9 @@ def test_whatever_is_packed_comes_back(data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(1, 700), (7, 100), (300, 3), (40, 5, 3), (9, 1, 8, 11)]))
     dtype = data.draw(st.sampled_from([np.int8, np.int16]))
     low = data.draw(st.integers(-100, 90))
-    values = np.random.default_rng(data.draw(st.integers(0, 99))).integers(low, low + data.draw(st.integers(1, 20)), shape)
+    values = np.random.default_rng(data.draw(st.integers(0, 99))).integers(
+        low, low + data.draw(st.integers(1, 20)), shape
+    )
     values = (values * data.draw(st.sampled_from([1, 1, 2]))).clip(-128, 127).astype(dtype)
     group = data.draw(st.sampled_from([None, 1, 3, 64, 10_000]))
     packed = pack(values, group)

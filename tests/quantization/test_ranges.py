@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvant.errors import CalibrationError
-from kvant.quantization import Recipe
+from kvant.quantization import ActivationScheme
 from kvant.quantization.observers import Extremes, Histogram
 from kvant.quantization.ranges import activation_type, choose_range
 from kvant.quantization.simulate import fake_quantize
@@ -44,30 +44,30 @@ def test_least_squares_clips_outliers_and_beats_min_max() -> None:
     generator = torch.Generator().manual_seed(1)
     values = torch.cat([torch.randn(200_000, generator=generator), torch.tensor([40.0])])
     histogram = histogram_of(values)
-    best = activation_type(choose_range([histogram], Recipe()), 8)
-    plain = activation_type(choose_range([histogram], Recipe(range_method="minmax")), 8)
+    best = activation_type(choose_range([histogram], ActivationScheme()), 8)
+    plain = activation_type(choose_range([histogram], ActivationScheme(range="minmax")), 8)
     sample = values[:-1]
     error = (fake_quantize(sample, best) - sample).square().mean()
     assert error < 0.2 * (fake_quantize(sample, plain) - sample).square().mean()
 
 
 def test_least_squares_keeps_what_is_evenly_used() -> None:
-    low, high = choose_range([histogram_of(torch.linspace(-1, 3, 100_000))], Recipe())
+    low, high = choose_range([histogram_of(torch.linspace(-1, 3, 100_000))], ActivationScheme())
     assert low == pytest.approx(-1, abs=0.06) and high == pytest.approx(3, abs=0.06)
 
 
 def test_percentile_cuts_the_tail() -> None:
     values = torch.linspace(0, 1, 10_001)
     values[-1] = 100.0
-    low, high = choose_range([histogram_of(values)], Recipe(range_method="percentile", percentile=99.9))
+    low, high = choose_range([histogram_of(values)], ActivationScheme(range="percentile", percentile=99.9))
     assert low == 0 and high < 1.1
 
 
 def test_tied_tensors_share_the_union() -> None:
     histograms = [histogram_of(torch.linspace(0, 1, 1000)), histogram_of(torch.linspace(-4, 0, 1000))]
-    assert choose_range(histograms, Recipe(range_method="minmax")) == (-4.0, 1.0)
+    assert choose_range(histograms, ActivationScheme(range="minmax")) == (-4.0, 1.0)
 
 
 def test_nothing_observed_is_an_error() -> None:
     with pytest.raises(CalibrationError):
-        choose_range([Extremes()], Recipe())
+        choose_range([Extremes()], ActivationScheme())

@@ -10,6 +10,7 @@ from torch import nn
 import kvant
 from kvant.capture import capture, prepare
 from kvant.graph import ops
+from kvant.quantization import WeightScheme
 from kvant.quantization.progress import Progress
 from kvant.quantization.refine import weight_noise
 from kvant.quantization.simulate import Plan
@@ -86,7 +87,7 @@ def test_fine_weights_survive_the_file(tmp_path) -> None:
 
 def test_fine_weights_are_36_db_finer() -> None:
     weight = np.random.default_rng(0).normal(size=(8, 16, 3, 3)).astype(np.float32)
-    coarse, fine = quantize_weight(weight, None, "minmax"), fine_weight(weight)
+    coarse, fine = quantize_weight(weight, None, WeightScheme(range="minmax")), fine_weight(weight)
     assert fine.values.dtype == np.int16 and np.abs(fine.values).max() == 8191
     power = [np.square(found.dequantize() - weight).mean() for found in (coarse, fine)]
     assert 10 * np.log10(power[0] / power[1]) == pytest.approx(20 * np.log10(8191 / 127), abs=0.5)
@@ -97,7 +98,9 @@ def test_predicted_noise_is_what_rounding_one_layer_does() -> None:
     names = [node.output for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)]
     inputs = {node.output: node.inputs for node in graph.nodes}
     exact = {name: fine_weight(graph.constants[inputs[name][1]]) for name in names}
-    rough = {name: quantize_weight(graph.constants[inputs[name][1]], None, "minmax") for name in names}
+    rough = {
+        name: quantize_weight(graph.constants[inputs[name][1]], None, WeightScheme(range="minmax")) for name in names
+    }
     biases = {name: graph.constants[inputs[name][2]] for name in names if len(inputs[name]) > 2}
     yardstick = Yardstick(graph, [[picture] for picture in pictures(24)])
     types = {name: graph.types[name] for name in graph.activations()}  # float: nothing is rounded but weights

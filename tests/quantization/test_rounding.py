@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvant.graph import Node, ops
+from kvant.quantization import WeightScheme
 from kvant.quantization.rounding import Moments, compensated, gather
 from kvant.quantization.weights import QuantizedWeight, fine_weight, quantize_weight
 
@@ -35,10 +36,10 @@ def error(weight: np.ndarray, quantized: QuantizedWeight, exact: torch.Tensor, r
 def test_it_beats_rounding_to_nearest_on_new_inputs(fine: bool) -> None:
     weight = np.random.default_rng(1).normal(size=(16, 48)).astype(np.float32)
     seen, new = inputs(2000, 48, 1), inputs(500, 48, 2)
-    nearest = fine_weight(weight) if fine else quantize_weight(weight, None, "minmax")
+    nearest = fine_weight(weight) if fine else quantize_weight(weight, None, WeightScheme(range="minmax"))
     anew = compensated(weight, nearest, moments(seen, seen))
     assert anew.values.dtype == nearest.values.dtype and (anew.scale == nearest.scale).all()
-    assert np.abs(anew.values.astype(int)).max() <= nearest.highest
+    assert np.abs(anew.values.astype(int)).max() <= nearest.grid.high
     assert error(weight, anew, new, new) < 0.3 * error(weight, nearest, new, new)
 
 
@@ -46,7 +47,7 @@ def test_it_repairs_what_earlier_layers_lost() -> None:
     """The quantized network's inputs are 3 % too small: the weights make up for it."""
     weight = np.random.default_rng(2).normal(size=(8, 32)).astype(np.float32)
     seen, new = inputs(2000, 32, 3), inputs(500, 32, 4)
-    nearest = quantize_weight(weight * np.float32(1.1), None, "minmax")
+    nearest = quantize_weight(weight * np.float32(1.1), None, WeightScheme(range="minmax"))
     anew = compensated(weight, nearest, moments(seen, 0.97 * seen))
     plain = compensated(weight, nearest, moments(seen, seen))
     assert error(weight, anew, new, 0.97 * new) < 0.2 * error(weight, plain, new, 0.97 * new)

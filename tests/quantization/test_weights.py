@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from kvant.errors import AccumulatorOverflowError
-from kvant.quantization.weights import fit_bias, quantize_bias, quantize_weight
+from kvant.quantization import WeightScheme
+from kvant.quantization.weights import QuantizedWeight, fit_bias, quantize_bias, quantize_weight
 
 rng = np.random.default_rng(0)
 
 
 def test_min_max_error_is_at_most_half_a_step() -> None:
     weight = rng.normal(size=(8, 16, 3, 3)).astype(np.float32)
-    quantized = quantize_weight(weight, None, "minmax")
+    quantized = quantize_weight(weight, None, WeightScheme(range="minmax"))
     assert np.abs(quantized.values.astype(int)).max() == 127
     step = quantized.scale.reshape(-1, 1, 1, 1)
     assert (np.abs(quantized.dequantize() - weight) <= 0.5001 * step).all()
@@ -21,7 +22,9 @@ def test_the_search_never_loses_to_min_max_under_its_own_measure() -> None:
     weight = rng.standard_t(2, size=(32, 64, 1, 1)).astype(np.float32)
     moment = (rng.random((1, 64, 1, 1)) ** 4).astype(np.float32)
     loss = {
-        method: ((quantize_weight(weight, moment, method).dequantize() - weight) ** 2 * moment).sum((1, 2, 3))
+        method: ((quantize_weight(weight, moment, WeightScheme(range=method)).dequantize() - weight) ** 2 * moment).sum(
+            (1, 2, 3)
+        )
         for method in ("mse", "minmax")
     }
     assert (loss["mse"] <= loss["minmax"] * 1.0001).all()
@@ -31,14 +34,14 @@ def test_the_search_never_loses_to_min_max_under_its_own_measure() -> None:
 def test_a_dead_channel_is_zero_with_a_sound_scale() -> None:
     weight = np.zeros((2, 3), np.float32)
     weight[0] = (1.0, -2.0, 0.5)
-    quantized = quantize_weight(weight, None, "mse")
+    quantized = quantize_weight(weight, None, WeightScheme())
     assert not quantized.values[1].any() and quantized.scale[1] == 1.0
 
 
 def test_a_bias_that_dwarfs_its_weights_coarsens_the_scale() -> None:
     weight = np.full((2, 4), 1e-9, np.float32)
     bias = np.array([5.0, 0.0], np.float32)
-    quantized = quantize_weight(weight, None, "minmax")
+    quantized = quantize_weight(weight, None, WeightScheme(range="minmax"))
     with pytest.raises(AccumulatorOverflowError):
         quantize_bias(bias, 1e-3, quantized.scale, "uint8")
     fitted = fit_bias(weight, quantized, bias, 1e-3)
@@ -50,3 +53,144 @@ def test_a_bias_that_dwarfs_its_weights_coarsens_the_scale() -> None:
 def test_bias_is_rounded_half_to_even() -> None:
     values = quantize_bias(np.array([0.5, 1.5, -2.5], np.float32), 1.0, np.ones(3, np.float32), "uint8")
     np.testing.assert_array_equal(values, [0, 2, -2])
+
+
+def heavy(shape: tuple[int, ...]) -> np.ndarray:
+    """Weights whose channels and groups differ in size, with tails."""
+    sizes = rng.lognormal(0, 1, (shape[0], 1)) * np.repeat(rng.lognormal(0, 0.7, (1, shape[1] // 8)), 8, axis=1)
+    return (rng.standard_t(4, size=shape) * sizes[..., *[None] * (len(shape) - 2)]).astype(np.float32)
+
+
+def error(weight: np.ndarray, scheme: WeightScheme) -> float:
+    return float(((quantize_weight(weight, None, scheme).dequantize() - weight) ** 2).mean())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+def test_finer_granularity_errs_less(bits: int) -> None:
+    weight = heavy((32, 64))
+    errors = [error(weight, WeightScheme(bits, granularity=each)) for each in ("tensor", "channel")]
+    errors.append(error(weight, WeightScheme(bits, granularity="group", group=8)))
+    assert errors == sorted(errors, reverse=True) and errors[2] < 0.85 * errors[1]
+
+
+@pytest.mark.parametrize("form", ["symmetric", "asymmetric", "power_of_two", "log2", "apot", "codebook"])
+def test_every_form_errs_less_with_more_bits(form: str) -> None:
+    weight = rng.normal(size=(16, 256)).astype(np.float32)
+    errors = [error(weight, WeightScheme(bits, form)) for bits in (2, 3, 4)]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 1.2 * errors[2]
+
+
+def test_uneven_levels_fit_what_is_not_evenly_used() -> None:
+    weight = rng.standard_t(3, size=(16, 512)).astype(np.float32)
+    by_form = {form: error(weight, WeightScheme(4, form)) for form in ("symmetric", "codebook", "apot")}
+    assert by_form["codebook"] < by_form["apot"] < by_form["symmetric"]
+
+
+def test_single_bits_are_signs_times_the_mean_magnitude() -> None:
+    weight = rng.normal(size=(8, 100)).astype(np.float32)
+    quantized = quantize_weight(weight, None, WeightScheme(1))
+    np.testing.assert_array_equal(quantized.values, np.where(weight > 0, 1, -1))
+    np.testing.assert_allclose(quantized.scale, np.abs(weight).mean(axis=1), rtol=1e-5)
+
+
+def test_a_moment_moves_the_scale_of_single_bits() -> None:
+    weight, moment = rng.normal(size=(8, 100)).astype(np.float32), rng.random((1, 100)).astype(np.float32)
+    scale = quantize_weight(weight, moment, WeightScheme(1)).scale
+    np.testing.assert_allclose(scale, (np.abs(weight) * moment).sum(1) / moment.sum(), rtol=1e-4)
+
+
+def test_asymmetric_weights_use_every_integer_and_keep_zero() -> None:
+    weight = rng.uniform(-0.2, 1.0, size=(4, 2000)).astype(np.float32)
+    weight[:, 0] = 0
+    quantized = quantize_weight(weight, None, WeightScheme(4, "asymmetric", range="minmax"))
+    assert all(len(np.unique(row)) == 16 for row in quantized.values)
+    assert not quantized.values[:, 0].any()
+    assert error(weight, WeightScheme(4, "asymmetric")) < 0.5 * error(weight, WeightScheme(4))
+    wide = quantize_weight(weight, None, WeightScheme(8, "asymmetric"))
+    assert wide.values.dtype == np.int16 and np.ptp(wide.values, axis=1).max() <= 255
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4, 3, 2])
+def test_rounding_follows_its_name(bits: int) -> None:
+    """Integers and a half, at scale 1: NumPy says what each mode does."""
+    top = 2 ** (bits - 1) - 1
+    weight = np.array([[top, -top, 0.5, -0.5, 0.25, -0.75, 0.0, 0.6]], np.float32)
+    wanted = {
+        "half_even": np.rint(weight), "half_away": np.trunc(weight + np.copysign(0.5, weight)),
+        "floor": np.floor(weight), "ceil": np.ceil(weight),
+    }  # fmt: skip
+    for rounding, values in wanted.items():
+        quantized = quantize_weight(weight, None, WeightScheme(bits, range="minmax", rounding=rounding))
+        assert quantized.scale == [1.0]
+        np.testing.assert_array_equal(quantized.values, np.clip(values, -top, top), err_msg=rounding)
+
+
+def test_uneven_levels_are_rounded_by_the_same_names() -> None:
+    weight = np.array([[4, -4, 3, -3, 1.5, -1.5, 3.2, 0.0]], np.float32)
+    wanted = {
+        "half_even": [4, -4, 4, -4, 1, -1, 4, 0],  # of two equally near levels the one at an even place
+        "half_away": [4, -4, 4, -4, 2, -2, 4, 0],
+        "floor": [4, -4, 2, -4, 1, -2, 2, 0],
+        "ceil": [4, -4, 4, -2, 2, -1, 4, 0],
+    }
+    for rounding, values in wanted.items():
+        quantized = quantize_weight(weight, None, WeightScheme(3, "log2", range="minmax", rounding=rounding))
+        assert quantized.values.tolist() == [values], rounding
+
+
+def test_stochastic_rounding_is_right_on_average() -> None:
+    weight = np.full((1, 100_000), 0.3, np.float32)
+    weight[0, 0] = 1.0
+    scheme = WeightScheme(2, range="minmax", rounding="stochastic")
+    values = quantize_weight(weight, None, scheme).values[0, 1:]
+    assert set(np.unique(values)) == {0, 1}
+    assert values.mean() == pytest.approx(0.3, abs=0.01)
+    again = quantize_weight(weight, None, scheme, name="another layer").values[0, 1:]
+    assert not np.array_equal(values, again)
+
+
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "kl", "aciq", "cosine"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_every_range_method_keeps_the_weight(method: str, bits: int) -> None:
+    weight = rng.laplace(size=(16, 1024)).astype(np.float32)
+    for granularity in ("channel", "tensor", "network"):
+        scheme = WeightScheme(bits, range=method, granularity=granularity, percentile=99.0)
+        assert error(weight, scheme) < {8: 0.02, 4: 0.35, 2: 1.9}[bits], granularity
+
+
+def test_range_methods_do_what_they_say() -> None:
+    weight = rng.laplace(size=(4, 4096)).astype(np.float32)
+    reach = {method: quantize_weight(weight, None, WeightScheme(4, range=method, percentile=99.0)) for method in (
+        "minmax", "percentile", "aciq", "mse", "cosine"
+    )}  # fmt: skip
+    clip = {method: found.scale * 7 for method, found in reach.items()}
+    np.testing.assert_allclose(clip["minmax"], np.abs(weight).max(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(clip["percentile"], np.percentile(np.abs(weight), 99, axis=1), rtol=0.05)
+    np.testing.assert_allclose(clip["aciq"], 5.03 * np.abs(weight).mean(axis=1), rtol=0.01)
+    errors = {method: ((found.dequantize() - weight) ** 2).sum() for method, found in reach.items()}
+    assert errors["mse"] == min(errors.values())
+
+    def cosine(found: QuantizedWeight) -> float:
+        real = found.dequantize()
+        return float((real * weight).sum() / np.sqrt((real**2).sum() * (weight**2).sum()))
+
+    assert cosine(reach["cosine"]) >= max(cosine(reach["minmax"]), cosine(reach["aciq"]))
+
+
+def test_groups_are_integer_multiples_of_one_scale() -> None:
+    weight = heavy((8, 32, 3, 3))
+    quantized = quantize_weight(weight, None, WeightScheme(4, granularity="group", group=8))
+    assert quantized.values.dtype == np.int8 and quantized.quantization().group == 72
+    for row in quantized.values.reshape(8, 4, 72):
+        for run in row:
+            factor = max(int(np.gcd.reduce(np.abs(run.astype(int)))), 1)
+            assert np.abs(run // factor).max() <= 7
+
+
+def test_a_group_that_does_not_divide_the_channels_ends_early() -> None:
+    weight = rng.normal(size=(4, 10)).astype(np.float32)
+    quantized = quantize_weight(weight, None, WeightScheme(2, granularity="group", group=4))
+    assert quantized.values.shape == (4, 10)
+    huge = quantize_weight(weight, None, WeightScheme(2, granularity="group", group=1000))
+    plain = quantize_weight(weight, None, WeightScheme(2))
+    np.testing.assert_array_equal(np.sign(huge.values), np.sign(plain.values))

@@ -22,6 +22,7 @@ def _elu(x: Tensor, alpha: float, scale: float) -> Tensor:
 _UNARY: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "clamp": lambda x, a, b: torch.relu(x) if (a, b) == (0.0, torch.inf) else x.clamp(a, b),
     "threshold": F.threshold,
+    "above": lambda x, a, b: torch.where(x > a, b, 0.0),
     "leaky_relu": lambda x, a, b: F.leaky_relu(x, a),
     "elu": _elu,
     "celu": lambda x, a, b: F.celu(x, a),

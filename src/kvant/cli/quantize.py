@@ -71,7 +71,10 @@ def picture_spec(size: str | None, mean: str, std: str, color: Color, example: t
 
 def make_recipe(bits: options.Bits, wide: list[str] | None, target_sqnr: float | None) -> kvant.Recipe:
     """The recipe that the options describe."""
-    chosen: dict[str, Any] = {"activation_bits": int(bits), "wide": tuple(wide or ())}
+    chosen: dict[str, Any] = {
+        "activations": kvant.ActivationScheme(16 if bits is options.Bits.SIXTEEN else 8),
+        "wide": tuple(wide or ()),
+    }
     if target_sqnr is not None:
         chosen["target_sqnr"] = target_sqnr
     return kvant.Recipe(**chosen)

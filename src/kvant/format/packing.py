@@ -117,7 +117,7 @@ def _by_factor(values: Array, group: int) -> Packed | None:
 
 def _centre(bits: int) -> int:
     """The code that stands for 0; single bits stand for -1 and 1."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def _spread(factors: Array, group: int, count: int) -> Array:

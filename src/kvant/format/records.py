@@ -195,9 +195,7 @@ def _constant_type(record: ConstantRecord, scales: Mapping[str, np.ndarray]) -> 
         if record.scale is not None:
             raise FormatError(f"constant {record.name!r} has both one scale and an axis of scales")
         values = tuple(float(value) for value in scales[record.name])
-        return TensorType(
-            record.dtype, Quantization(values, record.zero_point, record.axis, record.bits, record.group)
-        )
+        return TensorType(record.dtype, Quantization(values, record.zero_point, record.axis, record.bits, record.group))
     if record.scale is None:
         if record.bits is not None or record.group is not None:
             raise FormatError(f"constant {record.name!r} has bits or groups, but no scale")

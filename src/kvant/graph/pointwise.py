@@ -41,6 +41,7 @@ def _gelu(x: Array, tanh: float) -> Array:
 UNARY: dict[str, Callable[[Array, float, float], Array]] = {
     "clamp": lambda x, a, b: np.minimum(np.maximum(x, a), b),
     "threshold": lambda x, a, b: np.where(x > a, x, b),
+    "above": lambda x, a, b: np.where(x > a, b, 0.0),
     "leaky_relu": lambda x, a, b: np.where(x > 0, x, a * x),
     "elu": lambda x, a, b: b * np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
     "celu": lambda x, a, b: np.where(x > 0, x, a * np.expm1(np.minimum(x / a, 0))),

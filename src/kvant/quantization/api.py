@@ -21,10 +21,11 @@ from kvant.quantization.recipe import Recipe
 from kvant.quantization.refine import refine, refine_small, weight_noise
 from kvant.quantization.sensitivity import widen
 from kvant.quantization.simulate import Plan
+from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Channels, Sample, Statistics, collect, observe
 from kvant.quantization.ties import makes_values
 from kvant.quantization.types import activation_types
-from kvant.quantization.weights import QuantizedWeight, quantize_weight
+from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight
 from kvant.quantization.yardstick import Yardstick
 from kvant.runtime import QuantizedModel
 
@@ -79,7 +80,7 @@ def quantize(
     graph = prepare(capture(model, args, kwargs))
     seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.samples, show)
     plan = make_plan(graph, seen, recipe, show)
-    quantized = convert(plan.graph, plan.types, plan.weights, plan.biases)
+    quantized = convert(plan)
     validate(quantized)
     return QuantizedModel(quantized, metadata=dict(metadata or {}))
 
@@ -122,16 +123,14 @@ def _tensor(name: str, type: TensorType, value: Any) -> torch.Tensor:
 
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
     """Decide everything: scales between layers, weights, biases, and the type of each activation."""
+    recipe.check_rules(graph)
+    graph, places = place(graph, seen, recipe)
     channels = seen.channels
     if recipe.equalize:
         graph, channels = _equalized(graph, seen, recipe)
-    weights = {
-        node.output: _weight(graph, node.inputs, node.op, channels, recipe)
-        for node in graph.nodes
-        if isinstance(node.op, ops.WEIGHTED)
-    }
-    narrow, wide = activation_types(graph, seen.observers, recipe)
-    plan = Plan(graph, wide, weights, _biases(graph))
+    tables, levels = staircases(graph, places, seen.observers, recipe)
+    narrow, wide = (types | levels for types in activation_types(graph, seen.observers, recipe))
+    plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables)
     fitted, held = _split(seen.samples)
     trial = Trial(fitted, Yardstick(graph, held), recipe, show)
     plan = _choose_weights(plan, trial)
@@ -177,15 +176,20 @@ def _choose_weights(plan: Plan, trial: Trial) -> Plan:
     before = yardstick.measure(nearest)
     if before >= target + WEIGHT_MARGIN_DB:
         return nearest
-    noise = weight_noise(nearest, yardstick, trial.show) if recipe.fine_weights else {}
+    noise = _refinable(nearest, weight_noise(nearest, yardstick, trial.show)) if recipe.fine_weights else {}
     best = nearest
     if recipe.compensate and recipe.correct_bias:
         start = refine_small(nearest, noise)
         anew = trial.correct(replace(start, biases=plan.biases), compensate=True)
         best = anew if yardstick.measure(anew) > before else nearest
-    if recipe.fine_weights and yardstick.measure_whole(best) < target - TOLERATED_DB:
+    if noise and yardstick.measure_whole(best) < target - TOLERATED_DB:
         return refine(nearest, noise, yardstick, target + REFINED_DB, trial.correct)
     return best
+
+
+def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:
+    """The noise of those layers whose weights are the int8 that nobody asked to be anything else."""
+    return {name: value for name, value in noise.items() if plan.weights[name].scheme.plain}
 
 
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:
@@ -215,14 +219,21 @@ def _at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
     return observer
 
 
-def _weight(
-    graph: Graph, inputs: tuple[str, ...], op: ops.AnyOp, channels: dict[str, Channels], recipe: Recipe
-) -> QuantizedWeight:
-    weight = graph.constants[inputs[1]]
-    moment = None
-    if recipe.weight_range == "mse" and inputs[0] in channels:
-        moment = _moment(weight, channels[inputs[0]].moment(), getattr(op, "groups", 1))
-    return quantize_weight(weight, moment, recipe.weight_range)
+def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dict[str, QuantizedWeight]:
+    """The integer weight of every weighted node, by the node's output."""
+    nodes = {node.output: node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
+    schemes = {name: recipe.weight_scheme(node) for name, node in nodes.items()}
+    values = {name: graph.constants[node.inputs[1]] for name, node in nodes.items()}
+    shared = network_scales(values, schemes)
+    moments = {
+        name: _moment(values[name], channels[node.inputs[0]].moment(), getattr(node.op, "groups", 1))
+        for name, node in nodes.items()
+        if node.inputs[0] in channels and schemes[name].range in ("mse", "cosine")
+    }
+    return {
+        name: quantize_weight(values[name], moments.get(name), schemes[name], name=name, network_scale=shared.get(name))
+        for name in nodes
+    }
 
 
 def _moment(weight: np.ndarray, moment: np.ndarray, groups: int) -> np.ndarray | None:

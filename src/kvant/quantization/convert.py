@@ -10,41 +10,29 @@ import numpy as np
 from kvant.errors import QuantizationError
 from kvant.graph import Graph, Node, Quantization, TensorType, ops
 from kvant.quantization.ranges import activation_type
+from kvant.quantization.simulate import Plan
 from kvant.quantization.tables import pointwise_table, quantize_array, softmax_table
 from kvant.quantization.ties import moved_inputs, moves
-from kvant.quantization.weights import QuantizedWeight, fit_bias, quantize_bias
+from kvant.quantization.weights import fit_bias, quantize_bias
 
 
-def convert(
-    graph: Graph, types: dict[str, TensorType], weights: dict[str, QuantizedWeight], biases: dict[str, np.ndarray]
-) -> Graph:
-    """The integer graph that computes what ``graph`` computes.
-
-    Args:
-        graph: float graph, prepared.
-        types: uint8 or int16 type of every float activation, equal where integers only move.
-        weights: integer weight of every weighted node, by the node's output.
-        biases: float32 bias (O) of every weighted node that has one, by the node's output.
+def convert(plan: Plan) -> Graph:
+    """The integer graph that computes what ``plan.graph`` computes, with everything that was decided.
 
     Raises:
         QuantizationError: a node has no integer form; the message names it.
     """
-    return _Converter(graph, types, weights, biases).run()
+    return _Converter(plan).run()
 
 
 class _Converter:
-    def __init__(
-        self,
-        graph: Graph,
-        types: dict[str, TensorType],
-        weights: dict[str, QuantizedWeight],
-        biases: dict[str, np.ndarray],
-    ) -> None:
-        self.source = graph
-        self.types = types
-        self.weights = weights
-        self.biases = biases
-        self.target = Graph(structure=graph.structure, example=dict(graph.example))
+    def __init__(self, plan: Plan) -> None:
+        self.source = plan.graph
+        self.types = plan.types
+        self.weights = plan.weights
+        self.biases = plan.biases
+        self.tables = plan.tables
+        self.target = Graph(structure=plan.graph.structure, example=dict(plan.graph.example))
         self.names: dict[str, str] = {}
         self.shared: dict[tuple[str, bytes], str] = {}
 
@@ -145,7 +133,8 @@ class _Converter:
             raise QuantizationError(f"{node.describe()} is no pointwise function")
         param = self.source.constants[node.inputs[1]] if len(node.inputs) > 1 else None
         source = self._activation_type(node, node.inputs[0])
-        table = pointwise_table(node.op, source, self.types[node.output], param)
+        op = self.tables.get(node.output, node.op)
+        table = pointwise_table(op, source, self.types[node.output], param)
         axis = node.op.axis if param is not None else None
         return ops.Table(axis=axis), [self.names[node.inputs[0]], self._constant(f"{node.output}.table", table, None)]
 

@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Literal
 
 from kvant.errors import RecipeError
+from kvant.format import write_atomically
+from kvant.graph import Graph, Node
+from kvant.quantization.schemes import (
+    INT8_WEIGHTS,
+    UINT8_ACTIVATIONS,
+    ActivationScheme,
+    WeightScheme,
+    check_choices,
+)
+from kvant.quantization.toml import read_toml, write_toml
 
 Observer = Literal["histogram", "minmax", "moving_average"]
-RangeMethod = Literal["mse", "minmax", "percentile"]
-ActivationBits = Literal[8, 16]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Other schemes for some nodes.
+
+    Attributes:
+        pattern: of the tensor a node writes, or of its module path (``fnmatch``); a network's inputs have names too.
+        kind: only operators of this kind, as the file spells it: "conv", "linear", "convtranspose", "binary"...
+        weights: how the weights of these nodes are quantized; None leaves that to earlier rules and the recipe.
+        activations: how what these nodes write is quantized; None likewise.
+
+    Example:
+        >>> Rule("head*", weights=WeightScheme(bits=8)).kind is None
+        True
+    """
+
+    pattern: str = "*"
+    kind: str | None = None
+    weights: WeightScheme | None = None
+    activations: ActivationScheme | None = None
+
+    def __post_init__(self) -> None:
+        wanted = {"pattern": str, "kind": str, "weights": WeightScheme, "activations": ActivationScheme}
+        for name, type in wanted.items():
+            value = getattr(self, name)
+            if not isinstance(value, type) and (value is not None or name == "pattern"):
+                raise RecipeError(f"Rule({name}={value!r}): expected a {type.__name__}")
+
+    def applies(self, name: str, node: Node | None) -> bool:
+        """Whether the rule is about a tensor: what ``node`` writes, or an input."""
+        kind, module = ("input", "") if node is None else (node.op.kind, node.source.module)
+        named = fnmatch(name, self.pattern) or (bool(module) and fnmatch(module, self.pattern))
+        return named and self.kind in (None, kind)
 
 
 @dataclass(frozen=True)
@@ -17,35 +62,35 @@ class Recipe:
     """How a network is quantized: static, uint8 activations, int8 weights, int32 biases, unless said otherwise.
 
     Attributes:
-        activation_bits: 8 (uint8, asymmetric) or 16 (int16, zero point 0) for every activation.
+        weights: the scheme of all weights that no rule names.
+        activations: the scheme of all activations that no rule names.
+        rules: schemes by name and kind; where several fit, the last one decides.
         wide: patterns (``fnmatch``) of tensor names or module paths whose output is to have 16 bits.
         target_sqnr: decibels of signal to quantization noise wanted at every output (for the mean of its channels, 2 dB
-            less will do). Activations are widened to 16 bits, the most harmful ones first, until it is reached or until
-            they are no longer what limits it. None never widens.
+            less will do). 8-bit activations are widened to 16 bits, the most harmful ones first, until it is reached or
+            until they are no longer what limits it. None never widens.
         observer: what is remembered of activations: a histogram, the extremes, or a moving average of the extremes.
-        range_method: how a range is chosen from a histogram: least squared error, extremes, or a percentile.
-        percentile: the share of values, in percent, that ``range_method="percentile"`` keeps.
-        weight_range: per-channel weight ranges by squared error weighted with the input's second moment, or extremes.
         equalize: move scale between layers where that changes nothing in real arithmetic (Nagel et al. 2019).
         correct_bias: take the mean error that quantization causes out of the biases, layer by layer.
-        compensate: where int8 weights limit accuracy, round them so that the errors within a layer make up for each
-            other on the kept samples (together with ``correct_bias``).
+        compensate: where weights limit accuracy, round them so that the errors within a layer make up for each
+            other on the kept samples (together with ``correct_bias``; weights that are rounded half to even only).
         fine_weights: where int8 weights limit accuracy, give 14 bits (kept as int16) to the weights of layers that
             cause most of it: within 1 % of all weights, and beyond that only where ``target_sqnr`` is missed otherwise.
+            Weights of other schemes keep theirs.
         samples: how many calibration samples are kept for equalization, correction and measurement.
 
     Example:
-        >>> Recipe(activation_bits=16).activation_bits
-        16
+        >>> recipe = Recipe(WeightScheme(bits=4), rules=(Rule("head*", weights=WeightScheme(bits=8)),))
+        >>> Recipe.from_toml(recipe.to_toml()) == recipe
+        True
     """
 
-    activation_bits: ActivationBits = 8
+    weights: WeightScheme = INT8_WEIGHTS
+    activations: ActivationScheme = UINT8_ACTIVATIONS
+    rules: tuple[Rule, ...] = ()
     wide: tuple[str, ...] = ()
     target_sqnr: float | None = 26.0
     observer: Observer = "histogram"
-    range_method: RangeMethod = "mse"
-    percentile: float = 99.99
-    weight_range: Literal["mse", "minmax"] = "mse"
     equalize: bool = True
     correct_bias: bool = True
     compensate: bool = True
@@ -53,18 +98,72 @@ class Recipe:
     samples: int = 16
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            choices = get_args(hints[field.name])
-            value = getattr(self, field.name)
-            if choices and all(isinstance(choice, str | int) for choice in choices) and value not in choices:
-                shown = ", ".join(repr(choice) for choice in choices)
-                raise RecipeError(f"Recipe({field.name}={value!r}): expected one of {shown}")
-        if not isinstance(self.wide, tuple) or not all(isinstance(pattern, str) for pattern in self.wide):
-            raise RecipeError(f"Recipe(wide={self.wide!r}): expected a tuple of name patterns")
-        if not 50 < self.percentile <= 100:
-            raise RecipeError(f"Recipe(percentile={self.percentile}): expected more than 50 and at most 100")
+        check_choices(self)
+        for name, type in (("weights", WeightScheme), ("activations", ActivationScheme)):
+            if not isinstance(getattr(self, name), type):
+                raise RecipeError(f"Recipe({name}={getattr(self, name)!r}): expected a {type.__name__}")
+        for name, of, what in (("wide", str, "name patterns"), ("rules", Rule, "rules")):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(entry, of) for entry in value):
+                raise RecipeError(f"Recipe({name}={value!r}): expected a tuple of {what}")
         if self.samples < 1:
             raise RecipeError(f"Recipe(samples={self.samples}): expected at least 1")
-        if self.observer != "histogram" and self.range_method != "minmax":
-            object.__setattr__(self, "range_method", "minmax")
+
+    def weight_scheme(self, node: Node) -> WeightScheme:
+        """The scheme of a node's weights."""
+        named = [rule.weights for rule in self.rules if rule.weights is not None and rule.applies(node.output, node)]
+        return named[-1] if named else self.weights
+
+    def activation_rule(self, name: str, node: Node | None) -> ActivationScheme | None:
+        """The scheme that rules give to a tensor, the output of ``node`` or an input; None where they give none."""
+        named = [rule.activations for rule in self.rules if rule.activations is not None and rule.applies(name, node)]
+        return named[-1] if named else None
+
+    def check_rules(self, graph: Graph) -> None:
+        """Refuse rules that are about nothing in ``graph``.
+
+        Raises:
+            RecipeError: naming the rule.
+        """
+        tensors: list[tuple[str, Node | None]] = [(entry.name, None) for entry in graph.inputs]
+        tensors += [(node.output, node) for node in graph.nodes]
+        for rule in self.rules:
+            if not any(rule.applies(name, node) for name, node in tensors):
+                kind = "" if rule.kind is None else f" of kind {rule.kind!r}"
+                raise RecipeError(f"Recipe(rules=...): {rule.pattern!r} matches no tensor and no module{kind}")
+
+    def to_toml(self) -> str:
+        """The recipe as TOML: what differs from the defaults."""
+        return write_toml(self)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Recipe:
+        """The recipe that a TOML text describes.
+
+        Raises:
+            RecipeError: the text is no TOML, or says something that no recipe knows.
+        """
+        return read_toml(text, cls, {"weights": WeightScheme, "activations": ActivationScheme, "rules": Rule})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recipe to a TOML file.
+
+        Raises:
+            SaveError: the file could not be written; one that was there before is unchanged.
+        """
+        write_atomically(path, [self.to_toml().encode()])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Read a recipe from a TOML file.
+
+        Raises:
+            RecipeError: the file is no recipe.
+            OSError: it does not exist or may not be read.
+        """
+        try:
+            return cls.from_toml(Path(path).read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{os.fspath(path)!r} is no TOML file: {error}") from error
+        except RecipeError as error:
+            raise RecipeError(f"{os.fspath(path)!r}: {error}") from error

@@ -10,12 +10,13 @@ of channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from kvant.graph import Node, ops
+from kvant.quantization.grids import Grid
 from kvant.quantization.weights import QuantizedWeight
 
 # Weights of one output channel beyond which the K x K matrices cost more than they give.
@@ -101,15 +102,16 @@ def compensated(weight: np.ndarray, nearest: QuantizedWeight, moments: Moments) 
     damping = DAMPING * diagonal.mean(1, keepdim=True) + 1e-12
     hessian = moments.own + torch.diag_embed(damping.expand_as(diagonal))
     shift = torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2))
-    values = _round_in_turn(rows + shift.transpose(1, 2), steps, hessian, nearest.highest)
-    return QuantizedWeight(values.numpy().astype(nearest.values.dtype).reshape(weight.shape), nearest.scale)
+    values = _round_in_turn(rows + shift.transpose(1, 2), steps, hessian, nearest.grid)
+    return replace(nearest, values=values.numpy().astype(nearest.values.dtype).reshape(weight.shape))
 
 
-def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor, highest: int) -> torch.Tensor:
+def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Round column after column, those with the largest inputs first; returns (G, O / G, K) integers as float64."""
     order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     rows = rows.gather(2, order[:, None].expand_as(rows))
     hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
+    numbers = torch.arange(rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2])
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     values = torch.empty_like(rows)
     for start in range(0, rows.shape[2], BLOCK):
@@ -117,7 +119,8 @@ def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tenso
         stop = min(start + BLOCK, rows.shape[2])
         errors = torch.empty_like(rows[:, :, start:stop])
         for column in range(start, stop):
-            values[:, :, column] = torch.round(rows[:, :, column] / steps).clamp_(-highest, highest)
+            picked = order[:, None, column].expand_as(numbers)
+            values[:, :, column] = grid.nearest_at(rows[:, :, column] / steps, numbers, picked)
             error = (rows[:, :, column] - values[:, :, column] * steps) / factor[:, column, column, None]
             rows[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
             errors[:, :, column - start] = error

@@ -62,6 +62,11 @@ def widen(
     return mixed(smallest(len(order), lambda some: yardstick.measure(replace(plan, types=mixed(some))), goal))
 
 
+def may_widen(type: TensorType) -> bool:
+    """Whether a tensor has 8 bits; fewer ones were wished for."""
+    return type.dtype == "uint8" and type.quantization is not None and type.quantization.bits is None
+
+
 def group_noise(
     plan: Plan,
     yardstick: Yardstick,
@@ -78,7 +83,7 @@ def group_noise(
 
     def error(name: str, values: torch.Tensor) -> torch.Tensor | None:
         type = plan.types[name]
-        return fake_quantize(values, type) - values if type.dtype == "uint8" else None
+        return fake_quantize(values, type) - values if may_widen(type) else None
 
     noise: dict[str, float] = {}
     for name, share in noise_of(run, error, yardstick, show.track(yardstick.samples, "measuring sensitivity")).items():

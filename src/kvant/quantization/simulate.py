@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,17 +23,22 @@ class Plan:
         types: integer type of every float activation.
         weights: integer weight of every weighted node, by the node's output.
         biases: float32 bias of every weighted node that has one, by the node's output.
+        tables: staircases that weighted nodes read through, by the output of the node that stands for one and does
+            nothing in the float graph.
     """
 
     graph: Graph
     types: dict[str, TensorType]
     weights: dict[str, QuantizedWeight]
     biases: dict[str, np.ndarray]
+    tables: dict[str, ops.Pointwise] = field(default_factory=dict)
 
     def simulated_graph(self) -> Graph:
-        """The float graph whose weights are the reals that the integers stand for."""
+        """The float graph whose weights are the reals that the integers stand for, with its staircases."""
         graph = self.graph.copy()
         for index, node in enumerate(graph.nodes):
+            if node.output in self.tables:
+                graph.nodes[index] = replace(node, op=self.tables[node.output])
             if not isinstance(node.op, ops.WEIGHTED):
                 continue
             inputs = [

@@ -1,8 +1,9 @@
-"""The integer type of every activation, in 8 bits and in 16."""
+"""The integer type of every activation: as its scheme wants it, and in 16 bits."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.observers import AnyObserver, Extremes
-from kvant.quantization.ranges import activation_type, choose_range
+from kvant.quantization.ranges import activation_type, choose_range, extremes
 from kvant.quantization.recipe import Recipe
+from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.ties import ties
 
 # Activations of 16 bits reach this much further than calibration saw: bits they can spare, against saturation.
@@ -24,24 +26,73 @@ FEW_VALUES = 4096
 def activation_types(
     graph: Graph, observers: dict[str, AnyObserver], recipe: Recipe
 ) -> tuple[dict[str, TensorType], dict[str, TensorType]]:
-    """The types the recipe asks for, and the types with 16 bits everywhere."""
+    """The types the recipe asks for, and the types with 16 bits everywhere, of all activations that were observed."""
     group_of = ties(graph)
+    schemes = activation_schemes(graph, group_of, recipe)
     members: dict[str, list[AnyObserver]] = {}
     for name, observer in observers.items():
         members.setdefault(group_of[name], []).append(observer)
     _observe_constants(graph, group_of, members)
     wanted = _wanted_wide(graph, group_of, recipe)
-    exact = Recipe(range_method="minmax")
     sizes = _group_sizes(graph, group_of)
     narrow, wide = {}, {}
-    for name, group in group_of.items():
-        low, high = choose_range(members[group], exact)
+    for group, seen in _shared(members, schemes).items():
+        scheme = schemes[group]
+        low, high = extremes(seen)
         room = HEADROOM if sizes[group] >= FEW_VALUES else HEADROOM_OF_FEW
-        wide[name] = activation_type((low * room, high * room), 16)
-        narrow[name] = wide[name]
-        if recipe.activation_bits == 8 and group not in wanted:
-            narrow[name] = activation_type(choose_range(members[group], recipe), 8)
-    return narrow, wide
+        wide[group] = activation_type((low * room, high * room), 16, scheme.form)
+        narrow[group] = wide[group]
+        if scheme.bits < 16 and group not in wanted:
+            narrow[group] = activation_type(choose_range(seen, scheme), scheme.bits, scheme.form)
+    return _by_name(narrow, group_of), _by_name(wide, group_of)
+
+
+def _by_name(types: dict[str, TensorType], group_of: dict[str, str]) -> dict[str, TensorType]:
+    return {name: types[group] for name, group in group_of.items() if group in types}
+
+
+def activation_schemes(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> dict[str, ActivationScheme]:
+    """The scheme of each group of tied activations as its integers lie in memory: what is read by tables has 8 bits."""
+    return {
+        group: replace(scheme, bits=8, form="asymmetric") if scheme.tabled else scheme
+        for group, scheme in wished_schemes(graph, group_of, recipe).items()
+    }
+
+
+def wished_schemes(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> dict[str, ActivationScheme]:
+    """The scheme of each group of tied activations.
+
+    Rules come first, then the recipe's own scheme; but inputs and outputs of the network that no rule names have at
+    least 8 bits. Of several schemes that rules give to tensors of one group, the one with the most bits holds.
+    """
+    nodes = graph.producers()
+    outside = {entry.name for entry in graph.inputs} | set(graph.outputs)
+    named: dict[str, list[ActivationScheme]] = {}
+    borders = {group_of[name] for name in outside if name in group_of}
+    for name, group in group_of.items():
+        scheme = recipe.activation_rule(name, nodes.get(name))
+        if scheme is not None:
+            named.setdefault(group, []).append(scheme)
+    found = {}
+    for group in dict.fromkeys(group_of.values()):
+        scheme = max(named.get(group, [recipe.activations]), key=lambda entry: entry.bits)
+        if scheme.bits < 8 and group in borders and group not in named:
+            scheme = replace(scheme, bits=8, form="asymmetric" if scheme.tabled else scheme.form)
+        found[group] = scheme
+    return found
+
+
+def _shared(
+    members: dict[str, list[AnyObserver]], schemes: dict[str, ActivationScheme]
+) -> dict[str, list[AnyObserver]]:
+    """What was seen of each group, or of all groups together that share the scale of the network."""
+    network: dict[ActivationScheme, list[AnyObserver]] = {}
+    for group, seen in members.items():
+        network.setdefault(schemes[group], []).extend(seen)
+    return {
+        group: network[schemes[group]] if schemes[group].granularity == "network" else seen
+        for group, seen in members.items()
+    }
 
 
 def _group_sizes(graph: Graph, group_of: dict[str, str]) -> dict[str, int]:

@@ -1,44 +1,42 @@
-"""Weights and biases: from float32 to integers, one scale for each output channel."""
+"""Weights and biases: from float32 to integers, by a scheme."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from kvant.errors import AccumulatorOverflowError
 from kvant.graph import Quantization
+from kvant.quantization.grids import FINE, INT8, Grid, grid_of
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
+from kvant.quantization.scales import Rows, fit_codebook, fit_factors, fit_scale, fit_shift, power_of_two, safe
+from kvant.quantization.schemes import INT8_WEIGHTS, WeightScheme
 
-# Integers of a weight reach as far on either side: int8, and the 14 bits that fine weights take of their int16, few
-# enough that int32 surely holds eight products with int16 activations.
-HIGHEST = 127
-HIGHEST_FINE = 8191
 # The part of an int32 accumulator that a bias may take: half.
 _BIAS_LIMIT = 2.0**30
-# Weights of a row that its scale is judged by, at least; and weights that are searched together, in the cache.
-_JUDGED = 4096
-_CACHED = 1 << 18
-_CANDIDATES = torch.cat([torch.linspace(1.0, 0.7, 31), torch.linspace(0.68, 0.3, 20)])
+# Weights of a whole network that its one scale is judged by.
+_NETWORK_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Values of a weight's shape, int8 or fine in int16, and float32 scales (O), one for each channel of axis 0."""
+    """Values of a weight's shape, int8 or int16, and float32 scales (O), one for each channel of axis 0.
+
+    Attributes:
+        values: the integers.
+        scale: the reals that 1 stands for.
+        grid: the integers that the values were chosen from.
+        scheme: what was wished for.
+    """
 
     values: np.ndarray
     scale: np.ndarray
-
-    @property
-    def fine(self) -> bool:
-        """Whether the values have 14 bits instead of 8."""
-        return self.values.dtype == np.int16
-
-    @property
-    def highest(self) -> int:
-        """How far the integers may reach on either side."""
-        return HIGHEST_FINE if self.fine else HIGHEST
+    grid: Grid = INT8
+    scheme: WeightScheme = INT8_WEIGHTS
 
     def dequantize(self) -> np.ndarray:
         """The float32 weight that the integers stand for."""
@@ -46,39 +44,92 @@ class QuantizedWeight:
         return np.asarray(self.values * column, np.float32)
 
     def quantization(self) -> Quantization:
-        """Scales as the graph stores them."""
-        return Quantization(tuple(float(value) for value in self.scale), 0, 0)
+        """Scales as the graph stores them: one, where all channels have the same."""
+        group = None
+        if self.grid.factors is not None and self.scheme.group is not None:
+            group = self.scheme.group * int(np.prod(self.values.shape[2:], dtype=np.int64))
+        if len(self.scale) == 1 or (self.scheme.granularity != "channel" and (self.scale == self.scale[0]).all()):
+            return Quantization((float(self.scale[0]),), 0, None, group=group)
+        return Quantization(tuple(float(value) for value in self.scale), 0, 0, group=group)
 
 
-def quantize_weight(weight: np.ndarray, moment: np.ndarray | None, method: str) -> QuantizedWeight:
-    """Round ``weight`` to int8 in [-127, 127] with one scale for each output channel.
+def quantize_weight(
+    weight: np.ndarray,
+    moment: np.ndarray | None,
+    scheme: WeightScheme,
+    *,
+    name: str = "",
+    network_scale: float | None = None,
+) -> QuantizedWeight:
+    """Round ``weight`` to integers, with one scale for each output channel.
 
     Args:
         weight: float32 (O, ...).
         moment: second moments of the inputs, broadcastable to ``weight``: the error that counts is the one that the
             layer's output sees. None weighs all alike.
-        method: "mse" tries smaller ranges and keeps the best one for each channel; "minmax" clips nothing.
+        scheme: what the integers are to be.
+        name: of the layer; stochastic rounding draws other numbers for each.
+        network_scale: the one scale of ``granularity="network"`` (``network_scales``).
     """
     flat = torch.from_numpy(weight.reshape(weight.shape[0], -1))
-    largest = flat.abs().amax(1)
-    scale = _safe(largest / HIGHEST)
-    if method == "mse" and flat.shape[1] > 1:
-        scale = _search(flat, _flat_moment(weight, moment), largest)
-    values = torch.round(flat / scale[:, None]).clamp_(-HIGHEST, HIGHEST)
-    return QuantizedWeight(values.to(torch.int8).numpy().reshape(weight.shape), scale.numpy())
+    grid, scale = _fit(flat, _flat_moment(weight, moment), weight, scheme, network_scale)
+    generator = torch.Generator().manual_seed(scheme.seed ^ zlib.crc32(name.encode()))
+    values = grid.round(flat / scale[:, None], scheme.rounding, generator)
+    return QuantizedWeight(_integers(values, weight, grid), scale.numpy(), grid, scheme)
+
+
+def _fit(
+    flat: torch.Tensor, moment: torch.Tensor | None, weight: np.ndarray, scheme: WeightScheme, fixed: float | None
+) -> tuple[Grid, torch.Tensor]:
+    """The grid and the scale of each row."""
+    grid, rows = grid_of(scheme), Rows(flat, moment)
+    if scheme.granularity == "group" and scheme.group is not None:
+        return fit_factors(rows, grid, scheme, scheme.group * int(np.prod(weight.shape[2:], dtype=np.int64)))
+    whole = rows if scheme.granularity == "channel" else rows.joined()
+    if scheme.form == "codebook":
+        grid, scale = fit_codebook(whole, scheme, fixed)
+    elif scheme.form == "asymmetric":
+        scale, shift = fit_shift(whole, grid, scheme)
+        grid = replace(grid, shift=shift.expand(len(flat), 1))
+    else:
+        scale = fit_scale(whole, grid, scheme)
+    if fixed is not None:
+        scale = torch.full_like(scale, fixed)
+        if grid.shift is not None:
+            lowest = flat.min().clamp_max(0).double()
+            grid = replace(grid, shift=(lowest / fixed).round().clamp(-grid.high, 0).expand(len(flat), 1))
+    return grid, scale.expand(len(flat)).contiguous()
+
+
+def network_scales(weights: Mapping[str, np.ndarray], schemes: Mapping[str, WeightScheme]) -> dict[str, float]:
+    """The scale that all layers of a scheme with ``granularity="network"`` share, by the layer's name.
+
+    Args:
+        weights: float32 weights of the layers, by name.
+        schemes: of the same layers.
+    """
+    found: dict[str, float] = {}
+    for scheme in {entry for entry in schemes.values() if entry.granularity == "network"}:
+        names = [name for name, entry in schemes.items() if entry == scheme]
+        total = sum(weights[name].size for name in names)
+        step = max(total // _NETWORK_WEIGHTS, 1)
+        sample = torch.cat([torch.from_numpy(weights[name].reshape(-1)[::step]) for name in names])
+        extremes = [torch.tensor([float(weights[name].min()), float(weights[name].max())]) for name in names]
+        _, scale = _fit(torch.cat([sample, *extremes])[None], None, np.empty((1, 1)), scheme, None)
+        found |= dict.fromkeys(names, float(scale[0]))
+    return found
+
+
+def _integers(values: torch.Tensor, weight: np.ndarray, grid: Grid) -> np.ndarray:
+    return np.asarray(values.numpy().astype(grid.dtype).reshape(weight.shape))
 
 
 def fine_weight(weight: np.ndarray) -> QuantizedWeight:
     """Round ``weight`` (float32, (O, ...)) to int16 in [-8191, 8191] with one scale for each output channel."""
     flat = weight.reshape(weight.shape[0], -1)
-    scale = _safe(torch.from_numpy(np.abs(flat).max(axis=1) / np.float32(HIGHEST_FINE))).numpy()
-    return _rounded(weight, scale, fine=True)
-
-
-def _rounded(weight: np.ndarray, scale: np.ndarray, fine: bool) -> QuantizedWeight:
-    highest, dtype = (HIGHEST_FINE, np.int16) if fine else (HIGHEST, np.int8)
-    column = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return QuantizedWeight(np.clip(np.rint(weight / column), -highest, highest).astype(dtype), scale)
+    scale = safe(torch.from_numpy(np.abs(flat).max(axis=1) / np.float32(FINE.high)))
+    values = FINE.nearest(torch.from_numpy(flat) / scale[:, None])
+    return QuantizedWeight(_integers(values, weight, FINE), scale.numpy(), FINE)
 
 
 def _flat_moment(weight: np.ndarray, moment: np.ndarray | None) -> torch.Tensor | None:
@@ -90,37 +141,6 @@ def _flat_moment(weight: np.ndarray, moment: np.ndarray | None) -> torch.Tensor 
     return torch.from_numpy(np.ascontiguousarray(full + floor, dtype=np.float32))
 
 
-def _search(flat: torch.Tensor, moment: torch.Tensor | None, largest: torch.Tensor) -> torch.Tensor:
-    """The best scale of each row. Long rows are judged by an even choice of their weights."""
-    step = max(flat.shape[1] // _JUDGED, 1)
-    rows = max(_CACHED // min(flat.shape[1], _JUDGED), 1)
-    parts = [slice(first, first + rows) for first in range(0, len(flat), rows)]
-    return torch.cat(
-        [
-            _search_rows(flat[part, ::step], None if moment is None else moment[part, ::step], largest[part])
-            for part in parts
-        ]
-    )
-
-
-def _search_rows(flat: torch.Tensor, moment: torch.Tensor | None, largest: torch.Tensor) -> torch.Tensor:
-    best = torch.full_like(largest, torch.inf)
-    chosen = _safe(largest / HIGHEST)
-    for share in _CANDIDATES:
-        scale = _safe(share * largest / HIGHEST)
-        error = torch.round(flat / scale[:, None]).clamp_(-HIGHEST, HIGHEST).mul_(scale[:, None]).sub_(flat).square_()
-        loss = (error if moment is None else error.mul_(moment)).sum(1)
-        better = loss < best
-        best = torch.where(better, loss, best)
-        chosen = torch.where(better, scale, chosen)
-    return chosen
-
-
-def _safe(scale: torch.Tensor) -> torch.Tensor:
-    """Scales within the safe range; a channel of nothing but zeros gets scale 1."""
-    return torch.where(scale > 0, scale, torch.ones_like(scale)).clamp(MIN_SCALE, MAX_SCALE)
-
-
 def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, input_scale: float) -> QuantizedWeight:
     """Coarsen the scale of channels whose bias would not fit the accumulator beside it (dead channels, mostly)."""
     needed = np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT)
@@ -129,7 +149,12 @@ def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, i
         return quantized
     scale = np.where(short, np.nextafter(needed.astype(np.float32), np.float32(np.inf)), quantized.scale)
     scale = np.clip(scale, MIN_SCALE, MAX_SCALE).astype(np.float32)
-    return _rounded(weight, scale, quantized.fine)
+    if quantized.scheme.form == "power_of_two":
+        scale = power_of_two(torch.from_numpy(scale)).numpy()
+    rows = torch.from_numpy(weight.reshape(len(weight), -1) / scale[:, None])
+    anew = _integers(quantized.grid.nearest(rows), weight, quantized.grid)
+    column = short.reshape(-1, *[1] * (weight.ndim - 1))
+    return replace(quantized, values=np.where(column, anew, quantized.values), scale=scale)
 
 
 def quantize_bias(bias: np.ndarray, input_scale: float, weight_scale: np.ndarray, activation: str) -> np.ndarray:
