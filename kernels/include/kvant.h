@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 3
+#define KVANT_ABI_VERSION 4
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -187,7 +187,8 @@ typedef struct kvant_weights kvant_weights;
 typedef enum kvant_method {
   KVANT_DIRECT = 0,
   KVANT_WINOGRAD = 1, /* 3 x 3 kernels */
-  KVANT_TRANSFORM = 2 /* large kernels, by a number-theoretic transform */
+  KVANT_TRANSFORM = 2, /* large kernels, by a number-theoretic transform */
+  KVANT_XNOR = 3 /* weights of -1 and 1, by bit operations; only for inputs that hold 0, 1 and 2 around zero point 1 */
 } kvant_method;
 
 /* Prepare a layer once, by `method` where it is exact for these weights, else directly. Everything that `layer` points

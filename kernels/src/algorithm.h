@@ -62,5 +62,8 @@ std::unique_ptr<Algorithm> make_direct(const kvant_conv_layer &layer);    // app
 std::unique_ptr<Algorithm> make_depthwise(const kvant_conv_layer &layer);
 std::unique_ptr<Algorithm> make_winograd(const kvant_conv_layer &layer);
 std::unique_ptr<Algorithm> make_transform(const kvant_conv_layer &layer);  // number-theoretic
+// Bit operations; exact only if the input holds 0, 1 and 2, which the caller knows.
+std::unique_ptr<Algorithm> make_xnor(const kvant_conv_layer &layer);
+int64_t xnor_bytes(const kvant_conv_layer &layer);  // of packed weights, -1 where it does not apply
 
 }  // namespace kvant

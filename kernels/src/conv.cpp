@@ -27,13 +27,16 @@ std::unique_ptr<Algorithm> make(const kvant_conv_layer &layer, int32_t method) {
   std::unique_ptr<Algorithm> algorithm;
   if (method == KVANT_WINOGRAD) algorithm = make_winograd(layer);
   if (method == KVANT_TRANSFORM) algorithm = make_transform(layer);
+  if (method == KVANT_XNOR) algorithm = make_xnor(layer);
   if (!algorithm) algorithm = make_depthwise(layer);
   return algorithm ? std::move(algorithm) : make_direct(layer);
 }
 
 int64_t bytes_of(const kvant_conv_layer &layer, int32_t method) {
   if (method != KVANT_DIRECT) {
-    const int64_t bytes = method == KVANT_WINOGRAD ? winograd_bytes(layer) : transform_bytes(layer);
+    const int64_t bytes = method == KVANT_WINOGRAD    ? winograd_bytes(layer)
+                          : method == KVANT_TRANSFORM ? transform_bytes(layer)
+                                                      : xnor_bytes(layer);
     return bytes > 0 ? bytes : -1;
   }
   const int64_t element = layer.dtype == KVANT_UINT8 ? 1 : 2;
@@ -206,7 +209,7 @@ using namespace kvant;
 
 extern "C" int32_t kvant_conv_bytes(const kvant_conv_layer *layer, int32_t method, int64_t *bytes) {
   KVANT_REQUIRE(layer && bytes, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_TRANSFORM, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_XNOR, KVANT_BAD_ARGUMENT);
   const int32_t status = check_layer(*layer);
   KVANT_REQUIRE(status == KVANT_OK, status);
   *bytes = bytes_of(*layer, method);
@@ -215,7 +218,7 @@ extern "C" int32_t kvant_conv_bytes(const kvant_conv_layer *layer, int32_t metho
 
 extern "C" int32_t kvant_pack_conv(const kvant_conv_layer *layer, int32_t method, kvant_weights **packed) {
   KVANT_REQUIRE(layer && packed, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_TRANSFORM, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_XNOR, KVANT_BAD_ARGUMENT);
   int32_t status = check_layer(*layer);
   KVANT_REQUIRE(status == KVANT_OK, status);
   status = check_values(*layer);

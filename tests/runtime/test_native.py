@@ -90,7 +90,7 @@ def pack(lib: ctypes.CDLL, method: int = 0, **changes: object) -> tuple[int, c_v
      ({"strides": PAIR(1, 0)}, BAD), ({"dilations": PAIR(2**40, 1)}, BAD), ({"transposed": 2}, BAD),
      ({"dtype": 1}, BAD), ({"dtype": 3}, BAD), ({"zero_point": 256}, BAD), ({"dtype": 2, "zero_point": 1}, BAD),
      ({"sums": library.Sums(1, 1)}, BAD), ({"outputs": 2**61, "channels": 2**20}, OVERFLOW), ({"values": None}, NULL),
-     ({"method": 3}, BAD), ({"method": -1}, BAD)],
+     ({"method": 4}, BAD), ({"method": -1}, BAD)],
 )  # fmt: skip
 def test_layers_are_checked(lib, changes, status):
     assert pack(lib, **changes)[0] == status
@@ -118,7 +118,7 @@ def test_convolutions_that_do_not_fit_are_refused(lib, changes, status):
 
 
 def test_a_method_that_does_not_fit_a_layer_gives_way_to_the_direct_one(lib):
-    for method in (1, 2):
+    for method in (1, 2, 3):
         made, packed = pack(lib, method)
         assert made == OK
         assert lib.kvant_algorithm(packed) == b"direct"

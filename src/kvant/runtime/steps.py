@@ -32,6 +32,7 @@ class Weights:
         groups: groups of output channels, each with inputs of its own.
         dtype: of the input.
         zero_point: of the input.
+        signs: weights are -1 and 1, and the input holds nothing but 0, 1 and 2, around a zero point of 1.
     """
 
     values: npt.NDArray[np.int8 | np.int16]
@@ -42,6 +43,7 @@ class Weights:
     groups: int
     dtype: str
     zero_point: int
+    signs: bool = False
 
 
 @dataclass(frozen=True)

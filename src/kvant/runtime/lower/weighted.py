@@ -59,7 +59,20 @@ def _weights(graph: Graph, node: Node) -> Weights:
     largest = furthest(x) * (128 if values.dtype == np.int8 else int(np.abs(values.astype(np.int32)).max(initial=0)))
     groups = getattr(node.op, "groups", 1)
     multipliers = _multipliers(x, weight.quantization.scales().astype(np.float64), output, len(bias))
-    return Weights(values, bias, multipliers, bound, exact_terms(largest), groups, x.dtype, zero_of(x))
+    signs = _are_signs(graph, node, values)
+    return Weights(values, bias, multipliers, bound, exact_terms(largest), groups, x.dtype, zero_of(x), signs)
+
+
+def _are_signs(graph: Graph, node: Node, values: npt.NDArray[np.int8 | np.int16]) -> bool:
+    """Whether both operands are -1 and 1 (or the input 0): weights by their values, the input by its table's."""
+    x = graph.types[node.inputs[0]]
+    if isinstance(node.op, ops.ConvTranspose) or x.dtype != "uint8" or zero_of(x) != 1:
+        return False
+    made = next((entry for entry in graph.nodes if entry.output == node.inputs[0]), node)
+    if not isinstance(made.op, ops.Table) or not (np.abs(values) == 1).all():
+        return False
+    table = graph.constants.get(made.inputs[1])
+    return table is not None and bool(table.max() <= 2)
 
 
 def _multipliers(x: TensorType, scales: Scales, output: TensorType, channels: int) -> npt.NDArray[np.float32]:

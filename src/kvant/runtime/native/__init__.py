@@ -15,7 +15,7 @@ from kvant.errors import BackendError, InputError
 from kvant.runtime import steps
 from kvant.runtime.native import calls, library
 from kvant.runtime.native.library import isa, num_threads, set_num_threads
-from kvant.runtime.native.methods import DIRECT, SPEEDS, Choice, choose
+from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, choose, of_signs
 from kvant.runtime.native.packed import Packed, packed_bytes
 
 __all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads"]
@@ -88,7 +88,8 @@ class NativeBackend:
 
     def _pack_one(self, work: steps.Conv) -> Packed:
         chosen = self._chosen.get(work.weights)
-        return Packed(work, DIRECT if chosen is None else chosen.algorithm)
+        plain = XNOR if of_signs(work) else DIRECT
+        return Packed(work, plain if chosen is None else chosen.algorithm)
 
 
 def _error(status: int, call: tuple[steps.Work, Sequence[Array], Array], bound: calls.Call) -> Exception:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from kvant.runtime.steps import Conv, Weights
 
-DIRECT, WINOGRAD, TRANSFORM = "direct", "winograd", "transform"
+DIRECT, WINOGRAD, TRANSFORM, XNOR = "direct", "winograd", "transform", "xnor"
+# Fewer channels than this of a sign convolution's group fill too little of a word of bits.
+_LEAST_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ def choose(
     chosen: dict[Weights, Choice] = {}
     upgrades: list[tuple[float, str, str, Conv, int]] = []
     for node, work in layers:
+        bits = bytes_of(work, XNOR) if of_signs(work) else None
+        if bits is not None:
+            chosen[work.weights] = Choice(node, XNOR, bits, _macs(work))
+            continue
         plain = bytes_of(work, DIRECT) or 0
         chosen[work.weights] = Choice(node, DIRECT, plain, _macs(work))
         for algorithm in (WINOGRAD, TRANSFORM):
@@ -70,6 +76,11 @@ def choose(
             left -= size - now.bytes
             chosen[work.weights] = Choice(node, algorithm, size, now.macs)
     return chosen
+
+
+def of_signs(work: Conv) -> bool:
+    """Whether a layer multiplies signs, enough of them for bit operations to be worth it."""
+    return work.weights.signs and work.channels // work.weights.groups >= _LEAST_BITS
 
 
 def seconds(work: Conv, algorithm: str, weight_bytes: int, speed: Speed) -> float:

@@ -10,10 +10,10 @@ import numpy as np
 from kvant.errors import BackendError
 from kvant.runtime.arithmetic import INT32_MAX
 from kvant.runtime.native.library import DTYPES, STATUS, ConvLayer, Sums, load_library
-from kvant.runtime.native.methods import DIRECT, TRANSFORM, WINOGRAD
+from kvant.runtime.native.methods import DIRECT, TRANSFORM, WINOGRAD, XNOR
 from kvant.runtime.steps import Conv
 
-_NUMBERS = {DIRECT: 0, WINOGRAD: 1, TRANSFORM: 2}
+_NUMBERS = {DIRECT: 0, WINOGRAD: 1, TRANSFORM: 2, XNOR: 3}
 
 
 class Packed:
