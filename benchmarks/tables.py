@@ -15,6 +15,7 @@ from typing import Any
 import accuracy
 import calibration
 import cv2
+import digits
 import kernels
 import startup
 from _common import REPOSITORY
@@ -113,11 +114,17 @@ def kernels_table(report: Report) -> str:
     return f"{table}\n\nPeak of vpdpbusd, GMAC/s by threads: {peaks or 'not measured'}. {conditions(report)}"
 
 
+def digits_table(report: Report) -> str:
+    """Small networks by scheme."""
+    return f"{markdown(digits.COLUMNS, digits.rows(report))}\n\n{report['pictures']} pictures. {conditions(report)}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo/summary.json", demo_table),
     "accuracy": ("benchmarks/accuracy.json", accuracy_table),
     "calibration": ("benchmarks/calibration.json", calibration_table),
     "speed": ("benchmarks/runtime.json", speed_table),
+    "digits": ("benchmarks/digits.json", digits_table),
     "runtime-avx2": ("benchmarks/runtime-avx2.json", runtime_table),
     "runtime": ("benchmarks/runtime.json", runtime_table),
     "startup": ("benchmarks/startup.json", startup_table),

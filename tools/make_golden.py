@@ -1,6 +1,7 @@
 """Write the golden file of a release: a small network of every operator that a file can hold, with its outputs.
 
-    python tools/make_golden.py tests/golden/v0.1/operators.kvant
+    python tools/make_golden.py operators tests/golden/v0.1/operators.kvant
+    python tools/make_golden.py schemes tests/golden/v0.1/schemes.kvant
 
 Run once for a release, on the reference back end. Files of earlier releases are never written again: that they stay
 readable and give the same bits is what they are for.
@@ -25,6 +26,10 @@ def u8(scale: float, zero_point: int = 128) -> TensorType:
     return TensorType("uint8", Quantization((float(np.float32(scale)),), zero_point))
 
 
+def narrow(scale: float, zero_point: int, bits: int) -> TensorType:
+    return TensorType("uint8", Quantization((float(np.float32(scale)),), zero_point, bits=bits))
+
+
 def i16(scale: float) -> TensorType:
     return TensorType("int16", Quantization((float(np.float32(scale)),), 0))
 
@@ -47,6 +52,10 @@ class Builder:
             self.graph.add_constant(f"{name}.weight", values, Quantization(scales, 0, 0)),
             self.graph.add_constant(f"{name}.bias", bias),
         ]
+
+    def scaled(self, name: str, values: npt.NDArray[np.int8], group: int | None = None) -> str:
+        scales = tuple(float(np.float32(0.004 + 0.001 * (index % 5))) for index in range(len(values)))
+        return self.graph.add_constant(f"{name}.weight", values, Quantization(scales, 0, 0, group=group))
 
     def constant(self, name: str, value: npt.NDArray[np.generic], scale: float | None = None) -> str:
         return self.graph.add_constant(name, value, None if scale is None else u8(scale, 0).quantization)
@@ -125,13 +134,44 @@ def build() -> Graph:
     return b.graph
 
 
+def schemes() -> Graph:
+    """Weights packed in each way, activations of few bits, products of signs: what format 1.1 added."""
+    b = Builder()
+    b.graph.example = {"batch": 1, "height": 15, "width": 12}
+    b.graph.add_input("image", (("batch",), 3, ("height",), ("width",)))
+    b.add(ops.Quantize(), ["image"], "x0", narrow(0.3, 7, 4))
+    padded = ops.Conv((1, 1), (1, 1), (1, 1), (1, 1))
+    draw, shape = b.numbers, (32, 32, 3, 3)
+    few = draw.choice(np.array([-90, -41, -12, 0, 7, 33, 64, 120]), (32, 3, 3, 3)).astype(np.int8)
+    b.add(padded, ["x0", b.scaled("levels", few)], "x1", narrow(0.5, 8, 4))
+    offsets = draw.integers(0, 16, shape) - draw.integers(0, 16, (32, 1, 1, 1))
+    b.add(padded, ["x1", b.scaled("rows", offsets.astype(np.int8))], "x2", narrow(2.0, 1, 2))
+    factors = np.repeat(draw.integers(1, 19, (32, 4)), 72, axis=1).reshape(shape)
+    groups = (draw.integers(-7, 8, shape) * factors).astype(np.int8)
+    b.add(padded, ["x2", b.scaled("factors", groups, group=72)], "x3", u8(0.5))
+    signs = b.graph.add_constant("signs.table", np.where(np.arange(256) < 128, 0, 2).astype(np.uint8))
+    b.add(ops.Table(), ["x3", signs], "signs", narrow(0.75, 1, 2))
+    bits = draw.choice(np.array([-1, 1], np.int8), shape)
+    b.add(padded, ["signs", b.scaled("bits", bits)], "x4", u8(0.015))
+    b.add(ops.Dequantize(), ["x4"], "maps", FLOAT32)
+    b.graph.outputs = ("maps",)
+    return b.graph
+
+
+GRAPHS = {"operators": build, "schemes": schemes}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("graph", choices=GRAPHS)
     parser.add_argument("path", type=Path)
-    path = parser.parse_args().path
+    options = parser.parse_args()
+    path = options.path
     if path.exists():
         parser.error(f"{path} exists: golden files are never written again")
-    model = QuantizedModel(build(), backend="reference", metadata={"purpose": "golden file of this release"})
+    model = QuantizedModel(
+        GRAPHS[options.graph](), backend="reference", metadata={"purpose": "golden file of this release"}
+    )
     numbers = np.random.default_rng(1)
     for shape in ((1, 3, 15, 12), (2, 3, 9, 11)):
         model.add_golden(numbers.normal(size=shape).astype(np.float32))

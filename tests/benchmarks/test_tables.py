@@ -20,7 +20,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     yield import_module("tables")
     for name in set(sys.modules) - before:
-        if name in {"tables", "accuracy", "calibration", "_common", "_engines"}:
+        if name in {"tables", "accuracy", "calibration", "digits", "_common", "_engines"}:
             del sys.modules[name]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import kvant
 from kvant.format import read_file, to_bytes
+from kvant.format.contents import packed_constants
 from kvant.graph import ops
 
 ROOT = Path(__file__).parents[2]
@@ -44,14 +45,22 @@ def test_a_golden_file_gives_its_bits(path: Path, backend: str) -> None:
 def test_a_golden_file_is_written_again_with_the_same_contents(path: Path) -> None:
     contents = read_file(path)
     data = to_bytes(contents.graph, golden=contents.golden, metadata=contents.metadata)
-    if contents.info.producer == f"kvant {kvant.__version__}" and contents.info.version == (1, 0):
+    if contents.info.producer == f"kvant {kvant.__version__}" and contents.info.version in ((1, 0), (1, 1)):
         assert data == path.read_bytes()
 
 
-def test_the_tool_makes_the_graph_of_the_latest_file() -> None:
-    graph, stored = tool().build(), read_file(FILES[-1]).graph
+@pytest.mark.parametrize("name", ["operators", "schemes"])
+def test_the_tool_makes_the_graph_of_the_latest_file(name: str) -> None:
+    graph, stored = tool().GRAPHS[name](), read_file([path for path in FILES if path.stem == name][-1]).graph
     assert graph.nodes == stored.nodes
     assert graph.types == stored.types
+
+
+def test_packed_weights_are_in_one() -> None:
+    contents = read_file([path for path in FILES if path.stem == "schemes"][-1])
+    assert contents.info.features == ("groups", "narrow", "packed")
+    found = {entry.packing.by for entry in packed_constants(contents.graph).values()}
+    assert found == {"level", "row", "factor"}
 
 
 def test_every_operator_that_a_file_can_hold_is_in_one() -> None:

@@ -50,7 +50,7 @@ def place(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[s
     names: dict[str, str] = {}
     for node in graph.nodes:
         name = node.inputs[0]
-        if isinstance(node.op, ops.WEIGHTED) and name in group_of and wished[group_of[name]].tabled:
+        if _sums_up(graph, node) and name in group_of and wished[group_of[name]].tabled:
             if name not in names:
                 names[name] = graph.fresh(f"{name}.levels")
                 graph.types[names[name]] = graph.types[name]
@@ -63,6 +63,11 @@ def place(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[s
         if name in seen.channels:
             seen.channels[new] = seen.channels[name]
     return graph, places
+
+
+def _sums_up(graph: Graph, node: Node) -> bool:
+    """Whether it is a weighted layer that adds several products: a lone batch norm is none."""
+    return isinstance(node.op, ops.WEIGHTED) and bool(graph.constants[node.inputs[1]][0].size > 1)
 
 
 def staircases(
