@@ -53,7 +53,7 @@ class Algorithm {
   virtual int32_t run(const Job &job) const = 0;  // a kvant_status; uses kvant::parallel
   // Lines begin to end of the output, counted over all images, by the calling thread alone.
   virtual bool runs_lines() const { return false; }
-  virtual void run_lines(const Job &, int64_t, int64_t) const {}
+  virtual int32_t run_lines(const Job &, int64_t, int64_t) const { return KVANT_BAD_ARGUMENT; }
 };
 
 // Each makes its algorithm for a layer (stride, groups, types, transposed or not: any), or null where it does not apply

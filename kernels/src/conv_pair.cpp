@@ -6,7 +6,6 @@
 
 #include "common.h"
 #include "conv.h"
-#include "loops.h"
 #include "threads.h"
 
 namespace kvant {
@@ -14,7 +13,7 @@ namespace {
 
 constexpr int64_t kStripBytes = int64_t{1} << 17;  // of a strip: a quarter of the second-level cache
 constexpr int64_t kLeastStrips = 8;                // for each thread, so that all of them end together
-constexpr int kStripSlot = 2, kCentredSlot = 3;    // of scratch memory
+constexpr int kStripSlot = 2;                      // of scratch memory
 
 struct Pair {
   Job first;                    // its y is a strip
@@ -22,7 +21,6 @@ struct Pair {
   Job second;                   // its x is a strip
   int64_t stride;               // elements from pixel to pixel of a strip
   int64_t rows;                 // of a strip
-  bool centred;                 // the second one reads int16 with the zero point subtracted
 };
 
 bool is_pointwise(const kvant_conv_layer &layer) {
@@ -52,14 +50,9 @@ int32_t run_strip(const Pair &pair, int64_t begin, int64_t end) {
   uint8_t *strip = scratch_array<uint8_t>(kStripSlot, count * size + slack);
   KVANT_REQUIRE(strip != nullptr, KVANT_NO_MEMORY);
   first.y = strip - begin * width * pair.stride * size;
-  pair.depthwise->algorithm->run_lines(first, begin, end);
+  const int32_t status = pair.depthwise->algorithm->run_lines(first, begin, end);
+  KVANT_REQUIRE(status == KVANT_OK, status);
   second.x = {strip, 0, width * pair.stride, pair.stride};
-  if (pair.centred) {
-    int16_t *centred = scratch_array<int16_t>(kCentredSlot, count + slack);
-    KVANT_REQUIRE(centred != nullptr, KVANT_NO_MEMORY);
-    loops().centre16(count, strip, KVANT_UINT8, 1, pair.first.target.zero_point, centred);
-    second.x.data = reinterpret_cast<const uint8_t *>(centred);
-  }
   const int64_t outputs = pair.pointwise->layer.outputs, written = size_of(second.target.dtype);
   second.output_size[0] = end - begin;
   second.y += begin * width * second.y_stride * written;
@@ -69,8 +62,7 @@ int32_t run_strip(const Pair &pair, int64_t begin, int64_t end) {
     addend.data = static_cast<const uint8_t *>(addend.data) + begin * width * outputs * written;
     second.addend = &addend;
   }
-  pair.pointwise->algorithm->run_lines(second, 0, end - begin);
-  return KVANT_OK;
+  return pair.pointwise->algorithm->run_lines(second, 0, end - begin);
 }
 
 int32_t run(Pair pair, const kvant_conv_shape &shape, const void *x) {
@@ -81,7 +73,6 @@ int32_t run(Pair pair, const kvant_conv_shape &shape, const void *x) {
   pair.first.y_stride = pair.stride;
   pair.second.batch = 1;
   pair.second.output_size[1] = shape.output_size[1];
-  pair.centred = size == 1 && pair.pointwise->algorithm->format() == Format::kCentred16;
   const int64_t lines = shape.batch * shape.output_size[0];
   pair.rows = rows_of(pair, lines);
   return parallel(divide_up(lines, pair.rows), 1, [&](int64_t begin, int64_t end) -> int32_t {

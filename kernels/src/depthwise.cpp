@@ -100,7 +100,7 @@ class Depthwise : public Algorithm {
   Reach reach(const int64_t output_size[2]) const override;
   int32_t run(const Job &job) const override;
   bool runs_lines() const override { return true; }
-  void run_lines(const Job &job, int64_t begin, int64_t end) const override;
+  int32_t run_lines(const Job &job, int64_t begin, int64_t end) const override;
 
  private:
   bool slides() const { return rest_.slide != nullptr; }
@@ -275,7 +275,7 @@ void Depthwise::run_strip(const Job &job, const int64_t *whole, const int64_t *r
   }
 }
 
-void Depthwise::run_lines(const Job &job, int64_t begin, int64_t end) const {
+int32_t Depthwise::run_lines(const Job &job, int64_t begin, int64_t end) const {
   std::vector<int64_t> whole, rest;
   if (!slides()) {
     whole = offsets(job.x, whole_);
@@ -284,6 +284,7 @@ void Depthwise::run_lines(const Job &job, int64_t begin, int64_t end) const {
   for (int64_t strip = begin; strip < end; strip += kStrip) {
     run_strip(job, whole.data(), rest.data(), strip, std::min(end, strip + kStrip));
   }
+  return KVANT_OK;
 }
 
 int32_t Depthwise::run(const Job &job) const {
@@ -291,10 +292,7 @@ int32_t Depthwise::run(const Job &job) const {
   const int64_t lines = job.batch * job.output_size[0];
   const int64_t share = std::min(kStrip, divide_up(lines, 2 * num_threads()));
   const int64_t grain = std::max(divide_up(kProductsPerCall, products), share);
-  return parallel(lines, grain, [&](int64_t begin, int64_t end) -> int32_t {
-    run_lines(job, begin, end);
-    return KVANT_OK;
-  });
+  return parallel(lines, grain, [&](int64_t begin, int64_t end) { return run_lines(job, begin, end); });
 }
 
 }  // namespace

@@ -30,6 +30,13 @@ namespace {
 constexpr int64_t kChunkPixels = 96;
 constexpr int64_t kItemProducts = int64_t{1} << 21;  // of one work item, or more: handing it out should cost nothing
 constexpr int64_t kNearWeights = int64_t{1} << 18;   // bytes that stay in the second-level cache beside pixels
+constexpr int64_t kItemsPerThread = 4;
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kSlack = 64;               // elements behind centred pixels
+constexpr int64_t kCentredGrain = 1 << 15;   // elements; fewer are not worth a second thread
+constexpr int kCentredSlot = 3;              // of scratch memory
+
+bool is_one(const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; }
 
 const DirectLoops &direct_loops() {
 #if defined(KVANT_HAVE_X86)
@@ -63,14 +70,12 @@ class Direct : public Algorithm {
 
   const char *name() const override { return "direct"; }
   int64_t bytes() const override { return weights_.bytes() + bias_.bytes() + multipliers_.bytes(); }
-  Format format() const override {
-    return bytes_ || layer_.dtype == KVANT_INT16 ? Format::kRaw : Format::kCentred16;
-  }
+  Format format() const override { return reads_raw() || converts() ? Format::kRaw : Format::kCentred16; }
   Reach reach(const int64_t output_size[2]) const override;
   int32_t run(const Job &job) const override;
   bool adds_itself() const override { return true; }
   bool runs_lines() const override { return true; }
-  void run_lines(const Job &job, int64_t begin, int64_t end) const override;
+  int32_t run_lines(const Job &job, int64_t begin, int64_t end) const override;
 
  private:
   int64_t elements() const { return bytes_ ? 4 : 2; }  // of a group
@@ -82,10 +87,16 @@ class Direct : public Algorithm {
   template <typename Element>
   void pack_block(const kvant_conv_layer &layer, const Block &block);
   void fold(const kvant_conv_layer &layer, const Block &block, int64_t index, int64_t sum);
-  int64_t chunk_pixels(int64_t pixels) const;
+  bool reads_raw() const { return bytes_ || layer_.dtype == KVANT_INT16; }
+  // Whether it centres the pixels of each work item itself, rather than those of the whole input before.
+  bool converts() const { return !reads_raw() && merged_ == layer_.groups && runs_ == 1 && is_one(layer_.kernel) && is_one(layer_.strides); }
+  int64_t products() const { return runs_ * groups_ * elements() * direct_loops().lanes; }  // of a pixel and a vector
   std::vector<int64_t> offsets(const Padded &x) const;
   DirectWork describe(const Job &job, const std::vector<int64_t> &offsets) const;
-  void run_item(const Job &job, const Block &block, DirectWork work) const;
+  void run_block(const Job &job, const Block &block, DirectWork work) const;
+  int32_t run_pixels(const Job &job, DirectWork work) const;
+  int32_t run_by_pixels(const Job &job, const DirectWork &whole) const;
+  int32_t run_by_blocks(const Job &job, const DirectWork &whole) const;
 
   kvant_conv_layer layer_;  // pointers are null
   bool bytes_;
@@ -205,16 +216,6 @@ Reach Direct::reach(const int64_t output_size[2]) const {
   return reach_of_taps(layer_, output_size, groups_ * elements() - run);
 }
 
-// Pixels of a work item: enough to be worth it, few enough that every thread gets several items.
-int64_t Direct::chunk_pixels(int64_t pixels) const {
-  const DirectLoops &loops = direct_loops();
-  const int64_t vectors = blocks_.front().vectors, tile = loops.pixels[vectors - 1];
-  const int64_t products = runs_ * groups_ * elements() * vectors * loops.lanes;
-  const int64_t wanted = divide_up(4 * num_threads(), static_cast<int64_t>(blocks_.size()));
-  const int64_t most = round_up(divide_up(pixels, wanted), tile);
-  return std::min(most, round_up(std::max(kChunkPixels, kItemProducts / products), tile));
-}
-
 std::vector<int64_t> Direct::offsets(const Padded &x) const {
   std::vector<int64_t> result;
   for (int64_t i = 0; i < layer_.kernel[0]; ++i) {
@@ -244,7 +245,7 @@ DirectWork Direct::describe(const Job &job, const std::vector<int64_t> &offsets)
   return work;
 }
 
-void Direct::run_item(const Job &job, const Block &block, DirectWork work) const {
+void Direct::run_block(const Job &job, const Block &block, DirectWork work) const {
   work.x += block.first_channel * element_size();
   work.weights = weights_.data() + block.weights;
   work.vectors = block.vectors;
@@ -259,37 +260,111 @@ void Direct::run_item(const Job &job, const Block &block, DirectWork work) const
   function(work);
 }
 
-int32_t Direct::run(const Job &job) const {
-  const int64_t pixels = job.batch * job.output_size[0] * job.output_size[1];
-  if (pixels == 0) return KVANT_OK;
-  const int64_t chunk = chunk_pixels(pixels), chunks = divide_up(pixels, chunk);
-  const int64_t blocks = static_cast<int64_t>(blocks_.size());
-  const std::vector<int64_t> runs = offsets(job.x);
-  const DirectWork whole = describe(job, runs);
-  // Weights that the cache cannot hold are kept for all pixels; else pixels are kept for all weights.
-  const bool block_outermost = weights_.bytes() > kNearWeights;
-  return parallel(blocks * chunks, 1, [&](int64_t begin, int64_t end) -> int32_t {
+// Pixels `first` and after as int16 with the zero point subtracted, side by side.
+void centre(const Job &job, const kvant_conv_layer &layer, int64_t first, int64_t count, int16_t *out) {
+  const int64_t height = job.output_size[0], width = job.output_size[1];
+  const bool dense = job.x.column == layer.channels;
+  for (int64_t p = first; p < first + count;) {
+    const int64_t line = p / width, column = p % width;
+    const int64_t pixels = dense ? std::min(width - column, first + count - p) : 1;
+    const uint8_t *from = job.x.data + line / height * job.x.image + line % height * job.x.row + column * job.x.column;
+    loops().centre16(pixels * layer.channels, from, KVANT_UINT8, 1, layer.zero_point, out);
+    out += pixels * layer.channels;
+    p += pixels;
+  }
+}
+
+// Work on pixels that were centred: one row of them.
+DirectWork of_centred(DirectWork work, const int16_t *centred, int64_t channels) {
+  work.column = channels * static_cast<int64_t>(sizeof(int16_t));
+  work.x = reinterpret_cast<const uint8_t *>(centred) - work.first * work.column;
+  work.height = 1;
+  work.width = INT64_MAX;
+  return work;
+}
+
+// All outputs of a stretch of pixels, by the calling thread.
+int32_t Direct::run_pixels(const Job &job, DirectWork work) const {
+  if (converts()) {
+    int16_t *centred = scratch_array<int16_t>(kCentredSlot, work.count * channels_ + kSlack);
+    KVANT_REQUIRE(centred != nullptr, KVANT_NO_MEMORY);
+    centre(job, layer_, work.first, work.count, centred);
+    work = of_centred(work, centred, channels_);
+  }
+  for (const Block &block : blocks_) run_block(job, block, work);
+  return KVANT_OK;
+}
+
+// Pixels of a work item: enough to be worth it, few enough that every thread gets several items of `blocks` each.
+int64_t chunk_of(int64_t pixels, int64_t tile, int64_t products, int64_t items) {
+  const int64_t wanted = divide_up(kItemsPerThread * num_threads(), items);
+  const int64_t most = round_up(divide_up(pixels, wanted), tile);
+  return std::min(most, round_up(std::max(kChunkPixels, kItemProducts / products), tile));
+}
+
+// Each work item is a stretch of pixels for all outputs: whoever writes a pixel writes all of it, so that threads do not
+// take cache lines from each other.
+int32_t Direct::run_by_pixels(const Job &job, const DirectWork &whole) const {
+  int64_t vectors = 0;
+  for (const Block &block : blocks_) vectors += block.vectors;
+  const int64_t pixels = whole.count, tile = direct_loops().pixels[blocks_.front().vectors - 1];
+  const int64_t chunk = chunk_of(pixels, tile, products() * vectors, 1);
+  return parallel(divide_up(pixels, chunk), 1, [&](int64_t begin, int64_t end) -> int32_t {
+    int32_t worst = KVANT_OK;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t block = block_outermost ? item / chunks : item % blocks;
       DirectWork work = whole;
-      work.first = (block_outermost ? item % chunks : item / blocks) * chunk;
+      work.first = item * chunk;
       work.count = std::min(chunk, pixels - work.first);
-      const int64_t later = (item + 1 < end ? item + 1 : item + num_threads()) / chunks;
-      if (block_outermost && later != block && later < blocks) {
-        work.next = weights_.data() + blocks_[static_cast<size_t>(later)].weights;
-      }
-      run_item(job, blocks_[static_cast<size_t>(block)], work);
+      worst = std::max(worst, run_pixels(job, work));
+    }
+    return worst;
+  });
+}
+
+// Weights that the cache cannot hold are kept for all pixels. A work item is a stretch of pixels for a few blocks, which
+// fill whole cache lines.
+int32_t Direct::run_by_blocks(const Job &job, const DirectWork &whole) const {
+  const int64_t blocks = static_cast<int64_t>(blocks_.size()), pixels = whole.count;
+  const int64_t width = blocks_.front().outputs * size_of(job.target.dtype);
+  const int64_t side = merged_ == layer_.groups ? std::max<int64_t>(1, kLineBytes / width) : 1;
+  const int64_t sides = divide_up(blocks, side), vectors = side * blocks_.front().vectors;
+  const int64_t tile = direct_loops().pixels[blocks_.front().vectors - 1];
+  const int64_t chunk = chunk_of(pixels, tile, products() * vectors, sides), chunks = divide_up(pixels, chunk);
+  return parallel(sides * chunks, 1, [&](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t item = begin; item < end; ++item) {
+      DirectWork work = whole;
+      work.first = item % chunks * chunk;
+      work.count = std::min(chunk, pixels - work.first);
+      const int64_t first = item / chunks * side, later = (item + 1 < end ? item + 1 : item + num_threads()) / chunks * side;
+      if (later != first && later < blocks) work.next = weights_.data() + blocks_[static_cast<size_t>(later)].weights;
+      for (int64_t b = first; b < std::min(blocks, first + side); ++b) run_block(job, blocks_[static_cast<size_t>(b)], work);
     }
     return KVANT_OK;
   });
 }
 
-void Direct::run_lines(const Job &job, int64_t begin, int64_t end) const {
+int32_t Direct::run(const Job &job) const {
+  const std::vector<int64_t> runs = offsets(job.x);
+  DirectWork whole = describe(job, runs);
+  whole.count = job.batch * job.output_size[0] * job.output_size[1];
+  if (whole.count == 0) return KVANT_OK;
+  if (weights_.bytes() <= kNearWeights) return run_by_pixels(job, whole);
+  if (!converts()) return run_by_blocks(job, whole);
+  int16_t *centred = scratch_array<int16_t>(kCentredSlot, whole.count * channels_ + kSlack);
+  KVANT_REQUIRE(centred != nullptr, KVANT_NO_MEMORY);
+  parallel(whole.count, divide_up(kCentredGrain, channels_), [&](int64_t begin, int64_t end) -> int32_t {
+    centre(job, layer_, begin, end - begin, centred + begin * channels_);
+    return KVANT_OK;
+  });
+  return run_by_blocks(job, of_centred(whole, centred, channels_));
+}
+
+int32_t Direct::run_lines(const Job &job, int64_t begin, int64_t end) const {
   const std::vector<int64_t> runs = offsets(job.x);
   DirectWork work = describe(job, runs);
   work.first = begin * job.output_size[1];
   work.count = (end - begin) * job.output_size[1];
-  for (const Block &block : blocks_) run_item(job, block, work);
+  return run_pixels(job, work);
 }
 
 }  // namespace
