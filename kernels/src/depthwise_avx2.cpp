@@ -17,6 +17,8 @@ using Floats = __m256;
 inline Vector load_vector(const void *from) { return _mm256_loadu_si256(static_cast<const __m256i *>(from)); }
 inline Floats to_float(Vector sums) { return _mm256_cvtepi32_ps(sums); }
 
+inline Vector to_upper_half(Vector lower) { return _mm256_slli_epi32(lower, 16); }
+
 // Interleaving works within 128 bits.
 int64_t lane_channel(int64_t vectors, int64_t vector, int64_t lane) {
   return lane / 4 * 4 * vectors + 4 * vector + lane % 4;
@@ -104,8 +106,8 @@ const DepthwiseLoops kDepthwiseLoops = {
     kLanes,
     lane_channel,
     {nullptr, {nullptr, nullptr}},
-    {depthwise<ShortsOfUint8>, {slide_by_1<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
-    {depthwise<Shorts>, {slide_by_1<Shorts>, slide_by_2<Shorts>}},
+    {depthwise<ShortsOfUint8>, {slide_pairs<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
+    {depthwise<Shorts>, {slide_pairs<Shorts>, slide_by_2<Shorts>}},
 };
 
 }  // namespace avx2

@@ -17,6 +17,8 @@ using Floats = __m512;
 inline Vector load_vector(const void *from) { return _mm512_loadu_si512(from); }
 inline Floats to_float(Vector sums) { return _mm512_cvtepi32_ps(sums); }
 
+inline Vector to_upper_half(Vector lower) { return _mm512_slli_epi32(lower, 16); }
+
 // Interleaving works within 128 bits.
 int64_t lane_channel(int64_t vectors, int64_t vector, int64_t lane) {
   return lane / 4 * 4 * vectors + 4 * vector + lane % 4;
@@ -118,7 +120,8 @@ struct Shorts {
     void store(const Floats (&values)[2], uint8_t *y) const {
       const Vector result = settle(values, 0);
       if (!bytes_) return store_shorts(result, channels_, y);
-      const __m256i narrow = _mm512_cvtepi16_epi8(result);
+      const Vector bytes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6), _mm512_packus_epi16(result, result));
+      const __m256i narrow = _mm512_castsi512_si256(bytes);
       if (channels_ == 32) return _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), narrow);
       _mm256_mask_storeu_epi8(y, (__mmask32{1} << channels_) - 1, narrow);
     }
@@ -144,8 +147,8 @@ const DepthwiseLoops kDepthwiseLoops = {
     kLanes,
     lane_channel,
     {depthwise<Bytes>, {slide_by_1<Bytes>, slide_by_2<Bytes>}},
-    {depthwise<ShortsOfUint8>, {slide_by_1<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
-    {depthwise<Shorts>, {slide_by_1<Shorts>, slide_by_2<Shorts>}},
+    {depthwise<ShortsOfUint8>, {slide_pairs<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
+    {depthwise<Shorts>, {slide_pairs<Shorts>, slide_by_2<Shorts>}},
 };
 
 }  // namespace avx512vnni

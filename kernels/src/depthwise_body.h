@@ -1,5 +1,6 @@
 // Depthwise convolution, a few pixels at a time. Included by one source file for each instruction set, which defines
-// KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, Vector, Floats, load_vector, to_float and
+// KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, Vector, Floats, load_vector, to_float, to_upper_half (of 32
+// bits) and
 // the kinds of operands, each with kTaps, load, interleave, add and a class Finish that writes the results of one pixel.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another
 // instruction set.
@@ -161,6 +162,83 @@ void slide_by_2(DepthwiseWork work, DepthwiseRows rows) {
     finish.store(values, y);
     __builtin_prefetch(y + rows.y_ahead, 1);
   }
+}
+
+// For pairs of taps: one above the other in the first two rows, side by side in the third one, which leaves fewer places
+// without a tap.
+template <typename Kind>
+struct Pairs {
+  Vector upper[3][2], first[2], last[2], bias[2];  // `first`: of the left and the middle column, `last`: of the right one
+  Vector padding, before;                          // `before`: the third row of the column before
+
+  __attribute__((always_inline)) Pairs(const DepthwiseWork &work, const DepthwiseRows &rows)
+      : padding(Kind::splat(rows.zero_point)), before(padding) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < 2; ++v) {
+      const uint8_t *weights = work.weights + v * kLanes * 4;
+      const int64_t group = 2 * kLanes * 4;
+      bias[v] = load_vector(work.bias + v * kLanes);
+#pragma GCC unroll 3
+      for (int64_t c = 0; c < 3; ++c) upper[c][v] = load_vector(weights + 2 * c * group);
+      // Packed for a third and a fourth row, which has no taps: the upper halves are zero.
+      first[v] = load_vector(weights + group) | to_upper_half(load_vector(weights + 3 * group));
+      last[v] = to_upper_half(load_vector(weights + 5 * group));
+    }
+  }
+
+  // A column of the first two rows, and of the third row that column beside the one before.
+  template <bool kEven>
+  __attribute__((always_inline)) void load(const DepthwiseRows &rows, int64_t column, Vector (&above)[2],
+                                           Vector (&below)[2]) {
+    const int64_t pixel = column - rows.pad;
+    below[0] = before;
+    if (static_cast<uint64_t>(pixel) >= static_cast<uint64_t>(rows.pixels)) {
+      above[0] = above[1] = before = padding;
+    } else {
+      const int64_t at = pixel * rows.step;
+      above[0] = Kind::load(rows.x[0] + (kEven ? at : pixel * rows.steps[0]));
+      above[1] = Kind::load(rows.x[1] + (kEven ? at : pixel * rows.steps[1]));
+      before = Kind::load(rows.x[2] + (kEven ? at : pixel * rows.steps[2]));
+      if (kEven) __builtin_prefetch(rows.x[2] + at + rows.ahead);
+      Kind::interleave(above);
+    }
+    below[1] = before;
+    Kind::interleave(below);
+  }
+};
+
+template <typename Kind, bool kEven>
+void slide_pairs(DepthwiseWork work, DepthwiseRows rows) {  // copies: stores to y do not change them
+  const typename Kind::Finish finish(work);
+  Pairs<Kind> pairs(work, rows);
+  Vector above[2], below[2], oldest[2], older[2];
+  pairs.template load<kEven>(rows, 0, above, below);
+#pragma GCC unroll 2
+  for (int64_t v = 0; v < 2; ++v) oldest[v] = Kind::add(pairs.bias[v], above[v], pairs.upper[0][v]);
+  pairs.template load<kEven>(rows, 1, above, below);
+#pragma GCC unroll 2
+  for (int64_t v = 0; v < 2; ++v) {
+    oldest[v] = Kind::add(Kind::add(oldest[v], above[v], pairs.upper[1][v]), below[v], pairs.first[v]);
+    older[v] = Kind::add(pairs.bias[v], above[v], pairs.upper[0][v]);
+  }
+  uint8_t *y = work.y;
+  for (int64_t i = 0; i < work.count; ++i, y += work.y_stride) {
+    pairs.template load<kEven>(rows, i + 2, above, below);
+    Floats values[2];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < 2; ++v) {
+      values[v] = to_float(Kind::add(Kind::add(oldest[v], above[v], pairs.upper[2][v]), below[v], pairs.last[v]));
+      oldest[v] = Kind::add(Kind::add(older[v], above[v], pairs.upper[1][v]), below[v], pairs.first[v]);
+      older[v] = Kind::add(pairs.bias[v], above[v], pairs.upper[0][v]);
+    }
+    finish.store(values, y);
+    __builtin_prefetch(y + rows.y_ahead, 1);
+  }
+}
+
+template <typename Kind>
+void slide_pairs(const DepthwiseWork &work, const DepthwiseRows &rows) {
+  rows.step != 0 ? slide_pairs<Kind, true>(work, rows) : slide_pairs<Kind, false>(work, rows);
 }
 
 template <typename Kind>

@@ -19,6 +19,7 @@ inline Vector load_vector(const void *from) {
   __builtin_memcpy(&value, from, sizeof value);
   return value;
 }
+inline Vector to_upper_half(Vector lower) { return lower << 16; }
 inline Floats to_float(Vector sums) { return __builtin_convertvector(sums, Floats); }
 
 // The first vector takes the lower half of each 32 bits.
@@ -119,8 +120,8 @@ const DepthwiseLoops kDepthwiseLoops = {
     kLanes,
     lane_channel,
     {nullptr, {nullptr, nullptr}},
-    {depthwise<ShortsOfUint8>, {slide_by_1<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
-    {depthwise<Shorts>, {slide_by_1<Shorts>, slide_by_2<Shorts>}},
+    {depthwise<ShortsOfUint8>, {slide_pairs<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
+    {depthwise<Shorts>, {slide_pairs<Shorts>, slide_by_2<Shorts>}},
 };
 
 }  // namespace portable

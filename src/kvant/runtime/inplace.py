@@ -142,5 +142,7 @@ def _resolve(graph: _Graph, name: str, parents: dict[str, _Part]) -> Home:
         column, root = column + parents[root].begin, parents[root].name
     channels = graph.context.laid_out(root)[-1]
     line = ALIGNMENT // graph.context.type(root).numpy.itemsize
-    # Whole cache lines, so that no vector of channels straddles two.
-    return Home(root, column, -(-channels // line) * line if graph.may_have_gaps(root) else channels)
+    # Whole cache lines, so that no vector of channels straddles two; an odd number, so that the pixels of a row do not
+    # push each other out of the cache.
+    lines = -(-channels // line) | 1
+    return Home(root, column, lines * line if graph.may_have_gaps(root) else channels)
