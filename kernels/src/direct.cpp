@@ -2,6 +2,7 @@
 #include "direct.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -82,6 +83,8 @@ class Direct : public Algorithm {
   int64_t element_size() const { return kGroupBytes / elements(); }
   int64_t depth() const { return layer_.channels / layer_.groups; }
   void cut_blocks();
+  bool holds(int64_t stretch) const;
+  int64_t longest_stretch() const;
   void pack(const kvant_conv_layer &layer);
   void pack_output(const kvant_conv_layer &layer, const Block &block, int64_t index);
   template <typename Element>
@@ -107,6 +110,9 @@ class Direct : public Algorithm {
   std::vector<Block> blocks_;
   AlignedArray<uint8_t> weights_;
   AlignedArray<int64_t> bias_;
+  AlignedArray<int32_t> narrow_bias_;
+  bool bounded_ = true;
+  int64_t stretch_ = 1;  // of wide sums: groups that int32 surely holds
   AlignedArray<float> multipliers_;
 };
 
@@ -121,6 +127,7 @@ Direct::Direct(const kvant_conv_layer &layer) : layer_(without_pointers(layer)) 
   groups_ = divide_up(rows_ ? layer.kernel[1] * channels_ : channels_, elements());
   cut_blocks();
   pack(layer);
+  stretch_ = layer.sums.wide ? longest_stretch() : 1;
 }
 
 // Blocks of a group are as equal as whole vectors allow.
@@ -139,6 +146,7 @@ void Direct::cut_blocks() {
   }
   weights_ = AlignedArray<uint8_t>(weights);
   bias_ = AlignedArray<int64_t>(bias);
+  narrow_bias_ = AlignedArray<int32_t>(bias);
   multipliers_ = AlignedArray<float>(bias);
 }
 
@@ -180,12 +188,42 @@ void Direct::pack_block(const kvant_conv_layer &layer, const Block &block) {
   }
 }
 
+// Whether the sum of any stretch of so many groups surely fits int32, whatever the input is.
+bool Direct::holds(int64_t stretch) const {
+  const int64_t most = layer_.dtype == KVANT_UINT8 ? std::max(layer_.zero_point, 255 - layer_.zero_point) : 32768;
+  for (const Block &block : blocks_) {
+    const int64_t width = block.vectors * direct_loops().lanes * 2;
+    const int16_t *weights = reinterpret_cast<const int16_t *>(weights_.data() + block.weights);
+    for (int64_t run = 0; run < runs_; ++run, weights += groups_ * width) {
+      for (int64_t first = 0; first < groups_; first += stretch) {
+        for (int64_t lane = 0; lane < width; lane += 2) {
+          int64_t sum = 0;
+          for (int64_t g = first; g < std::min(groups_, first + stretch); ++g) {
+            sum += std::abs(weights[g * width + lane]) + std::abs(weights[g * width + lane + 1]);
+          }
+          if (sum * most > INT32_MAX) return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
+// From the real weights: products of the largest ones would allow a few only.
+int64_t Direct::longest_stretch() const {
+  int64_t stretch = std::max<int64_t>(1, layer_.sums.terms / 2);
+  while (stretch < groups_ && holds(2 * stretch)) stretch *= 2;
+  return stretch;
+}
+
 // Bias and multiplier of an output; the zero point of raw input moves into the bias.
 void Direct::fold(const kvant_conv_layer &layer, const Block &block, int64_t index, int64_t sum) {
   const int64_t output = block.first_output + index;
   const uint64_t folded = bytes_ ? static_cast<uint64_t>(layer.zero_point) * static_cast<uint64_t>(sum) : 0;
   bias_.data()[block.lanes + index] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
+  narrow_bias_.data()[block.lanes + index] = static_cast<int32_t>(bias_.data()[block.lanes + index]);
   multipliers_.data()[block.lanes + index] = layer.multipliers[output];
+  bounded_ = bounded_ && std::abs(layer.multipliers[output]) < 0.99f;
 }
 
 // One output's weights: element e of run r is at [r][e / elements][lane][e % elements] of its block.
@@ -237,7 +275,8 @@ DirectWork Direct::describe(const Job &job, const std::vector<int64_t> &offsets)
   work.offsets = offsets.data();
   work.runs = runs_;
   work.groups = groups_;
-  work.stretch = std::max<int64_t>(1, layer_.sums.terms / 2);
+  work.stretch = stretch_;
+  work.bounded = bounded_ && !layer_.sums.wide;
   work.target = &job.target;
   work.y_stride = job.y_stride * size_of(job.target.dtype);
   work.addend = job.addend;
@@ -251,6 +290,7 @@ void Direct::run_block(const Job &job, const Block &block, DirectWork work) cons
   work.vectors = block.vectors;
   work.outputs = block.outputs;
   work.bias = bias_.data() + block.lanes;
+  work.narrow_bias = narrow_bias_.data() + block.lanes;
   work.multipliers = multipliers_.data() + block.lanes;
   const int64_t first = block.first_output * size_of(job.target.dtype);
   work.y = job.y + first;

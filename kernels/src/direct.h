@@ -25,6 +25,8 @@ struct DirectWork {
   const uint8_t *next;         // null, or the weights that come next and are not in the cache yet
   int64_t vectors, outputs;    // of the block
   const int64_t *bias;         // vectors * lanes
+  const int32_t *narrow_bias;  // the same modulo 2^32
+  bool bounded;                // no product of an int32 and a multiplier reaches 2^31
   const float *multipliers;    // vectors * lanes
   const kvant_target *target;
   uint8_t *y;                  // the block's first output at output pixel 0

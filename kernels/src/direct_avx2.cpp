@@ -29,11 +29,6 @@ inline Vector broadcast(const uint8_t *group) {
   __builtin_memcpy(&bits, group, sizeof bits);
   return _mm256_set1_epi32(bits);
 }
-inline Vector narrow_bias(const int64_t *bias) {
-  int32_t narrow[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) narrow[i] = static_cast<int32_t>(bias[i]);
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(narrow));
-}
 inline Floats from_wide(const int64_t *sums) {
   float values[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) values[i] = static_cast<float>(sums[i]);

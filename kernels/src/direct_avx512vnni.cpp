@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 4;
+constexpr float kLargest = 2147483520.0f;  // below 2^31
 using Vector = __m512i;
 using Floats = __m512;
 
@@ -29,11 +30,6 @@ inline Vector broadcast(const uint8_t *group) {
   int32_t bits;
   __builtin_memcpy(&bits, group, sizeof bits);
   return _mm512_set1_epi32(bits);
-}
-inline Vector narrow_bias(const int64_t *bias) {
-  const __m256i low = _mm512_cvtepi64_epi32(_mm512_loadu_si512(bias));
-  const __m256i high = _mm512_cvtepi64_epi32(_mm512_loadu_si512(bias + 8));
-  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 inline Floats from_wide(const int64_t *sums) {
   const __m256 low = _mm512_cvtepi64_ps(_mm512_loadu_si512(sums));
@@ -71,54 +67,63 @@ struct Shorts {
 };
 
 // Requantizes V vectors of one pixel. What lies below every bound becomes the least integer of int32 and then, by
-// saturation, of int16: only the upper bound needs care before the conversion.
+// saturation, of int16: only what is too large for int32 needs care before the conversion.
 template <int64_t V>
 class Finish {
  public:
-  explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8), outputs_(work.outputs) {
+  explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8), bounded_(work.bounded), outputs_(work.outputs) {
     const kvant_target &target = *work.target;
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) multipliers_[v] = load_floats(work.multipliers + v * kLanes);
-    high_ = _mm512_set1_ps(static_cast<float>(target.high - target.zero_point));
     zero_ = _mm512_set1_epi16(static_cast<int16_t>(target.zero_point));
     low_ = bytes_ ? _mm512_set1_epi8(static_cast<char>(target.low)) : _mm512_set1_epi16(static_cast<int16_t>(target.low));
+    high_ = bytes_ ? _mm512_set1_epi8(static_cast<char>(target.high)) : _mm512_set1_epi16(static_cast<int16_t>(target.high));
   }
 
   void store(const Floats (&values)[V], uint8_t *y) const {
-    const Vector first = _mm512_adds_epi16(_mm512_packs_epi32(settle<0>(values), settle<1>(values)), zero_);
-    const Vector second = _mm512_adds_epi16(_mm512_packs_epi32(settle<2>(values), settle<3>(values)), zero_);
+    bounded_ ? store_as<true>(values, y) : store_as<false>(values, y);
+  }
+
+ private:
+  template <bool kBounded>
+  void store_as(const Floats (&values)[V], uint8_t *y) const {
+    const Vector first = _mm512_packs_epi32(settle<kBounded, 0>(values), settle<kBounded, 1>(values));
+    const Vector second = _mm512_packs_epi32(settle<kBounded, 2>(values), settle<kBounded, 3>(values));
+    store_words(_mm512_adds_epi16(first, zero_), _mm512_adds_epi16(second, zero_), y);
+  }
+
+  void store_words(Vector first, Vector second, uint8_t *y) const {
     if (bytes_) return store_bytes(_mm512_packus_epi16(first, second), y);
     store_shorts(first, outputs_, y);
     if (V > 2) store_shorts(second, outputs_ - 32, y + 64);
   }
 
- private:
-  template <int64_t I>
+  template <bool kBounded, int64_t I>
   Vector settle(const Floats (&values)[V]) const {
     if (I >= V) return _mm512_setzero_si512();
     constexpr int64_t v = I < V ? I : 0;
-    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(values[v], multipliers_[v]), high_));
+    const Floats product = _mm512_mul_ps(values[v], multipliers_[v]);
+    return _mm512_cvtps_epi32(kBounded ? product : _mm512_min_ps(product, _mm512_set1_ps(kLargest)));
   }
 
   void store_bytes(Vector packed, uint8_t *y) const {
     const Vector order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const Vector result = _mm512_max_epu8(_mm512_permutexvar_epi32(order, packed), low_);
+    const Vector result = _mm512_min_epu8(_mm512_max_epu8(_mm512_permutexvar_epi32(order, packed), low_), high_);
     if (outputs_ == 64) return _mm512_storeu_si512(y, result);
     _mm512_mask_storeu_epi8(y, (__mmask64{1} << outputs_) - 1, result);
   }
 
   void store_shorts(Vector packed, int64_t outputs, uint8_t *y) const {
     const Vector order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    const Vector result = _mm512_max_epi16(_mm512_permutexvar_epi64(order, packed), low_);
+    const Vector result = _mm512_min_epi16(_mm512_max_epi16(_mm512_permutexvar_epi64(order, packed), low_), high_);
     if (outputs >= 32) return _mm512_storeu_si512(y, result);
     _mm512_mask_storeu_epi16(y, (__mmask32{1} << outputs) - 1, result);
   }
 
-  bool bytes_;
+  bool bytes_, bounded_;
   int64_t outputs_;
   Floats multipliers_[V];
-  Floats high_;
-  Vector zero_, low_;
+  Vector zero_, low_, high_;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Direct convolution by tiles of pixels times vectors of outputs. Included by one source file for each instruction set,
 // which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, the types Vector (kLanes
-// 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, narrow_bias, to_float, from_wide,
+// 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
 // load_floats, splat, rounded (to an integer, within bounds) and load_integers (as floats, no more than there are), the
 // product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
@@ -46,8 +46,9 @@ __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], cons
 
 // `tile` is the number of the tile among those of its work item: each fetches its share of what comes next.
 inline Stream stream_of(const DirectWork &work, int64_t tile, int64_t block_bytes) {
+  if (work.next == nullptr) return {work.weights, work.weights, 0};
   const int64_t share = work.runs * work.groups * 64;
-  const bool fetches = work.next != nullptr && tile * share < block_bytes;
+  const bool fetches = tile * share < block_bytes;
   return {work.weights, fetches ? work.next + tile * share : work.weights, fetches ? 64 : 0};
 }
 
@@ -72,6 +73,7 @@ void add_and_store_as(const DirectWork &work, const Floats (*sums)[V], int64_t f
   DirectWork last = work;
   last.multipliers = ones;
   last.target = &addend.target;
+  last.bounded = false;
   const Finish<V> finish(last);
   for (int64_t p = 0; p < count; ++p) {
     const T *added = reinterpret_cast<const T *>(work.added + (first + p) * work.added_stride);
@@ -93,11 +95,11 @@ __attribute__((noinline)) void add_and_store(const DirectWork &work, const Float
 }
 
 template <typename Product, int64_t P, int64_t V>
-__attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pixels) {
+__attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   Vector sums[P][V];
 #pragma GCC unroll 4
   for (int64_t v = 0; v < V; ++v) {
-    const Vector bias = narrow_bias(work.bias + v * kLanes);
+    const Vector bias = load(reinterpret_cast<const uint8_t *>(work.narrow_bias + v * kLanes));
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
   }
@@ -114,7 +116,6 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pix
     }
     return add_and_store<V>(work, values, pixels.first, pixels.count);
   }
-  const Finish<V> finish(work);
 #pragma GCC unroll 16
   for (int64_t p = 0; p < P; ++p) {
     Floats values[V];
@@ -126,7 +127,7 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Pixels<P> &pix
 
 // Sums of one stretch after the other: int32 within a stretch, int64 across them.
 template <typename Product, int64_t P, int64_t V>
-__attribute__((noinline)) void wide_tile(const DirectWork &work, const Pixels<P> &pixels) {
+__attribute__((noinline)) void wide_tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   int64_t totals[P][V * kLanes];
   for (int64_t p = 0; p < P; ++p) {
     for (int64_t i = 0; i < V * kLanes; ++i) totals[p][i] = work.bias[i];
@@ -156,22 +157,21 @@ __attribute__((noinline)) void wide_tile(const DirectWork &work, const Pixels<P>
   if (work.addend != nullptr) {
     return add_and_store<V>(work, values, pixels.first, pixels.count);
   }
-  const Finish<V> finish(work);
   for (int64_t p = 0; p < P; ++p) finish.store(values[p], pixels.y[p]);
 }
 
 template <typename Product>
 struct Narrow {
   template <int64_t P, int64_t V>
-  static void run(const DirectWork &work, const Pixels<P> &pixels) {
-    tile<Product, P, V>(work, pixels);
+  static void run(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
+    tile<Product, P, V>(work, finish, pixels);
   }
 };
 
 struct Wide {
   template <int64_t P, int64_t V>
-  static void run(const DirectWork &work, const Pixels<P> &pixels) {
-    wide_tile<Shorts, P, V>(work, pixels);
+  static void run(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
+    wide_tile<Shorts, P, V>(work, finish, pixels);
   }
 };
 
@@ -188,6 +188,15 @@ class Walk {
   const uint8_t *x() const { return work_.x + x_; }
   uint8_t *y() const { return work_.y + y_; }
   int64_t pixel() const { return pixel_; }
+  bool stays_in_row(int64_t pixels) const { return column_ + pixels < work_.width; }
+
+  // Within a row.
+  void advance(int64_t pixels) {
+    pixel_ += pixels;
+    column_ += pixels;
+    x_ += pixels * work_.column;
+    y_ += pixels * work_.y_stride;
+  }
 
   void advance() {
     ++pixel_;
@@ -208,8 +217,19 @@ class Walk {
 
 // One tile of P pixels; where there are fewer, the last one again, its results thrown away.
 template <typename Kind, int64_t P, int64_t V>
-void step(const DirectWork &work, int64_t count, Walk *walk) {
+void step(const DirectWork &work, const Finish<V> &finish, int64_t count, Walk *walk) {
   Pixels<P> pixels;
+  if (count >= P && walk->stays_in_row(P)) {
+    pixels.first = walk->pixel();
+    pixels.count = P;
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) {
+      pixels.x[p] = walk->x() + p * work.column;
+      pixels.y[p] = walk->y() + p * work.y_stride;
+    }
+    walk->advance(P);
+    return Kind::template run<P, V>(work, finish, pixels);
+  }
   uint8_t nowhere[V * kLanes * sizeof(int16_t)];
   pixels.first = walk->pixel();
   pixels.count = count < P ? count : P;
@@ -219,23 +239,24 @@ void step(const DirectWork &work, int64_t count, Walk *walk) {
     pixels.y[p] = real ? walk->y() : nowhere;
     if (real) walk->advance();
   }
-  Kind::template run<P, V>(work, pixels);
+  Kind::template run<P, V>(work, finish, pixels);
 }
 
 template <typename Kind, int64_t V>
 void run_block(const DirectWork &work) {
   constexpr int64_t kPixels = TilePixels<V>::kCount;
+  const Finish<V> finish(work);
   Walk walk(work);
   int64_t left = work.count;
   for (; left > 4 || left >= kPixels; left -= left < kPixels ? left : kPixels) {
-    step<Kind, kPixels, V>(work, left, &walk);
+    step<Kind, kPixels, V>(work, finish, left, &walk);
   }
   if (left > 2) {
-    step<Kind, 4, V>(work, left, &walk);
+    step<Kind, 4, V>(work, finish, left, &walk);
   } else if (left == 2) {
-    step<Kind, 2, V>(work, left, &walk);
+    step<Kind, 2, V>(work, finish, left, &walk);
   } else if (left == 1) {
-    step<Kind, 1, V>(work, left, &walk);
+    step<Kind, 1, V>(work, finish, left, &walk);
   }
 }
 

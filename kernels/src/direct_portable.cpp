@@ -31,11 +31,6 @@ inline Vector broadcast(const uint8_t *group) {
   __builtin_memcpy(&bits, group, sizeof bits);
   return Vector{} + bits;
 }
-inline Vector narrow_bias(const int64_t *bias) {
-  Vector narrow;
-  for (int64_t i = 0; i < kLanes; ++i) narrow[i] = static_cast<int32_t>(bias[i]);
-  return narrow;
-}
 inline Floats from_wide(const int64_t *sums) {
   Floats values;
   for (int64_t i = 0; i < kLanes; ++i) values[i] = static_cast<float>(sums[i]);
