@@ -181,7 +181,11 @@ void binary_in_one_pass(int64_t count, const T *a, const T *b, const Operands &o
                         Function function) {
   const Bounds bounds = bounds_of(target);
   const int32_t zero_a = o.zero_a, zero_b = o.zero_b;
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
 #pragma GCC ivdep
+#endif
   for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(settle(function(a[i] - zero_a, b[i] - zero_b), bounds));
 }
 
