@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from kvant.errors import BackendError, InputError
 from kvant.runtime import steps
-from kvant.runtime.native import calls, library
+from kvant.runtime.native import calls, library, methods
 from kvant.runtime.native.library import isa, num_threads, set_num_threads
 from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, choose, of_signs
 from kvant.runtime.native.packed import Packed, packed_bytes
+from kvant.runtime.native.trial import MEASURE, Trial, wanted
 
 __all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads"]
 
@@ -51,7 +52,8 @@ class NativeBackend:
         """Choose an algorithm for every convolution, from the steps at the example size."""
         layers = [layer for step in plan for layer in steps.layers_of(step)]
         self._layers = {work.weights: work for _, work in layers}
-        self._chosen = choose(layers, memory_budget, packed_bytes, SPEEDS[isa()])
+        cost = Trial() if wanted() == MEASURE else _estimate
+        self._chosen = choose(layers, memory_budget, packed_bytes, cost)
 
     def bind(self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]]) -> Callable[[], None]:
         """A function that does all of the work in order, in one call of the library."""
@@ -90,6 +92,10 @@ class NativeBackend:
         chosen = self._chosen.get(work.weights)
         plain = XNOR if of_signs(work) else DIRECT
         return Packed(work, plain if chosen is None else chosen.algorithm)
+
+
+def _estimate(work: steps.Conv, algorithm: str, weight_bytes: int) -> float:
+    return methods.seconds(work, algorithm, weight_bytes, SPEEDS[isa()])
 
 
 def _error(status: int, call: tuple[steps.Work, Sequence[Array], Array], bound: calls.Call) -> Exception:

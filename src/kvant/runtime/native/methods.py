@@ -1,4 +1,4 @@
-"""Which algorithm computes each convolution: the fastest by a cost model, within a budget of memory.
+"""Which algorithm computes each convolution: the fastest by a cost model or a trial, within a budget of memory.
 
 All algorithms give the same bits. Winograd and the number-theoretic transform multiply less but need larger weights, so
 they go first to the layers where a byte saves the most time.
@@ -44,7 +44,10 @@ class Choice:
 
 
 def choose(
-    layers: Sequence[tuple[str, Conv]], budget: float, bytes_of: Callable[[Conv, str], int | None], speed: Speed
+    layers: Sequence[tuple[str, Conv]],
+    budget: float,
+    bytes_of: Callable[[Conv, str], int | None],
+    cost: Callable[[Conv, str, int], float],
 ) -> dict[Weights, Choice]:
     """The algorithm of every layer.
 
@@ -52,7 +55,7 @@ def choose(
         layers: convolutions at the example size, with their nodes.
         budget: bytes that all weights may take; direct ones are used even where they take more.
         bytes_of: bytes of a layer's weights for an algorithm, None if it cannot compute the layer.
-        speed: of this machine's instruction set.
+        cost: seconds that a layer takes by an algorithm whose weights take so many bytes.
     """
     chosen: dict[Weights, Choice] = {}
     upgrades: list[tuple[float, str, str, Conv, int]] = []
@@ -66,12 +69,12 @@ def choose(
         for algorithm in (WINOGRAD, TRANSFORM):
             size = bytes_of(work, algorithm)
             if size is not None:
-                saved = seconds(work, DIRECT, plain, speed) - seconds(work, algorithm, size, speed)
+                saved = cost(work, DIRECT, plain) - cost(work, algorithm, size)
                 upgrades.append((saved / max(size - plain, 1), node, algorithm, work, size))
     left = budget - sum(choice.bytes for choice in chosen.values())
     for saved, node, algorithm, work, size in sorted(upgrades, key=lambda entry: (-entry[0], entry[1], entry[2])):
         now = chosen[work.weights]
-        better = saved > 0 and seconds(work, algorithm, size, speed) < seconds(work, now.algorithm, now.bytes, speed)
+        better = saved > 0 and cost(work, algorithm, size) < cost(work, now.algorithm, now.bytes)
         if better and size - now.bytes <= left:
             left -= size - now.bytes
             chosen[work.weights] = Choice(node, algorithm, size, now.macs)
@@ -84,7 +87,7 @@ def of_signs(work: Conv) -> bool:
 
 
 def seconds(work: Conv, algorithm: str, weight_bytes: int, speed: Speed) -> float:
-    """The estimated time of a layer on one thread."""
+    """The estimated time of a layer on one thread: the cost model."""
     if algorithm == DIRECT:
         return _macs(work) / speed.direct
     winograd = algorithm == WINOGRAD
