@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from kvant.errors import CheckpointError
+from kvant.errors import CheckpointError, MissingDependencyError
 from kvant.pose.layout import HEAT_CHANNELS, PAF_CHANNELS
 
 STAGES = 6
@@ -180,8 +180,13 @@ class OpenPoseMobileNetThin(nn.Module):
 
     @classmethod
     def pretrained(cls) -> Self:
-        """Return the network with its trained weights, which are part of the package, in evaluation mode."""
+        """Return the network with its trained weights, in evaluation mode.
+
+        Raises MissingDependencyError where they are not installed: the extra kvant[pose] brings them.
+        """
         weights = files("kvant.pose") / "data" / "openpose_mobilenet_thin.safetensors"
+        if not weights.is_file():
+            raise MissingDependencyError(f"{cls.__name__} needs its trained weights: pip install 'kvant[pose]'")
         with torch.device("meta"):
             network = cls()
         network.load_state_dict(load_safetensors(weights.read_bytes()), assign=True)
