@@ -17,7 +17,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): $(PY) pyproject.toml constraints.txt $(NATIVE)
-	$(PIP) --editable '.[dev,pose,torch,web]'
+	$(PIP) ./packages/pose-weights --editable '.[dev,pose,torch,web]'
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP)

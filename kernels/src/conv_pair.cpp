@@ -11,7 +11,7 @@
 namespace kvant {
 namespace {
 
-constexpr int64_t kStripBytes = int64_t{1} << 17;  // of a strip: a quarter of the second-level cache
+constexpr int64_t kStripBytes = int64_t{1} << 17;  // of a strip: an eighth of the second-level cache
 constexpr int64_t kLeastStrips = 8;                // for each thread, so that all of them end together
 constexpr int kStripSlot = 2;                      // of scratch memory
 
@@ -95,6 +95,7 @@ extern "C" int32_t kvant_conv_pair(const kvant_conv_shape *shape, const kvant_we
   KVANT_REQUIRE(shape && depthwise && x && between && pointwise && target && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(valid(between) && valid(target) && valid(addend, *target), KVANT_BAD_ARGUMENT);
   KVANT_REQUIRE(fit(depthwise->layer, *between, pointwise->layer), KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(depthwise->algorithm->runs_lines() && pointwise->algorithm->runs_lines(), KVANT_BAD_ARGUMENT);
   KVANT_REQUIRE(shape->y_stride >= pointwise->layer.outputs, KVANT_BAD_ARGUMENT);
   kvant_conv_shape checked = *shape;
   checked.y_stride = std::max(shape->y_stride, depthwise->layer.outputs);

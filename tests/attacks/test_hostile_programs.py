@@ -22,7 +22,7 @@ import kvant
 from kvant.format import Contents, from_bytes, layout
 from kvant.format.contents import tensors_of
 
-FILE = sorted((Path(__file__).parents[1] / "golden").rglob("*.kvant"))[-1]
+FILE = sorted((Path(__file__).parents[1] / "golden").rglob("operators.kvant"))[-1]
 DATA = FILE.read_bytes()
 HEADER: dict[str, Any] = json.loads(layout.open_container(memoryview(DATA)).header)
 CONTENTS = from_bytes(DATA)

@@ -43,7 +43,9 @@ def test_a_real_trial(monkeypatch):
     """Its times are positive, it measures a shape once, and an algorithm that is not exact never wins."""
     measured = []
     real = trial._measure
-    monkeypatch.setattr(trial, "_measure", lambda work, name: measured.append((name, real(work, name))) or measured[-1][1])
+    monkeypatch.setattr(
+        trial, "_measure", lambda work, name: measured.append((name, real(work, name))) or measured[-1][1]
+    )
     graph, model = make(monkeypatch)
     x = random_integers(np.random.default_rng(1), (1, 64, *SIZE[1:]), "uint8")
     np.testing.assert_array_equal(model(x), QuantizedModel(graph, backend="reference")(x))

@@ -83,15 +83,16 @@ def _fuse_pairs(context: Context, steps: Sequence[Step], private: set[str]) -> l
 
 
 def _is_pointwise(work: Conv) -> bool:
-    return (work.kernel, work.strides, work.pads, work.weights.groups) == ((1, 1), (1, 1), (0, 0), 1) and not (
-        work.transposed or work.size != work.output_size
-    )
+    if work.transposed or work.weights.signs:  # those have an algorithm of their own
+        return False
+    alone = (work.kernel, work.strides, work.pads, work.weights.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    return alone and work.size == work.output_size
 
 
 def _is_worth_it(context: Context, step: Step) -> bool:
     """Whether it is a depthwise convolution whose results leave the cache."""
     work = step.work
-    if not isinstance(work, Conv) or work.transposed or work.added:
+    if not isinstance(work, Conv) or work.transposed or work.added or work.weights.signs:
         return False
     depthwise = work.weights.groups == work.channels == work.output_channels
     return (
