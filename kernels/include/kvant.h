@@ -60,7 +60,7 @@ typedef struct kvant_source {
 
 /* Size and version. */
 KVANT_API int32_t kvant_abi_version(void);
-KVANT_API const char *kvant_isa(void); /* "avx512vnni", "avx2" or "portable"; KVANT_ISA in the environment lowers it */
+KVANT_API const char *kvant_isa(void); /* "avx512vnni", "avxvnni", "avx2", "neondot", "portable"; KVANT_ISA lowers it */
 KVANT_API int32_t kvant_num_threads(void);
 KVANT_API int32_t kvant_set_num_threads(int32_t count); /* 1 to 1024; 0 is as many as the process may use */
 

@@ -37,7 +37,7 @@ constexpr int64_t kSide = 4;                   // blocks; neighbours share cache
 const DepthwiseLoops &depthwise_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return avx512vnni::kDepthwiseLoops;
-  if (isa() == Isa::kAvx2) return avx2::kDepthwiseLoops;
+  if (isa() >= Isa::kAvx2) return avx2::kDepthwiseLoops;
 #endif
   return portable::kDepthwiseLoops;
 }

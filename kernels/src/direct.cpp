@@ -17,8 +17,16 @@ namespace kvant {
 namespace portable {
 extern const DirectLoops kDirectLoops;
 }
+#if defined(KVANT_HAVE_NEON)
+namespace neondot {
+extern const DirectLoops kDirectLoops;
+}
+#endif
 #if defined(KVANT_HAVE_X86)
 namespace avx2 {
+extern const DirectLoops kDirectLoops;
+}
+namespace avxvnni {
 extern const DirectLoops kDirectLoops;
 }
 namespace avx512vnni {
@@ -42,7 +50,11 @@ bool is_one(const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; }
 const DirectLoops &direct_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return avx512vnni::kDirectLoops;
+  if (isa() == Isa::kAvxVnni) return avxvnni::kDirectLoops;
   if (isa() == Isa::kAvx2) return avx2::kDirectLoops;
+#endif
+#if defined(KVANT_HAVE_NEON)
+  if (isa() == Isa::kNeonDot) return neondot::kDirectLoops;
 #endif
   return portable::kDirectLoops;
 }
@@ -219,7 +231,8 @@ int64_t Direct::longest_stretch() const {
 // Bias and multiplier of an output; the zero point of raw input moves into the bias.
 void Direct::fold(const kvant_conv_layer &layer, const Block &block, int64_t index, int64_t sum) {
   const int64_t output = block.first_output + index;
-  const uint64_t folded = bytes_ ? static_cast<uint64_t>(layer.zero_point) * static_cast<uint64_t>(sum) : 0;
+  const int64_t share = bytes_ ? layer.zero_point - direct_loops().offset : 0;
+  const uint64_t folded = static_cast<uint64_t>(share) * static_cast<uint64_t>(sum);
   bias_.data()[block.lanes + index] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
   narrow_bias_.data()[block.lanes + index] = static_cast<int32_t>(bias_.data()[block.lanes + index]);
   multipliers_.data()[block.lanes + index] = layer.multipliers[output];

@@ -42,7 +42,8 @@ struct DirectLoops {
   int64_t lanes;                 // outputs of one vector
   int64_t vectors;               // most vectors of a block
   int64_t pixels[kMostVectors];  // of a tile, by vectors of the block less one
-  void (*bytes)(const DirectWork &work);   // uint8 times int8, sums modulo 2^32; may be null
+  void (*bytes)(const DirectWork &work);   // uint8 less `offset`, times int8, sums modulo 2^32; may be null
+  int32_t offset;
   void (*shorts)(const DirectWork &work);  // int16 times int16, sums modulo 2^32
   void (*wide)(const DirectWork &work);    // int16 times int16, sums in int64
 };

@@ -1,118 +1,7 @@
 // Direct convolution for x86 with AVX2.
-#include <immintrin.h>
-
-#include "direct.h"
-
 #define KVANT_ISA avx2
 
-namespace kvant {
-namespace avx2 {
-namespace {
-
-constexpr int64_t kLanes = 8;
-constexpr int64_t kVectors = 2;
-using Vector = __m256i;
-using Floats = __m256;
-
-template <int64_t V>
-struct TilePixels {
-  static constexpr int64_t kCount = V == 2 ? 6 : 8;
-};
-
-inline Vector zero() { return _mm256_setzero_si256(); }
-inline Vector load(const uint8_t *from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)); }
-inline Floats load_floats(const float *from) { return _mm256_loadu_ps(from); }
-inline void store(int32_t *to, Vector value) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), value); }
-inline Floats to_float(Vector sums) { return _mm256_cvtepi32_ps(sums); }
-inline Vector broadcast(const uint8_t *group) {
-  int32_t bits;
-  __builtin_memcpy(&bits, group, sizeof bits);
-  return _mm256_set1_epi32(bits);
-}
-inline Floats from_wide(const int64_t *sums) {
-  float values[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) values[i] = static_cast<float>(sums[i]);
-  return load_floats(values);
-}
-
-inline Floats splat(float value) { return _mm256_set1_ps(value); }
-inline Floats rounded(Floats value, Floats low, Floats high) {
-  return _mm256_cvtepi32_ps(_mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(value, low), high)));
-}
-template <typename T>
-inline __m128i load_some(const T *from, int64_t count) {
-  if (count >= kLanes) {
-    return sizeof(T) == 1 ? _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))
-                          : _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
-  }
-  uint8_t bytes[16] = {};
-  if (count > 0) __builtin_memcpy(bytes, from, static_cast<uint64_t>(count) * sizeof(T));
-  return _mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes));
-}
-inline Floats load_integers(const uint8_t *from, int64_t count) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_some(from, count)));
-}
-inline Floats load_integers(const int16_t *from, int64_t count) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_some(from, count)));
-}
-
-struct Shorts {
-  static inline Vector add(Vector sum, Vector pixel, Vector weights) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pixel, weights));
-  }
-};
-
-// Requantizes V vectors of one pixel. What lies below every bound becomes the least integer of int32 and then, by
-// saturation, of int16: only the upper bound needs care before the conversion.
-template <int64_t V>
-class Finish {
- public:
-  explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8), outputs_(work.outputs) {
-    const kvant_target &target = *work.target;
-    for (int64_t v = 0; v < V; ++v) multipliers_[v] = load_floats(work.multipliers + v * kLanes);
-    high_ = _mm256_set1_ps(static_cast<float>(target.high - target.zero_point));
-    zero_ = _mm256_set1_epi16(static_cast<int16_t>(target.zero_point));
-    low_ = _mm256_set1_epi16(static_cast<int16_t>(target.low));
-  }
-
-  void store(const Floats (&values)[V], uint8_t *y) const {
-    const Vector second = V == 2 ? settle(values[V - 1], multipliers_[V - 1]) : _mm256_setzero_si256();
-    const Vector packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(settle(values[0], multipliers_[0]), second), 0xd8);
-    const Vector shorts = _mm256_max_epi16(_mm256_adds_epi16(packed, zero_), low_);
-    if (!bytes_) return store_shorts(shorts, y);
-    const Vector bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(shorts, shorts), 0xd8);
-    store_bytes(_mm256_castsi256_si128(bytes), y);
-  }
-
- private:
-  Vector settle(Floats values, Floats multipliers) const {
-    return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_mul_ps(values, multipliers), high_));
-  }
-
-  void store_bytes(__m128i bytes, uint8_t *y) const {
-    if (outputs_ == 16) return _mm_storeu_si128(reinterpret_cast<__m128i *>(y), bytes);
-    uint8_t whole[16];
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(whole), bytes);
-    __builtin_memcpy(y, whole, static_cast<uint64_t>(outputs_));
-  }
-
-  void store_shorts(Vector shorts, uint8_t *y) const {
-    if (outputs_ == 16) return _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), shorts);
-    uint8_t whole[32];
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(whole), shorts);
-    __builtin_memcpy(y, whole, 2 * static_cast<uint64_t>(outputs_));
-  }
-
-  bool bytes_;
-  int64_t outputs_;
-  Floats multipliers_[V];
-  Floats high_;
-  Vector zero_, low_;
-};
-
-}  // namespace
-}  // namespace avx2
-}  // namespace kvant
+#include "direct_vectors_avx2.h"
 
 #include "direct_body.h"
 
@@ -121,7 +10,7 @@ namespace avx2 {
 
 extern const DirectLoops kDirectLoops;
 const DirectLoops kDirectLoops = {
-    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, nullptr, run<Narrow<Shorts>>, run<Wide>,
+    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, nullptr, 0, run<Narrow<Shorts>>, run<Wide>,
 };
 
 }  // namespace avx2

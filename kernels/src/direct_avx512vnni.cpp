@@ -141,6 +141,7 @@ const DirectLoops kDirectLoops = {
     kVectors,
     {TilePixels<1>::kCount, TilePixels<2>::kCount, TilePixels<3>::kCount, TilePixels<4>::kCount},
     run<Narrow<Bytes>>,
+    0,
     run<Narrow<Shorts>>,
     run<Wide>,
 };

@@ -32,7 +32,6 @@ struct Operands {
 // Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
 // a[pair][row][2], v[pair][column][2]; tile[row][column].
 struct Loops {
-  const char *name;
   int64_t rows;     // most rows that `multiply` takes: a power of two
   int64_t lanes;    // columns of one vector
   int64_t vectors;  // most vectors of columns
@@ -78,7 +77,7 @@ struct Loops {
 const Loops &loops();
 
 // The instruction set that they use.
-enum class Isa { kPortable, kAvx2, kAvx512Vnni };
+enum class Isa { kPortable, kNeonDot, kAvx2, kAvxVnni, kAvx512Vnni };
 Isa isa();
 
 }  // namespace kvant

@@ -9,7 +9,6 @@ namespace kvant {
 namespace avx2 {
 namespace {
 
-constexpr char kName[] = "avx2";
 constexpr int64_t kRows = 4;
 constexpr int64_t kLanes = 8;
 constexpr int64_t kVectors = 2;

@@ -9,7 +9,6 @@ namespace kvant {
 namespace avx512vnni {
 namespace {
 
-constexpr char kName[] = "avx512vnni";
 constexpr int64_t kRows = 8;
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 3;

@@ -1,5 +1,5 @@
 // Bodies of the inner loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
-// namespace) and, before this, in that namespace: kName, `multiply` and its tile's measures. Nothing here may call an
+// namespace) and, before this, in that namespace: `multiply` and its tile's measures. Nothing here may call an
 // inline function of a header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
@@ -260,7 +260,6 @@ void blend(int64_t count, const int64_t *__restrict lower, const int64_t *__rest
 
 extern const Loops kLoops;
 const Loops kLoops = {
-    kName,
     kRows,
     kLanes,
     kVectors,

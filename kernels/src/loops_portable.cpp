@@ -7,7 +7,6 @@ namespace kvant {
 namespace portable {
 namespace {
 
-constexpr char kName[] = "portable";
 constexpr int64_t kRows = 4;
 constexpr int64_t kLanes = 4;
 constexpr int64_t kVectors = 2;

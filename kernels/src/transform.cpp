@@ -43,7 +43,7 @@ namespace {
 const Transforms *transforms() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return &avx512vnni::kTransforms;
-  if (isa() == Isa::kAvx2) return &avx2::kTransforms;
+  if (isa() >= Isa::kAvx2) return &avx2::kTransforms;
 #endif
   return nullptr;
 }

@@ -66,7 +66,7 @@ static_assert(largest_input() <= 32767, "the input's transform fits 16 bits");
 const WinogradLoops *winograd_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return &avx512vnni::kWinograd;
-  if (isa() == Isa::kAvx2) return &avx2::kWinograd;
+  if (isa() >= Isa::kAvx2) return &avx2::kWinograd;
 #endif
   return nullptr;
 }

@@ -65,8 +65,7 @@ class _Memory:
         self._pieces = _laid_out(self._ranges)
 
     def _add_array(self, array: np.ndarray) -> None:
-        assert array.flags.c_contiguous
-        self._ranges.append((array.ctypes.data, array.nbytes))
+        self._ranges.append((array.ctypes.data, _extent(array)))
 
     def _add_argument(self, slot: int, argument: calls.Argument, layers: Iterator[steps.Conv]) -> None:
         if isinstance(argument, int | float):
@@ -92,7 +91,7 @@ class _Memory:
             offsets = [getattr(type(value), name).offset for name, kind, *_ in value._fields_ if kind is c_void_p]
         else:
             offsets = list(range(0, size, 8)) if getattr(value, "_type_", None) is c_void_p else []
-        self._addresses += [address + offset for offset in offsets]
+        self._addresses += [address + offset for offset in offsets if any(ctypes.string_at(address + offset, 8))]
         return address
 
     def _offset(self, address: int) -> int:
@@ -120,9 +119,15 @@ class _Memory:
         for slot, layer, method in self._layers:
             numbers += [self._offset(slot), self._offset(layer), method]
         for output in self._outputs:
-            numbers += [self._offset(output.ctypes.data), output.nbytes]
-        outputs = b"".join(output.tobytes() for output in self._outputs)
+            numbers += [self._offset(output.ctypes.data), _extent(output)]
+        outputs = b"".join(ctypes.string_at(output.ctypes.data, _extent(output)) for output in self._outputs)
         return struct.pack(f"<{len(numbers)}Q", *numbers) + image + outputs
+
+
+def _extent(array: np.ndarray) -> int:
+    """Bytes from an array's first element to the end of its last one, gaps between pixels included."""
+    last = sum((size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True))
+    return last + array.itemsize if array.size else 0
 
 
 def _arrays(value: object) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,14 +16,14 @@ from kvant.graph import Graph
 from kvant.runtime import QuantizedModel, model
 
 from . import test_buffers
+from .builds import ROOT, build
 from .networks import image, small_network
 from .recording import Recorder
 from .test_identical import STRATEGIES
 from .test_random_graphs import CHANNELS, graphs
 
-ROOT = Path(__file__).parents[2]
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-TARGET = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
+TARGET = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
 EXAMPLES = 50
 OPERATORS = {**STRATEGIES, "depthwise": test_buffers.depthwise(), "square": test_buffers.square()}
 
@@ -39,8 +40,7 @@ pytestmark = [
 def replay(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that repeats recorded runs on aarch64."""
     folder = tmp_path_factory.mktemp("aarch64")
-    subprocess.run(["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *TARGET], check=True)
-    subprocess.run(["cmake", "--build", folder, "--parallel"], check=True)
+    build(folder, COMPILER, "-DCMAKE_BUILD_TYPE=Release", *TARGET)
     program, library = folder / "replay", folder / "kernels"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kernels' / 'include'}"]
     source = Path(__file__).with_name("replay.cpp")
@@ -50,11 +50,13 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def record(graph: Graph, inputs: dict[str, np.ndarray]) -> list[bytes]:
-    """One run that computes every activation, whose bits are those of the reference."""
+    """A run that computes every activation, whose bits are those of the reference, and one of fused steps."""
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "NativeBackend", lambda: recorder)
-        found = QuantizedModel(graph, backend="native", memory_budget="speed").run_all(inputs)
+        native = QuantizedModel(graph, backend="native", memory_budget="speed")
+    found = native.run_all(inputs)
+    native(**inputs)
     for name, expected in QuantizedModel(graph, backend="reference").run_all(inputs).items():
         np.testing.assert_array_equal(found[name], expected, strict=True)
     return recorder.cases
@@ -63,9 +65,11 @@ def record(graph: Graph, inputs: dict[str, np.ndarray]) -> list[bytes]:
 def check(replay: list[str], path: Path, cases: list[bytes]) -> None:
     assert cases
     path.write_bytes(b"".join(cases))
-    done = subprocess.run([*replay, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith(f"portable: {len(cases)} cases")
+    for isa in ("neondot", "portable"):
+        env = {**os.environ, "KVANT_ISA": isa}
+        done = subprocess.run([*replay, path], capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.startswith(f"{isa}: {len(cases)} cases")
 
 
 def drawn(strategy: st.SearchStrategy) -> list:  # type: ignore[type-arg]

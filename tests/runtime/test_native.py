@@ -209,5 +209,5 @@ def test_every_instruction_set_gives_the_same_bits(isa, tmp_path):
 
 def test_the_binding_mirrors_the_header(lib):
     assert lib.kvant_abi_version() == library.ABI_VERSION
-    assert native.isa() in ("portable", "avx2", "avx512vnni")
+    assert native.isa() in ("portable", "neondot", "avx2", "avxvnni", "avx512vnni")
     assert c_int32(lib.kvant_num_threads()).value >= 1

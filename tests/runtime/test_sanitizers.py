@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from .builds import build, python, run_kernel_tests
 from .conftest import OWN_BUFFERS
 
-ROOT = Path(__file__).parents[2]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 COMPILER = os.environ.get("CXX", "g++")
 
@@ -37,18 +36,12 @@ def preloaded() -> str:
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which Python loads a library with sanitizers and tensors have buffers of their own."""
     preload = preloaded()
-    folder = tmp_path_factory.mktemp("sanitizers")
-    flags = [f"-DCMAKE_CXX_COMPILER={COMPILER}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_CXX_FLAGS={SANITIZERS}"]
-    subprocess.run(["cmake", "-S", ROOT, "-B", folder, *flags], check=True)
-    subprocess.run(["cmake", "--build", folder, "--parallel"], check=True)
+    flags = ["-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_CXX_FLAGS={SANITIZERS}"]
+    library = build(tmp_path_factory.mktemp("sanitizers"), COMPILER, *flags)
     return {
         **os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc",
-        "KVANT_LIBRARY": str(folder / "kernels" / "libkvant.so"), OWN_BUFFERS: "1",
+        "KVANT_LIBRARY": library, OWN_BUFFERS: "1",
     }  # fmt: skip
-
-
-def python(code: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
 
 
 def test_an_element_behind_a_buffer_is_seen(sanitized):
@@ -72,12 +65,4 @@ def test_an_element_behind_a_buffer_is_seen(sanitized):
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512vnni"])
 def test_kernels(isa, sanitized):
-    env = {**sanitized, "KVANT_ISA": isa}
-    found = python("from kvant.runtime import native; print(native.isa())", env)
-    assert found.returncode == 0, found.stderr
-    if found.stdout.strip() != isa:
-        pytest.skip(f"this machine has no {isa}")
-    # Reports of the sanitizers go to the real standard error, which pytest would keep and lose.
-    command = [sys.executable, "-m", "pytest", "-v", "--capture=sys", "-p", "no:cacheprovider", Path(__file__).parent]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-20000:]
+    run_kernel_tests(isa, sanitized)

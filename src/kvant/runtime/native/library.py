@@ -133,7 +133,7 @@ def load_library() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """The instruction set that the library uses: "avx512vnni", "avx2" or "portable"."""
+    """The instruction set that the library uses: "avx512vnni", "avxvnni", "avx2", "neondot" or "portable"."""
     return str(load_library().kvant_isa().decode())
 
 

@@ -26,7 +26,11 @@ class Speed:
 
 
 # Measured with benchmarks/kernels.py; only ratios matter. Portable kernels are direct ones.
-SPEEDS = {"avx512vnni": Speed(225e9, 115e9), "avx2": Speed(90e9, 70e9), "portable": Speed(90e9, 70e9)}
+SPEEDS = {
+    "avx512vnni": Speed(225e9, 115e9), "avx2": Speed(90e9, 70e9), "portable": Speed(90e9, 70e9),
+    # Not measured on such processors: from the products of an instruction.
+    "avxvnni": Speed(180e9, 70e9), "neondot": Speed(180e9, 70e9),
+}  # fmt: skip
 # Bytes of weights a second that no cache holds, and seconds to transform one channel of one tile, in and out.
 _BANDWIDTH = 20e9
 _WINOGRAD_CHANNEL = 5e-9
