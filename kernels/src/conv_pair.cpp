@@ -12,6 +12,7 @@ namespace kvant {
 namespace {
 
 constexpr int64_t kStripBytes = int64_t{1} << 17;  // of a strip: an eighth of the second-level cache
+constexpr int64_t kWidePixel = 512;                // bytes
 constexpr int64_t kLeastStrips = 8;                // for each thread, so that all of them end together
 constexpr int kStripSlot = 2;                      // of scratch memory
 
@@ -69,7 +70,9 @@ int32_t run(Pair pair, const kvant_conv_shape &shape, const void *x) {
   const int32_t status = make_job(*pair.depthwise, shape, x, &pair.first);
   KVANT_REQUIRE(status == KVANT_OK, status);
   const int64_t size = size_of(pair.first.target.dtype);
-  pair.stride = round_up(pair.depthwise->layer.outputs * size, 64) / size;
+  // Whole cache lines where that wastes little.
+  const int64_t pixel = pair.depthwise->layer.outputs * size;
+  pair.stride = (pixel < kWidePixel ? pixel : round_up(pixel, 64)) / size;
   pair.first.y_stride = pair.stride;
   pair.second.batch = 1;
   pair.second.output_size[1] = shape.output_size[1];
