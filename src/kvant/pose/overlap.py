@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from queue import Full, Queue
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 _CHECK_SECONDS = 0.1  # how soon a thread that waits for room notices that nobody wants what it makes
 
 
-def ahead(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
+def ahead(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
     """Yield `items` in order; a thread makes them, at most `depth` ahead of whoever takes them.
 
     An exception of `items` is raised here, after what came before it. When the generator is closed, or left by an
