@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kvant.errors import MissingDependencyError
+from kvant.errors import InputError, MissingDependencyError
 from kvant.pose.estimator import PoseEstimator
 from kvant.pose.person import Person
 from kvant.pose.pictures import read_image
@@ -31,25 +31,60 @@ def evaluate_coco(
     `annotations_json` is in COCO's key-point format, its images lie in `images_dir`. With `ignore_incomplete`, images
     whose field `ignore_complete` is false, in which unlabelled people would count as false positives, are left out;
     COCO's own files have no such field and are used whole. Raises MissingDependencyError without pycocotools,
-    ImageError for an unreadable picture, ValueError if no image is left.
+    ImageError for an unreadable picture, InputError if no image is left or the annotations cannot be read.
 
     >>> estimator = PoseEstimator("pose.kvant")  # doctest: +SKIP
     >>> evaluate_coco(estimator, "val2017", "person_keypoints_val2017.json")["AP"]  # doctest: +SKIP
     0.297
     """
-    truth = _load_coco(annotations_json)
-    images = [
-        image
-        for image in truth.dataset["images"]
-        if not (ignore_incomplete and image.get("ignore_complete", True) is False)
-    ]
-    if not images:
-        raise ValueError(f"{annotations_json} lists no image to evaluate on")
-    results: list[dict[str, Any]] = []
-    for image in images:
-        people = estimator.detect(read_image(Path(images_dir) / image["file_name"]))
-        results += [person.coco_result(image["id"]) for person in people]
-    return _statistics(truth, results, [image["id"] for image in images])
+    truth = CocoTruth(annotations_json, images_dir, ignore_incomplete)
+    return truth.score(truth.detect(estimator))
+
+
+class CocoTruth:
+    """Pictures whose people are known: what `evaluate_coco` scores by, for more than one estimator.
+
+    `images` are COCO's records of the pictures that count, see `evaluate_coco`; `limit` takes the first ones only.
+    Raises MissingDependencyError without pycocotools, InputError if the annotations cannot be read or list no picture.
+
+    >>> truth = CocoTruth("person_keypoints_val2017.json", "val2017")  # doctest: +SKIP
+    >>> truth.score(truth.detect(PoseEstimator("pose.kvant")))["AP"]  # doctest: +SKIP
+    0.297
+    """
+
+    def __init__(
+        self,
+        annotations_json: str | PathLike[str],
+        images_dir: str | PathLike[str],
+        ignore_incomplete: bool = True,
+        limit: int | None = None,
+    ) -> None:
+        self.folder = Path(images_dir)
+        self._coco = _load_coco(annotations_json)
+        self.images: list[dict[str, Any]] = [
+            image
+            for image in self._coco.dataset["images"]
+            if not (ignore_incomplete and image.get("ignore_complete", True) is False)
+        ][:limit]
+        if not self.images:
+            raise InputError(f"{annotations_json} lists no image to evaluate on")
+
+    def detect(self, estimator: PoseEstimator, progress: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
+        """Return what an estimator finds on the pictures, in COCO's result format.
+
+        `progress` is called with the number of pictures done, after each. Raises ImageError for an unreadable picture.
+        """
+        results: list[dict[str, Any]] = []
+        for done, image in enumerate(self.images, start=1):
+            people = estimator.detect(read_image(self.folder / image["file_name"]))
+            results += [person.coco_result(image["id"]) for person in people]
+            if progress is not None:
+                progress(done)
+        return results
+
+    def score(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Return COCO's key-point statistics of such results, each 0..1; -1 where no annotated person counts."""
+        return _statistics(self._coco, results, [image["id"] for image in self.images])
 
 
 def _load_coco(path: str | PathLike[str]) -> Any:
@@ -57,8 +92,15 @@ def _load_coco(path: str | PathLike[str]) -> Any:
         from pycocotools.coco import COCO
     except ImportError as error:
         raise MissingDependencyError("evaluation on COCO needs pycocotools: pip install pycocotools") from error
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(path))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(path))
+        complete = all({"id", "file_name"} <= image.keys() for image in truth.dataset["images"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise InputError(f"{path} cannot be read as annotations in COCO's format: {error}") from error
+    if not complete:
+        raise InputError(f"{path}: every entry of 'images' must have an 'id' and a 'file_name'")
+    return truth
 
 
 def _statistics(truth: Any, results: list[dict[str, Any]], image_ids: list[int]) -> dict[str, float]:
@@ -110,16 +152,28 @@ def keypoint_agreement(
     >>> keypoint_agreement([], []).share
     1.0
     """
-    common = np.array([[_common(mine, other, tolerance) for other in other_people] for mine in reference_people])
     total = Agreement(
         keypoints=sum(int(person.found.sum()) for person in reference_people), people=len(reference_people)
     )
+    for row, _, count in match_people(reference_people, other_people, tolerance):
+        total += Agreement(keypoints_found=count, people_found=int(2 * count >= reference_people[row].found.sum()))
+    return total
+
+
+def match_people(
+    reference_people: Sequence[Person], other_people: Sequence[Person], tolerance: float = 0.1
+) -> list[tuple[int, int, int]]:
+    """Pair the people of one picture as `keypoint_agreement` does.
+
+    Returns (index in `reference_people`, index in `other_people`, key points at the same place), most of them first.
+    """
+    common = np.array([[_common(mine, other, tolerance) for other in other_people] for mine in reference_people])
+    pairs = []
     while common.size and common.max() > 0:
         row, column = divmod(int(common.argmax()), common.shape[1])
-        count = int(common[row, column])
-        total += Agreement(keypoints_found=count, people_found=int(2 * count >= reference_people[row].found.sum()))
+        pairs.append((row, column, int(common[row, column])))
         common[row, :] = common[:, column] = 0
-    return total
+    return pairs
 
 
 def _common(reference: Person, other: Person, tolerance: float) -> int:
