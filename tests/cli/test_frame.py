@@ -14,7 +14,8 @@ import kvant
 from kvant.cli import files
 from samples import Kvant
 
-COMMANDS = ["quantize", "info", "run", "verify", "pose", "pose quantize", "pose run"]
+POSE = ["quantize", "run", "video", "evaluate", "compare", "serve"]
+COMMANDS = ["quantize", "info", "run", "verify", "pose", *(f"pose {name}" for name in POSE)]
 
 
 def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import kvant
 from kvant.cli.calibration import PictureSpec
-from kvant.cli.pose import output_names
+from kvant.cli.pose_run import output_names
 from samples import Kvant
 
 
@@ -155,7 +155,7 @@ class TestPose:
         assert run("pose", "quantize", "--network", "alexnet", *common).exit_code == 2
         assert run("pose", "quantize", "--network", "openpose-vgg", *common).exit_code == 2
         network = ["--network", "openpose-mobilenet-thin"]
-        assert run("pose", "quantize", *network, *common, "--height", "100").exit_code == 2
+        assert run("pose", "quantize", *network, *common, "--height", "4").exit_code == 2
         message = fail("pose", "run", model_file, pictures / "a.png", "-o", tmp_path / "drawn")
         assert "does not say which pose network" in message
 

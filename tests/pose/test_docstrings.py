@@ -5,7 +5,10 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("spec", "estimator", "person", "pictures", "preprocess", "decode", "draw", "evaluate", "networks")
+MODULES = (
+    "spec", "estimator", "person", "headers", "pictures", "preprocess", "decode", "draw", "evaluate", "compare",
+    "overlap", "server", "networks",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,11 +9,13 @@ import kvant.pose
 from kvant.errors import MissingDependencyError
 
 EXPECTED = {
-    "COCO_KEYPOINTS", "FOUR_SCALES", "LIMBS", "NETWORKS", "ONE_SCALE", "PARTS",
-    "Agreement", "DecoderSettings", "Geometry", "InputSpec", "Limb", "Maps", "NetworkSpec", "OpenPoseMobileNetThin",
-    "OpenPoseVGG", "Person", "PoseEstimator", "PoseOutput",
-    "as_picture", "decode_image", "decode_people", "draw_people", "evaluate_coco", "find_pictures",
-    "keypoint_agreement", "load_checkpoint", "network_spec", "prepare", "read_image", "side_by_side",
+    "COCO_KEYPOINTS", "COMPARISON_COLUMNS", "FOUR_SCALES", "LIMBS", "NETWORKS", "ONE_SCALE", "PARTS",
+    "Agreement", "CocoTruth", "Comparison", "DecoderSettings", "Difference", "Geometry", "InputSpec", "Limb", "Maps",
+    "NetworkSpec", "OpenPoseMobileNetThin", "OpenPoseVGG", "PageLimits", "PageModels", "Person", "PoseEstimator",
+    "PoseOutput", "Video", "VideoReport",
+    "as_picture", "compare_estimators", "compare_people", "decode_image", "decode_people", "draw_people",
+    "evaluate_coco", "find_pictures", "keypoint_agreement", "load_checkpoint", "network_spec", "prepare",
+    "process_video", "read_image", "serve_page", "side_by_side",
 }  # fmt: skip
 
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich import box
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +35,20 @@ def megabytes(count: int) -> str:
     '2.15 MB'
     """
     return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "picture"), counted(2, "picture"), counted(5, "person", "people")
+    ('1 picture', '2 pictures', '5 people')
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def people(count: int) -> str:
+    """A number of people, in words."""
+    return counted(count, "person", "people")
 
 
 def fail(message: object) -> None:
@@ -53,6 +77,31 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         console.width = 160
     print(f"\n{title}\n")
     console.print(table)
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar on standard error with how many are done and how fast; the function it gives moves it on by one.
+
+    Nothing is shown, and nothing costs time, when standard error is no terminal. Lines printed meanwhile stand above
+    the bar.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "", style="progress.data.speed")
 
 
 def show_warnings_briefly() -> None:

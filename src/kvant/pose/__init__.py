@@ -17,23 +17,30 @@ from kvant.pose.person import Person
 from kvant.pose.spec import NETWORKS, InputSpec, NetworkSpec, PoseOutput, network_spec
 
 if TYPE_CHECKING:
+    from kvant.pose.compare import COMPARISON_COLUMNS, Comparison, Difference, compare_estimators, compare_people
     from kvant.pose.decode import DecoderSettings, Maps, decode_people
     from kvant.pose.draw import draw_people, side_by_side
     from kvant.pose.estimator import FOUR_SCALES, ONE_SCALE, PoseEstimator
-    from kvant.pose.evaluate import Agreement, evaluate_coco, keypoint_agreement
+    from kvant.pose.evaluate import Agreement, CocoTruth, evaluate_coco, keypoint_agreement
     from kvant.pose.networks import OpenPoseMobileNetThin, OpenPoseVGG, load_checkpoint
     from kvant.pose.pictures import as_picture, decode_image, find_pictures, read_image
     from kvant.pose.preprocess import Geometry, prepare
+    from kvant.pose.server import PageLimits, PageModels, serve_page
+    from kvant.pose.video import Video, VideoReport, process_video
 
 __all__ = [
     "COCO_KEYPOINTS",
+    "COMPARISON_COLUMNS",
     "FOUR_SCALES",
     "LIMBS",
     "NETWORKS",
     "ONE_SCALE",
     "PARTS",
     "Agreement",
+    "CocoTruth",
+    "Comparison",
     "DecoderSettings",
+    "Difference",
     "Geometry",
     "InputSpec",
     "Limb",
@@ -41,10 +48,16 @@ __all__ = [
     "NetworkSpec",
     "OpenPoseMobileNetThin",
     "OpenPoseVGG",
+    "PageLimits",
+    "PageModels",
     "Person",
     "PoseEstimator",
     "PoseOutput",
+    "Video",
+    "VideoReport",
     "as_picture",
+    "compare_estimators",
+    "compare_people",
     "decode_image",
     "decode_people",
     "draw_people",
@@ -54,18 +67,23 @@ __all__ = [
     "load_checkpoint",
     "network_spec",
     "prepare",
+    "process_video",
     "read_image",
+    "serve_page",
     "side_by_side",
 ]
 
 _LAZY = {
+    "compare": ("COMPARISON_COLUMNS", "Comparison", "Difference", "compare_estimators", "compare_people"),
     "decode": ("DecoderSettings", "Maps", "decode_people"),
     "draw": ("draw_people", "side_by_side"),
     "estimator": ("FOUR_SCALES", "ONE_SCALE", "PoseEstimator"),
-    "evaluate": ("Agreement", "evaluate_coco", "keypoint_agreement"),
+    "evaluate": ("Agreement", "CocoTruth", "evaluate_coco", "keypoint_agreement"),
     "networks": ("OpenPoseMobileNetThin", "OpenPoseVGG", "load_checkpoint"),
     "pictures": ("as_picture", "decode_image", "find_pictures", "read_image"),
     "preprocess": ("Geometry", "prepare"),
+    "server": ("PageLimits", "PageModels", "serve_page"),
+    "video": ("Video", "VideoReport", "process_video"),
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 _EXTRAS = {"torch": "torch", "cv2": "pose"}

@@ -1,0 +1,73 @@
+"""``kvant pose quantize``: pictures with people, and a pose network, to one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+import kvant
+from kvant import pose
+from kvant.cli import options, output
+from kvant.cli.checkpoint import need_torch
+from kvant.cli.pose_options import Height, NetworkName, Weights
+from kvant.cli.quantize import make_recipe
+
+
+class PosePictures:
+    """Pictures as a pose network wants them, read one by one."""
+
+    def __init__(self, paths: list[Path], spec: pose.NetworkSpec, height: int) -> None:
+        self.paths, self.spec, self.height = paths, spec, height
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32]]]:
+        for path in self.paths:
+            yield (pose.prepare(pose.read_image(path), self.spec, self.height)[0],)
+
+
+def quantize(
+    network: NetworkName,
+    calibration: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PICTURES",
+            help="Pictures with people: a folder, a file or a pattern; repeatable.",
+            show_default=False,
+        ),
+    ],
+    out: options.Out,
+    weights: Weights = None,
+    height: Height = 368,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use the first N pictures only.", show_default=False)
+    ] = None,
+    bits: options.BitsOption = options.Bits.EIGHT,
+    wide: options.Wide = None,
+    target_sqnr: options.TargetSqnr = None,
+    golden: options.GoldenCount = 0,
+) -> None:
+    """Quantize a pose network to one .kvant file."""
+    spec = pose.network_spec(network)
+    if weights is None and not spec.has_weights:
+        raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
+    recipe = make_recipe(bits, wide, target_sqnr)
+    options.check_writable(out)
+    pictures = PosePictures(pose.find_pictures(calibration)[:limit], spec, height)
+    need_torch()
+    import torch
+
+    example = torch.from_numpy(next(iter(pictures))[0])
+    model = spec.build(None if weights is None else str(weights))
+    quantized = kvant.quantize(model, example, calibration=pictures, recipe=recipe, metadata=spec.metadata())
+    for inputs in islice(pictures, golden):
+        quantized.add_golden(*inputs)
+    quantized.save(out)
+    output.say(f"wrote {out}, {output.megabytes(out.stat().st_size)}, calibrated on {len(pictures)} pictures")

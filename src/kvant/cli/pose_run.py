@@ -1,0 +1,117 @@
+"""``kvant pose run``: skeletons on pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from kvant import ImageError, InputError, pose
+from kvant.cli import options, output
+from kvant.cli.pose_options import Height, Network, Pictures, Scales, open_file
+from kvant.format import write_atomically
+
+
+class Format(StrEnum):
+    """Formats of drawn pictures."""
+
+    PNG = "png"
+    JPG = "jpg"
+
+
+Folder = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="DIR", file_okay=False, help="Where pictures with skeletons go.", show_default=False
+    ),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the drawn pictures.")]
+
+
+def run(
+    file: options.File,
+    pictures: Pictures,
+    folder: Folder,
+    network: Network = None,
+    height: Height = 368,
+    scales: Scales = "1",
+    kind: FormatOption = Format.PNG,
+    as_json: Annotated[bool, typer.Option("--json", help="Write key points to DIR/people.json as well.")] = False,
+    backend: options.BackendOption = None,
+) -> None:
+    """Find people in pictures and draw their skeletons.
+
+    A picture that cannot be read is named and skipped; the exit code is 1 then.
+    """
+    paths = pose.find_pictures(pictures)
+    estimator = open_file(file, network, height, scales, backend)
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = output_names(paths, folder, kind)
+    records: dict[str, list[dict[str, Any]]] = {}
+    broken = BrokenPictures()
+    with output.progress("pictures", len(paths)) as advance:
+        for path, target in zip(paths, targets, strict=True):
+            with broken.skipped():
+                picture = pose.read_image(path)
+                people = estimator.detect(picture)
+                write_picture(target, estimator.draw(picture, people))
+                records[str(path)] = [person.to_dict() for person in people]
+                print(f"{output.clean(path)}: {output.people(len(people))}, {output.clean(target)}")
+            advance()
+    if as_json:
+        write_atomically(folder / "people.json", [json.dumps(records, indent=2).encode()])
+    broken.finish()
+
+
+class BrokenPictures:
+    """Pictures that cannot be read: each is named and skipped, and in the end the command fails."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def skipped(self) -> Iterator[None]:
+        """Work on one picture."""
+        try:
+            yield
+        except (ImageError, InputError) as error:
+            output.fail(error)
+            self.count += 1
+
+    def finish(self) -> None:
+        """Exit with 1 if there were any."""
+        if self.count:
+            output.fail(f"{output.counted(self.count, 'picture')} skipped")
+            raise typer.Exit(1)
+
+
+def output_names(images: list[Path], folder: Path, kind: Format = Format.PNG) -> list[Path]:
+    """One file name for each picture: none twice, and none that a picture given has itself.
+
+    >>> [path.name for path in output_names([Path("a/x.jpg"), Path("b/x.jpg")], Path("out"))]
+    ['x.pose.png', 'x_1.pose.png']
+    """
+    taken = {path.resolve() for path in images}
+    names = []
+    for image in images:
+        target, count = folder / f"{image.stem}.pose.{kind}", 0
+        while target.resolve() in taken:
+            count += 1
+            target = folder / f"{image.stem}_{count}.pose.{kind}"
+        taken.add(target.resolve())
+        names.append(target)
+    return names
+
+
+def write_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    """Write a picture, whole or not at all, in the format that its name says."""
+    import cv2
+
+    write_atomically(path, [cv2.imencode(path.suffix, picture)[1].tobytes()])
