@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 4
+#define KVANT_ABI_VERSION 5
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -223,12 +223,45 @@ KVANT_API int32_t kvant_matmul(int64_t m, int64_t k, int64_t n, int64_t count, c
                                const int64_t *index_b, const kvant_source *a, const kvant_source *b, float multiplier,
                                const kvant_sums *sums, const kvant_target *target, void *y);
 
+/* A convolution of float32: sums in float64, over kernel rows, columns and channels in this order, then the bias, then
+ * low and high, which are finite. Padding counts for nothing. Strides of pixels in `shape` are not read. */
+typedef struct kvant_float_layer {
+  int64_t outputs;
+  int64_t channels;
+  int64_t groups;
+  int64_t kernel[2];
+  int64_t strides[2];
+  int64_t dilations[2];
+  const float *values; /* (groups, kernel[0], kernel[1], channels / groups, outputs / groups) */
+  const float *bias;   /* (outputs) */
+  float low;
+  float high;
+} kvant_float_layer;
+
+KVANT_API int32_t kvant_float_conv(const kvant_float_layer *layer, const kvant_conv_shape *shape, const float *x,
+                                   float *y);
+
+/* Rows of x (rows, depth), each rounded to integers of -127 to 127 by a scale of its own, times integer weights. */
+typedef struct kvant_dynamic_layer {
+  int64_t outputs;
+  int64_t depth;
+  int64_t terms;         /* that many products surely sum up within int32 */
+  const int16_t *values; /* (outputs, depth) */
+  const float *scales;   /* (outputs) */
+  const float *bias;     /* (outputs) */
+  float low;
+  float high;
+} kvant_dynamic_layer;
+
+KVANT_API int32_t kvant_dynamic_linear(const kvant_dynamic_layer *layer, int64_t rows, const float *x, float *y);
+
 /* A call of one of the functions above, as part of a plan. */
 typedef enum kvant_step {
   KVANT_STEP_QUANTIZE, KVANT_STEP_DEQUANTIZE, KVANT_STEP_RESCALE, KVANT_STEP_TABLE, KVANT_STEP_BINARY,
   KVANT_STEP_COPY, KVANT_STEP_CONCAT, KVANT_STEP_INDEX, KVANT_STEP_GATHER, KVANT_STEP_MAX_POOL,
   KVANT_STEP_MEAN_POOL, KVANT_STEP_RESIZE, KVANT_STEP_SUM, KVANT_STEP_EXTREME, KVANT_STEP_ARG_MAX,
-  KVANT_STEP_SOFTMAX, KVANT_STEP_NORMALIZE, KVANT_STEP_CONV, KVANT_STEP_CONV_PAIR, KVANT_STEP_MATMUL
+  KVANT_STEP_SOFTMAX, KVANT_STEP_NORMALIZE, KVANT_STEP_CONV, KVANT_STEP_CONV_PAIR, KVANT_STEP_MATMUL,
+  KVANT_STEP_FLOAT_CONV, KVANT_STEP_DYNAMIC_LINEAR
 } kvant_step;
 
 #define KVANT_MOST_ARGUMENTS 15

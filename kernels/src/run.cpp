@@ -46,6 +46,7 @@ constexpr int32_t (*kSteps[])(const uint64_t *) = {
     invoke<kvant_gather>,   invoke<kvant_max_pool>,   invoke<kvant_mean_pool>, invoke<kvant_resize>,
     invoke<kvant_sum>,      invoke<kvant_extreme>,    invoke<kvant_arg_max>,   invoke<kvant_softmax>,
     invoke<kvant_normalize>, invoke<kvant_conv>,      invoke<kvant_conv_pair>, invoke<kvant_matmul>,
+    invoke<kvant_float_conv>, invoke<kvant_dynamic_linear>,
 };
 
 }  // namespace

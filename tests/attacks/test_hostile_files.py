@@ -135,6 +135,13 @@ CHANGES: dict[str, Callable[[Json], object]] = {
     "default written out": lambda h: h.update(golden=0),
     "fields in another order": lambda h: h.update(producer=h.pop("producer")),
     "metadata out of order": lambda h: h.update(metadata={"b": "", "a": ""}),
+    "a feature that nothing uses": lambda h: h.update(features=["packed"]),
+    "packing without codes": lambda h: h["constants"][0].update(packing={"by": "level", "bits": 4, "shape": [4, 4]}),
+    "bits of a float": lambda h: h["nodes"][2]["type"].update(bits=4),
+    "more bits than uint8 has": lambda h: h["nodes"][0]["type"].update(bits=8),
+    "fewer bits than the zero point": lambda h: h["nodes"][0]["type"].update(bits=1, zero_point=2),
+    "groups of nothing": lambda h: h["constants"][0].update(group=0),
+    "scales at run time of integers": lambda h: h["nodes"][CONV].update(op={"op": "linear", "dynamic": True}),
     "features that are no list": lambda h: h.update(features="x"),
 }  # fmt: skip
 

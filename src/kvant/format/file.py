@@ -17,14 +17,15 @@ from kvant.format.atomic import write_atomically
 from kvant.format.contents import Contents, Golden, assemble, check, packed_constants, tensors_of
 from kvant.format.packing import Packed
 from kvant.format.records import Gate, Header, NodeRecord, Version, to_header
-from kvant.graph import Graph
+from kvant.graph import Graph, ops
 
 VERSION = Version(1, 1)
 # What files without features say: they say nothing that 1.0 did not know.
 _PLAIN_VERSION = Version(1, 0)
 # Features that a file may require of its reader: weights of few bits are packed; activations have fewer than 8 bits;
 # weights have a factor for each group of input channels.
-FEATURES = frozenset({"packed", "narrow", "groups"})
+# Some weighted layers take and give float32.
+FEATURES = frozenset({"packed", "narrow", "groups", "reals"})
 
 _UPGRADE = "Install a newer kvant: pip install --upgrade kvant"
 _ODD_VALUES = (KvantError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
@@ -81,6 +82,10 @@ def _features(graph: Graph, packed: Mapping[str, Packed]) -> tuple[str, ...]:
         "groups": any(entry.group is not None for entry in quantizations),
         "narrow": any(entry.bits is not None for entry in quantizations),
         "packed": bool(packed),
+        "reals": bool(quantizations)
+        and any(
+            isinstance(node.op, ops.WEIGHTED) and graph.types[node.inputs[0]].dtype == "float32" for node in graph.nodes
+        ),
     }
     return tuple(name for name, used in present.items() if used)
 

@@ -53,9 +53,13 @@ class ConvTranspose(Op, frozen=True):
 
 
 class Linear(Op, frozen=True):
-    """y = x weight^T + bias. Inputs: x (..., K), weight (N, K), bias (N) optional."""
+    """y = x weight^T + bias. Inputs: x (..., K), weight (N, K), bias (N) optional.
+
+    ``dynamic``: x is float32, and each of its rows is quantized by a scale of its own when it is multiplied.
+    """
 
     clamp: Clamp | None = None
+    dynamic: bool = False
 
 
 class MatMul(Op, frozen=True):

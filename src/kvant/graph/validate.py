@@ -146,6 +146,8 @@ def _check_node(graph: Graph, node: Node) -> None:
     if len(node.inputs) < low or (high is not None and len(node.inputs) > high):
         raise GraphError(f"{node.describe()} has {len(node.inputs)} inputs")
     _check_clamp(node)
+    if isinstance(node.op, ops.Linear) and node.op.dynamic and graph.types[node.inputs[0]].dtype != "float32":
+        raise GraphError(f"{node.describe()} has scales at run time, but takes {graph.types[node.inputs[0]].dtype}")
     _check_attributes(node)
     given = [graph.types[name] for name in node.inputs]
     output = graph.types[node.output]
@@ -159,6 +161,25 @@ def _check_node(graph: Graph, node: Node) -> None:
         _check_table(graph, node, output)
     if isinstance(node.op, ops.WEIGHTED) and given[0].quantization is not None:
         _check_weighted(graph, node, given, output)
+    elif isinstance(node.op, ops.WEIGHTED) and given[1].dtype != "float32":
+        _check_float_weighted(graph, node, given, output)
+
+
+def _check_float_weighted(graph: Graph, node: Node, given: list[TensorType], output: TensorType) -> None:
+    """Integer weights of a layer that takes and gives float32."""
+    weight = given[1]
+    if any(type.dtype != "float32" for type in (given[0], output, *given[2:])):
+        raise GraphError(f"{node.describe()} takes {given[0].dtype} without a scale, so all but its weight is float32")
+    if weight.dtype not in _WEIGHT_TYPES or weight.quantization is None:
+        raise GraphError(
+            f"{node.describe()}: its weight is {weight.dtype}, expected float32, or int8 or int16 with scales"
+        )
+    if weight.quantization.axis not in (None, 0) or weight.quantization.zero_point != 0:
+        raise GraphError(f"{node.describe()}: weights have zero point 0 and scales along axis 0")
+    if any(name not in graph.constants for name in node.inputs[1:]):
+        raise GraphError(f"{node.describe()}: weight and bias must be constants")
+    if weight.dtype == "int16" and graph.constants[node.inputs[1]].min(initial=0) < -_LARGEST_WEIGHT:
+        raise GraphError(f"{node.describe()}: int16 weights reach from {-_LARGEST_WEIGHT} to {_LARGEST_WEIGHT}")
 
 
 def _check_table(graph: Graph, node: Node, output: TensorType) -> None:

@@ -19,13 +19,14 @@ from kvant.quantization.observers import AnyObserver
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.refine import refine, refine_small, weight_noise
+from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.sensitivity import widen
 from kvant.quantization.simulate import Plan
 from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Channels, Sample, Statistics, collect, observe
 from kvant.quantization.ties import makes_values
 from kvant.quantization.types import activation_types
-from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight
+from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.yardstick import Yardstick
 from kvant.runtime import QuantizedModel
 
@@ -130,7 +131,7 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
         graph, channels = _equalized(graph, seen, recipe)
     tables, levels = staircases(graph, places, seen.observers, recipe)
     narrow, wide = (types | levels for types in activation_types(graph, seen.observers, recipe))
-    plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables)
+    plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
     fitted, held = _split(seen.samples)
     trial = Trial(fitted, Yardstick(graph, held), recipe, show)
     plan = _choose_weights(plan, trial)
@@ -219,6 +220,12 @@ def _at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
     return observer
 
 
+def _reals(graph: Graph, recipe: Recipe) -> dict[str, Arithmetic]:
+    """How weighted nodes that take float32 multiply, by the node's output."""
+    found = {node.output: recipe.layer_arithmetic(node) for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
+    return {name: arithmetic for name, arithmetic in found.items() if arithmetic != "integer"}
+
+
 def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dict[str, QuantizedWeight]:
     """The integer weight of every weighted node, by the node's output."""
     nodes = {node.output: node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
@@ -231,8 +238,10 @@ def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dic
         if node.inputs[0] in channels and schemes[name].range in ("mse", "cosine")
     }
     return {
-        name: quantize_weight(values[name], moments.get(name), schemes[name], name=name, network_scale=shared.get(name))
-        for name in nodes
+        name: unquantized(values[name])
+        if recipe.layer_arithmetic(node) == "float"
+        else quantize_weight(values[name], moments.get(name), schemes[name], name=name, network_scale=shared.get(name))
+        for name, node in nodes.items()
     }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 
 from kvant.errors import QuantizationError
-from kvant.graph import Graph, Node, Quantization, TensorType, ops
+from kvant.graph import FLOAT32, Graph, Node, Quantization, TensorType, ops
 from kvant.quantization.ranges import activation_type
 from kvant.quantization.simulate import Plan
 from kvant.quantization.tables import pointwise_table, quantize_array, softmax_table
@@ -32,6 +33,10 @@ class _Converter:
         self.weights = plan.weights
         self.biases = plan.biases
         self.tables = plan.tables
+        self.reals = plan.reals
+        # Tensors that exist as float32.
+        self.floats: dict[str, str] = {}
+        self.reserved = {node.output for node in plan.graph.nodes}
         self.target = Graph(structure=plan.graph.structure, example=dict(plan.graph.example))
         self.names: dict[str, str] = {}
         self.shared: dict[tuple[str, bytes], str] = {}
@@ -39,39 +44,57 @@ class _Converter:
     def run(self) -> Graph:
         for entry in self.source.inputs:
             self.target.add_input(entry.name, entry.shape, entry.type)
-        reserved = {node.output for node in self.source.nodes}
+        consumers = self.source.consumers()
         for entry in self.source.inputs:
-            self.names[entry.name] = entry.name
-            if entry.type.dtype == "float32":
-                name = self._free(f"{entry.name}.quantized", reserved)
-                self.names[entry.name] = self.target.add_node(
-                    ops.Quantize(), [entry.name], name, self.types[entry.name]
-                )
+            if entry.type.dtype != "float32":
+                self.names[entry.name] = entry.name
+                continue
+            self.floats[entry.name] = entry.name
+            readers = [node.output for node in consumers[entry.name]]
+            if not readers or not all(name in self.reals for name in readers):
+                self._integers(entry.name)
         for node in self.source.nodes:
             self._convert(node)
-        self.target.outputs = tuple(self._output(name, reserved) for name in self.source.outputs)
+        self.target.outputs = tuple(self._output(name) for name in self.source.outputs)
         return self.target
 
-    def _free(self, name: str, reserved: set[str]) -> str:
-        while name in reserved or name in self.target.types:
+    def _integers(self, name: str) -> str:
+        """The quantized tensor; made of the float32 one where there is only that."""
+        if name not in self.names:
+            quantized = self._free(f"{name}.quantized")
+            self.names[name] = self.target.add_node(ops.Quantize(), [self.floats[name]], quantized, self.types[name])
+        return self.names[name]
+
+    def _real(self, name: str) -> str:
+        """The float32 tensor; made of the quantized one where there is only that."""
+        if name not in self.floats:
+            self.floats[name] = self.target.add_node(ops.Dequantize(), [self.names[name]], self._free(f"{name}.real"))
+        return self.floats[name]
+
+    def _free(self, name: str) -> str:
+        while name in self.reserved or name in self.target.types:
             name += "_"
         return name
 
-    def _output(self, name: str, reserved: set[str]) -> str:
+    def _output(self, name: str) -> str:
         """The float tensor that the caller gets: the dequantized activation, or what was never quantized."""
         if name in self.source.constants:
             return self._float_constant(name)
         if self.source.types[name].dtype != "float32":
             return self.names[name]
-        real = f"{name}.real"
-        if real in self.target.types and real not in reserved:
-            return real
-        return self.target.add_node(ops.Dequantize(), [self.names[name]], self._free(real, reserved))
+        if name in (entry.name for entry in self.source.inputs):
+            # An input that comes back goes through the network's integers.
+            self._integers(name)
+            self.floats.pop(name, None)
+        return self._real(name)
 
     def _convert(self, node: Node) -> None:
         handler = _HANDLERS.get(type(node.op))
         if handler is None:
             raise QuantizationError(f"{node.describe()} has no integer form")
+        if node.output in self.reals:
+            self._float_weighted(node)
+            return
         op, inputs = handler(self, node)
         type_ = self.types[node.output] if self.source.types[node.output].dtype == "float32" else (
             self.source.types[node.output]
@@ -85,7 +108,7 @@ class _Converter:
     def _operand(self, name: str) -> str:
         value = self.source.constants.get(name)
         if value is None:
-            return self.names[name]
+            return self._integers(name)
         if value.dtype != np.float32:
             return self._constant(name, value, None)
         largest = float(np.abs(value).max(initial=0.0))
@@ -98,7 +121,7 @@ class _Converter:
         for position, name in enumerate(node.inputs):
             value = self.source.constants.get(name)
             if value is None:
-                inputs.append(self.names[name])
+                inputs.append(self._integers(name))
             elif position < len(moved) and value.dtype == np.float32:
                 inputs.append(self._quantized_constant(name, self.types[node.output]))
             else:
@@ -116,12 +139,25 @@ class _Converter:
         scale = _scale(source)
         if bias is not None:
             weight = fit_bias(self.source.constants[node.inputs[1]], weight, bias, scale)
-        inputs = [self.names[node.inputs[0]], self._constant(node.inputs[1], weight.values, weight.quantization())]
+        inputs = [self._integers(node.inputs[0]), self._constant(node.inputs[1], weight.values, weight.quantization())]
         if bias is not None:
             values = quantize_bias(bias, scale, weight.scale, source.dtype)
             name = node.inputs[2] if len(node.inputs) > 2 else f"{node.inputs[1]}.bias"
             inputs.append(self._constant(name, values, None))
         return node.op, inputs
+
+    def _float_weighted(self, node: Node) -> None:
+        """A layer that takes and gives float32."""
+        weight, bias = self.weights[node.output], self.biases.get(node.output)
+        quantization = None if weight.values.dtype == np.float32 else weight.quantization()
+        inputs = [self._real(node.inputs[0]), self._constant(node.inputs[1], weight.values, quantization)]
+        if bias is not None:
+            name = node.inputs[2] if len(node.inputs) > 2 else f"{node.inputs[1]}.bias"
+            inputs.append(self._constant(name, bias, None))
+        op = node.op
+        if self.reals[node.output] == "dynamic":
+            op = msgspec.structs.replace(op, dynamic=True)
+        self.floats[node.output] = self.target.add_node(op, inputs, node.output, FLOAT32, node.source)
 
     def _activation_type(self, node: Node, name: str) -> TensorType:
         if name not in self.types:
@@ -136,14 +172,17 @@ class _Converter:
         op = self.tables.get(node.output, node.op)
         table = pointwise_table(op, source, self.types[node.output], param)
         axis = node.op.axis if param is not None else None
-        return ops.Table(axis=axis), [self.names[node.inputs[0]], self._constant(f"{node.output}.table", table, None)]
+        return ops.Table(axis=axis), [
+            self._integers(node.inputs[0]),
+            self._constant(f"{node.output}.table", table, None),
+        ]
 
     def _softmax(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
         table = softmax_table(self._activation_type(node, node.inputs[0]))
-        return node.op, [self.names[node.inputs[0]], self._constant(f"{node.output}.table", table, None)]
+        return node.op, [self._integers(node.inputs[0]), self._constant(f"{node.output}.table", table, None)]
 
     def _normalize(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
-        return node.op, [self.names[node.inputs[0]], *(self._float_constant(name) for name in node.inputs[1:])]
+        return node.op, [self._integers(node.inputs[0]), *(self._float_constant(name) for name in node.inputs[1:])]
 
     def _float_constant(self, name: str) -> str:
         return self._constant(name, self.source.constants[name], None)

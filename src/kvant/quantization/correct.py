@@ -133,7 +133,7 @@ class _Correction:
 
     def _round_anew(self, node: Node, rough: Node) -> None:
         weight = self.plan.graph.constants[node.inputs[1]]
-        if not rounds_well(node, weight) or self.weights[node.output].scheme.rounding != "half_even":
+        if not rounds_well(node, weight) or not self.weights[node.output].rounds_anew:
             return
         name = node.inputs[0]
         pairs = [(true[name], got[name]) for true, got in zip(self.true, self.got, strict=True)]

@@ -6,15 +6,16 @@ import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from kvant.errors import RecipeError
 from kvant.format import write_atomically
-from kvant.graph import Graph, Node
+from kvant.graph import Graph, Node, ops
 from kvant.quantization.schemes import (
     INT8_WEIGHTS,
     UINT8_ACTIVATIONS,
     ActivationScheme,
+    Arithmetic,
     WeightScheme,
     check_choices,
 )
@@ -32,6 +33,7 @@ class Rule:
         kind: only operators of this kind, as the file spells it: "conv", "linear", "convtranspose", "binary"...
         weights: how the weights of these nodes are quantized; None leaves that to earlier rules and the recipe.
         activations: how what these nodes write is quantized; None likewise.
+        arithmetic: how these weighted layers multiply; None likewise.
 
     Example:
         >>> Rule("head*", weights=WeightScheme(bits=8)).kind is None
@@ -42,6 +44,7 @@ class Rule:
     kind: str | None = None
     weights: WeightScheme | None = None
     activations: ActivationScheme | None = None
+    arithmetic: Arithmetic | None = None
 
     def __post_init__(self) -> None:
         wanted = {"pattern": str, "kind": str, "weights": WeightScheme, "activations": ActivationScheme}
@@ -49,6 +52,9 @@ class Rule:
             value = getattr(self, name)
             if not isinstance(value, type) and (value is not None or name == "pattern"):
                 raise RecipeError(f"Rule({name}={value!r}): expected a {type.__name__}")
+        if self.arithmetic is not None and self.arithmetic not in get_args(Arithmetic):
+            shown = ", ".join(map(repr, get_args(Arithmetic)))
+            raise RecipeError(f"Rule(arithmetic={self.arithmetic!r}): expected one of {shown}")
 
     def applies(self, name: str, node: Node | None) -> bool:
         """Whether the rule is about a tensor: what ``node`` writes, or an input."""
@@ -65,6 +71,11 @@ class Recipe:
         weights: the scheme of all weights that no rule names.
         activations: the scheme of all activations that no rule names.
         rules: schemes by name and kind; where several fit, the last one decides.
+        arithmetic: how weighted layers multiply. "integer" has scales for everything beforehand. "dynamic": linear
+            layers take float32 and give each row (token) a scale when they run; convolutions stay "integer".
+            "weight_only": weights are kept as integers and multiplied as float32. "float": nothing is quantized.
+            What is around layers that take float32 has 16 bits; transposed convolutions stay "integer".
+        skip: patterns of tensor names or module paths whose weighted layers are to be "float".
         wide: patterns (``fnmatch``) of tensor names or module paths whose output is to have 16 bits.
         target_sqnr: decibels of signal to quantization noise wanted at every output (for the mean of its channels, 2 dB
             less will do). 8-bit activations are widened to 16 bits, the most harmful ones first, until it is reached or
@@ -88,6 +99,8 @@ class Recipe:
     weights: WeightScheme = INT8_WEIGHTS
     activations: ActivationScheme = UINT8_ACTIVATIONS
     rules: tuple[Rule, ...] = ()
+    arithmetic: Arithmetic = "integer"
+    skip: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
     target_sqnr: float | None = 26.0
     observer: Observer = "histogram"
@@ -102,7 +115,11 @@ class Recipe:
         for name, type in (("weights", WeightScheme), ("activations", ActivationScheme)):
             if not isinstance(getattr(self, name), type):
                 raise RecipeError(f"Recipe({name}={getattr(self, name)!r}): expected a {type.__name__}")
-        for name, of, what in (("wide", str, "name patterns"), ("rules", Rule, "rules")):
+        for name, of, what in (
+            ("wide", str, "name patterns"),
+            ("skip", str, "name patterns"),
+            ("rules", Rule, "rules"),
+        ):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(entry, of) for entry in value):
                 raise RecipeError(f"Recipe({name}={value!r}): expected a tuple of {what}")
@@ -113,6 +130,32 @@ class Recipe:
         """The scheme of a node's weights."""
         named = [rule.weights for rule in self.rules if rule.weights is not None and rule.applies(node.output, node)]
         return named[-1] if named else self.weights
+
+    def layer_arithmetic(self, node: Node) -> Arithmetic:
+        """How a weighted layer multiplies.
+
+        Raises:
+            RecipeError: a rule wants what there is no kernel for; the message names the nearest that there is.
+        """
+        named = [entry.arithmetic for entry in self.rules if entry.arithmetic and entry.applies(node.output, node)]
+        if any(Rule(pattern).applies(node.output, node) for pattern in self.skip):
+            named.append("float")
+        wanted = named[-1] if named else self.arithmetic
+        if wanted == "dynamic" and not isinstance(node.op, ops.Linear):
+            if named:
+                raise RecipeError(
+                    f"{node.describe()}: scales at run time are for linear layers; use arithmetic='integer' with "
+                    "activations=ActivationScheme(16), or 'weight_only'"
+                )
+            return "integer"
+        if wanted != "integer" and isinstance(node.op, ops.ConvTranspose):
+            if named:
+                raise RecipeError(
+                    f"{node.describe()}: transposed convolutions run on integers only; use arithmetic='integer' with "
+                    "weights=WeightScheme(16) and activations=ActivationScheme(16)"
+                )
+            return "integer"
+        return wanted
 
     def activation_rule(self, name: str, node: Node | None) -> ActivationScheme | None:
         """The scheme that rules give to a tensor, the output of ``node`` or an input; None where they give none."""
@@ -128,9 +171,18 @@ class Recipe:
         tensors: list[tuple[str, Node | None]] = [(entry.name, None) for entry in graph.inputs]
         tensors += [(node.output, node) for node in graph.nodes]
         for rule in self.rules:
-            if not any(rule.applies(name, node) for name, node in tensors):
+            found = [node for name, node in tensors if rule.applies(name, node)]
+            if rule.arithmetic and found and not any(node and isinstance(node.op, ops.WEIGHTED) for node in found):
+                raise RecipeError(
+                    f"Recipe(rules=...): {rule.pattern!r} names no convolution and no linear layer, and nothing else "
+                    f"multiplies by arithmetic={rule.arithmetic!r}; use activations=ActivationScheme(16)"
+                )
+            if not found:
                 kind = "" if rule.kind is None else f" of kind {rule.kind!r}"
                 raise RecipeError(f"Recipe(rules=...): {rule.pattern!r} matches no tensor and no module{kind}")
+        for pattern in self.skip:
+            if not any(Rule(pattern).applies(name, node) for name, node in tensors):
+                raise RecipeError(f"Recipe(skip=...): {pattern!r} matches no tensor and no module of this model")
 
     def to_toml(self) -> str:
         """The recipe as TOML: what differs from the defaults."""

@@ -9,6 +9,7 @@ import torch
 
 from kvant.capture import Executor
 from kvant.graph import Graph, TensorType, ops
+from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
 from kvant.quantization.weights import QuantizedWeight
@@ -25,6 +26,7 @@ class Plan:
         biases: float32 bias of every weighted node that has one, by the node's output.
         tables: staircases that weighted nodes read through, by the output of the node that stands for one and does
             nothing in the float graph.
+        reals: how weighted nodes that take float32 multiply, by the node's output.
     """
 
     graph: Graph
@@ -32,6 +34,7 @@ class Plan:
     weights: dict[str, QuantizedWeight]
     biases: dict[str, np.ndarray]
     tables: dict[str, ops.Pointwise] = field(default_factory=dict)
+    reals: dict[str, Arithmetic] = field(default_factory=dict)
 
     def simulated_graph(self) -> Graph:
         """The float graph whose weights are the reals that the integers stand for, with its staircases."""

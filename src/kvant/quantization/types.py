@@ -33,7 +33,7 @@ def activation_types(
     for name, observer in observers.items():
         members.setdefault(group_of[name], []).append(observer)
     _observe_constants(graph, group_of, members)
-    wanted = _wanted_wide(graph, group_of, recipe)
+    wanted = _wanted_wide(graph, group_of, recipe) | _around_reals(graph, group_of, recipe)
     sizes = _group_sizes(graph, group_of)
     narrow, wide = {}, {}
     for group, seen in _shared(members, schemes).items():
@@ -119,6 +119,20 @@ def _observe_constants(graph: Graph, group_of: dict[str, str], members: dict[str
     for node in graph.nodes:
         if isinstance(node.op, ops.Pad) and node.op.mode == "constant" and node.op.value != 0:
             include(group_of[node.output], node.op.value, node.op.value)
+
+
+def _around_reals(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[str]:
+    """Groups of what layers of float32 read and write, but those that rules name."""
+    nodes = graph.producers()
+    touched = {
+        name
+        for node in graph.nodes
+        if isinstance(node.op, ops.WEIGHTED) and recipe.layer_arithmetic(node) != "integer"
+        for name in (node.inputs[0], node.output)
+    }
+    return {
+        group_of[name] for name in touched if name in group_of and recipe.activation_rule(name, nodes.get(name)) is None
+    }
 
 
 def _wanted_wide(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[str]:

@@ -20,6 +20,8 @@ from kvant.quantization.schemes import INT8_WEIGHTS, WeightScheme
 _BIAS_LIMIT = 2.0**30
 # Weights of a whole network that its one scale is judged by.
 _NETWORK_WEIGHTS = 1 << 20
+# Not the default, so that nothing tries to improve it.
+_UNQUANTIZED = WeightScheme(16)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class QuantizedWeight:
     """Values of a weight's shape, int8 or int16, and float32 scales (O), one for each channel of axis 0.
 
     Attributes:
-        values: the integers.
+        values: the integers; or the float32 weight itself, of a layer that is not quantized.
         scale: the reals that 1 stands for.
         grid: the integers that the values were chosen from.
         scheme: what was wished for.
@@ -37,6 +39,11 @@ class QuantizedWeight:
     scale: np.ndarray
     grid: Grid = INT8
     scheme: WeightScheme = INT8_WEIGHTS
+
+    @property
+    def rounds_anew(self) -> bool:
+        """Whether the values may be rounded again to make up for each other's errors."""
+        return self.values.dtype != np.float32 and self.scheme.rounding == "half_even"
 
     def dequantize(self) -> np.ndarray:
         """The float32 weight that the integers stand for."""
@@ -130,6 +137,11 @@ def fine_weight(weight: np.ndarray) -> QuantizedWeight:
     scale = safe(torch.from_numpy(np.abs(flat).max(axis=1) / np.float32(FINE.high)))
     values = FINE.nearest(torch.from_numpy(flat) / scale[:, None])
     return QuantizedWeight(_integers(values, weight, FINE), scale.numpy(), FINE)
+
+
+def unquantized(weight: np.ndarray) -> QuantizedWeight:
+    """``weight`` as it is: float32 values and scales of 1."""
+    return QuantizedWeight(weight, np.ones(len(weight), np.float32), FINE, _UNQUANTIZED)
 
 
 def _flat_moment(weight: np.ndarray, moment: np.ndarray | None) -> torch.Tensor | None:

@@ -46,6 +46,39 @@ class Weights:
     signs: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class FloatWeights:
+    """Weights of a convolution or linear layer of float32.
+
+    Attributes:
+        values: float32 (groups, KH, KW, C / groups, O / groups).
+        bias: float32 (O).
+    """
+
+    values: Float32
+    bias: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicWeights:
+    """Integer weights of a linear layer whose float32 inputs get a scale for each row.
+
+    Attributes:
+        values: int16 (O, K): int8 or int16 weights.
+        scales: float32 (O).
+        bias: float32 (O).
+        terms: that many products surely sum up within int32.
+    """
+
+    values: npt.NDArray[np.int16]
+    scales: Float32
+    bias: Float32
+    terms: int
+
+
+AnyWeights = Weights | FloatWeights | DynamicWeights
+
+
 @dataclass(frozen=True)
 class Quantize:
     """float32 -> integers: (outer, channels, inner) -> (outer, inner, channels)."""
@@ -146,6 +179,34 @@ class ConvPair:
     depthwise: Conv
     pointwise: Conv
     node: str
+
+
+@dataclass(frozen=True, eq=False)
+class FloatConv:
+    """Convolution of float32, laid out as ``Conv``; results end at ``low`` and ``high``."""
+
+    weights: FloatWeights
+    batch: int
+    channels: int
+    size: Pair
+    output_channels: int
+    output_size: Pair
+    kernel: Pair
+    strides: Pair
+    pads: Pair
+    dilations: Pair
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicLinear:
+    """Linear layer over ``rows`` of float32, each quantized by a scale of its own; results end at ``low``, ``high``."""
+
+    weights: DynamicWeights
+    rows: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,7 +382,7 @@ class ArgMax:
 
 Work = (
     Quantize | Dequantize | Rescale | Table | Binary | Conv | ConvPair | MatMul | Copy | Concat | Index | MaxPool
-    | MeanPool | Sum | Extreme | Resize | Softmax | Normalize | Gather | ArgMax
+    | MeanPool | Sum | Extreme | Resize | Softmax | Normalize | Gather | ArgMax | FloatConv | DynamicLinear
 )  # fmt: skip
 
 

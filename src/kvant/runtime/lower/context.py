@@ -13,7 +13,7 @@ from functools import cache
 
 from kvant.errors import GraphError
 from kvant.graph import Graph, Node, TensorType
-from kvant.runtime.steps import Copy, Step, Weights, Work
+from kvant.runtime.steps import AnyWeights, Copy, Step, Work
 
 Shape = tuple[int, ...]
 Order = tuple[int, ...]
@@ -36,7 +36,7 @@ class Context:
     graph: Graph
     shapes: dict[str, Shape]
     bindings: Mapping[str, int]
-    weights: Mapping[str, Weights]
+    weights: Mapping[str, AnyWeights]
     steps: list[Step] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     temporary: dict[str, TensorType] = field(default_factory=dict)

@@ -23,23 +23,24 @@ from kvant.runtime.arithmetic import (
     zero_of,
 )
 from kvant.runtime.lower.context import Context, channels_last, natural
-from kvant.runtime.steps import Pair, Weights
+from kvant.runtime.steps import AnyWeights, DynamicWeights, FloatWeights, Pair, Weights
 
 Scales = npt.NDArray[np.float64]
 
 
-def prepare(graph: Graph) -> dict[str, Weights]:
+def prepare(graph: Graph) -> dict[str, AnyWeights]:
     """Weights, multipliers and proven accumulator bounds of every convolution and linear layer, by output name.
 
     Raises:
         AccumulatorOverflowError: naming a node whose sums int64 might not hold.
         GraphError: naming a node whose scales or types the runtime cannot use.
     """
-    prepared = {}
+    prepared: dict[str, AnyWeights] = {}
     for node in graph.nodes:
         if isinstance(node.op, ops.WEIGHTED):
             try:
-                prepared[node.output] = _weights(graph, node)
+                real = graph.types[node.inputs[0]].dtype == "float32"
+                prepared[node.output] = _float_weights(graph, node) if real else _weights(graph, node)
             except (GraphError, AccumulatorOverflowError) as error:
                 raise type(error)(f"{node.describe()}: {error}") from error
     return prepared
@@ -61,6 +62,32 @@ def _weights(graph: Graph, node: Node) -> Weights:
     multipliers = _multipliers(x, weight.quantization.scales().astype(np.float64), output, len(bias))
     signs = _are_signs(graph, node, values)
     return Weights(values, bias, multipliers, bound, exact_terms(largest), groups, x.dtype, zero_of(x), signs)
+
+
+def _float_weights(graph: Graph, node: Node) -> FloatWeights | DynamicWeights:
+    """Weights of a layer that takes and gives float32: integers are widened, or kept for rows of integers."""
+    values, type = graph.constants.get(node.inputs[1]), graph.types[node.inputs[1]]
+    if values is None or isinstance(node.op, ops.ConvTranspose):
+        raise GraphError("it takes float32; quantize the graph before running it")
+    bias = np.zeros(len(values), np.float32)
+    if len(node.inputs) > 2:
+        bias = np.require(graph.constants[node.inputs[2]], np.float32, ["C", "A"])
+    if type.quantization is None:
+        return FloatWeights(_taps_first(node, values), bias)
+    scales = np.ascontiguousarray(np.broadcast_to(type.quantization.scales(), (len(values),)))
+    if isinstance(node.op, ops.Linear) and node.op.dynamic:
+        largest = 127 * int(np.abs(values.astype(np.int32)).max(initial=1))
+        return DynamicWeights(values.astype(np.int16), scales, bias, exact_terms(largest))
+    column = scales.reshape(-1, *[1] * (values.ndim - 1))
+    return FloatWeights(_taps_first(node, values.astype(np.float32) * column), bias)
+
+
+def _taps_first(node: Node, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(O, C / groups, ...) -> (groups, KH, KW, C / groups, O / groups)."""
+    groups = getattr(node.op, "groups", 1)
+    kernel = _pair(values.shape[2:], 1) if values.ndim > 2 else (1, 1)
+    shaped = values.reshape(groups, -1, values.shape[1], *kernel)
+    return np.require(shaped.transpose(0, 3, 4, 2, 1), np.float32, ["C", "A"])
 
 
 def _are_signs(graph: Graph, node: Node, values: npt.NDArray[np.int8 | np.int16]) -> bool:
@@ -101,6 +128,17 @@ def _emit_conv(context: Context, node: Node, op: ops.Conv | ops.ConvTranspose, t
     source = context.read(node, node.inputs[0], order)
     x, y = context.shapes[source], context.shapes[node.output]
     weights = context.weights[node.output]
+    if isinstance(weights, FloatWeights):
+        low, high = _float_bounds(op.clamp)
+        real = steps.FloatConv(
+            weights=weights, batch=x[0], channels=x[1], size=_pair(x[2:], 1), output_channels=y[1],
+            output_size=_pair(y[2:], 1), kernel=_pair(weights.values.shape[1:3], 1), strides=_pair(op.strides, 1),
+            pads=_pair(op.pads_begin, 0), dilations=_pair(op.dilations, 1), low=low, high=high,
+        )  # fmt: skip
+        context.emit(node, real, (source,), order=order)
+        return
+    if not isinstance(weights, Weights):
+        raise GraphError("a convolution has no scales at run time")
     work = steps.Conv(
         weights=weights, transposed=transposed, batch=x[0], channels=x[1], size=_pair(x[2:], 1),
         output_channels=y[1], output_size=_pair(y[2:], 1), kernel=_pair(weights.values.shape[2:], 1),
@@ -118,12 +156,35 @@ def linear(context: Context, node: Node, op: ops.Linear) -> None:
         source, order = context.read(node, source), natural(len(shape))
     weights = context.weights[node.output]
     rows, one, none = (1, math.prod(shape[:-1])), (1, 1), (0, 0)
+    if not isinstance(weights, Weights):
+        context.emit(node, _float_linear(weights, op, shape[-1], rows), (source,), order=order)
+        return
     work = steps.Conv(
         weights=weights, transposed=False, batch=1, channels=shape[-1], size=rows,
         output_channels=weights.values.shape[0], output_size=rows, kernel=one, strides=one, pads=none, dilations=one,
         target=target_of(context.quantized(node.output), op.clamp),
     )  # fmt: skip
     context.emit(node, work, (source,), order=order)
+
+
+def _float_linear(
+    weights: FloatWeights | DynamicWeights, op: ops.Linear, channels: int, rows: Pair
+) -> steps.FloatConv | steps.DynamicLinear:
+    low, high = _float_bounds(op.clamp)
+    if isinstance(weights, DynamicWeights):
+        return steps.DynamicLinear(weights, rows[1], low, high)
+    one, none = (1, 1), (0, 0)
+    return steps.FloatConv(weights, 1, channels, rows, len(weights.bias), rows, one, one, none, one, low, high)
+
+
+def _float_bounds(clamp: ops.Clamp | None) -> tuple[float, float]:
+    """Bounds of a float32 result, which is never infinite."""
+    low, high = clamp or (None, None)
+    largest = float(np.finfo(np.float32).max)
+    return (
+        -largest if low is None else float(np.float32(low)),
+        largest if high is None else float(np.float32(high)),
+    )
 
 
 def matmul(context: Context, node: Node, op: ops.MatMul) -> None:

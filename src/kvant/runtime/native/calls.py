@@ -243,10 +243,32 @@ def _matmul(work: steps.MatMul, inputs: Sequence[Array], y: Array) -> Call:
     return "matmul", args
 
 
+def _float_conv(work: steps.FloatConv, inputs: Sequence[Array], y: Array) -> Call:
+    pair = c_int64 * 2
+    values, bias = work.weights.values, work.weights.bias
+    layer = library.FloatLayer(
+        work.output_channels, work.channels, values.shape[0], pair(*work.kernel), pair(*work.strides),
+        pair(*work.dilations), values.ctypes.data, bias.ctypes.data, work.low, work.high,
+    )  # fmt: skip
+    shape = library.ConvShape(
+        work.batch, pair(*work.size), pair(*work.output_size), pair(*work.pads), work.channels, work.output_channels
+    )
+    return "float_conv", [layer, shape, inputs[0], y]
+
+
+def _dynamic_linear(work: steps.DynamicLinear, inputs: Sequence[Array], y: Array) -> Call:
+    weights = work.weights
+    layer = library.DynamicLayer(
+        *weights.values.shape, weights.terms, weights.values.ctypes.data, weights.scales.ctypes.data,
+        weights.bias.ctypes.data, work.low, work.high,
+    )  # fmt: skip
+    return "dynamic_linear", [layer, work.rows, inputs[0], y]
+
+
 CALLS: dict[type, Callable[..., Call]] = {
     steps.Quantize: _quantize, steps.Dequantize: _dequantize, steps.Rescale: _rescale, steps.Table: _table,
     steps.Binary: _binary, steps.MatMul: _matmul, steps.Copy: _copy, steps.Concat: _concat, steps.Index: _index,
     steps.MaxPool: _max_pool, steps.MeanPool: _mean_pool, steps.Sum: _sum, steps.Extreme: _extreme,
     steps.Resize: _resize, steps.Softmax: _softmax, steps.Normalize: _normalize, steps.Gather: _gather,
-    steps.ArgMax: _arg_max,
+    steps.ArgMax: _arg_max, steps.FloatConv: _float_conv, steps.DynamicLinear: _dynamic_linear,
 }  # fmt: skip

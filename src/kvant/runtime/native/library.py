@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvant.errors import BackendError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
 _HOW = "Install kvant with a C++17 compiler at hand, or set KVANT_LIBRARY to a built libkvant.so (docs/kernels.md)."
@@ -67,6 +67,25 @@ class ConvLayer(ctypes.Structure):
     ]  # fmt: skip
 
 
+class FloatLayer(ctypes.Structure):
+    """kvant_float_layer."""
+
+    _fields_ = [
+        ("outputs", c_int64), ("channels", c_int64), ("groups", c_int64), ("kernel", c_int64 * 2),
+        ("strides", c_int64 * 2), ("dilations", c_int64 * 2), ("values", c_void_p), ("bias", c_void_p),
+        ("low", c_float), ("high", c_float),
+    ]  # fmt: skip
+
+
+class DynamicLayer(ctypes.Structure):
+    """kvant_dynamic_layer."""
+
+    _fields_ = [
+        ("outputs", c_int64), ("depth", c_int64), ("terms", c_int64), ("values", c_void_p), ("scales", c_void_p),
+        ("bias", c_void_p), ("low", c_float), ("high", c_float),
+    ]  # fmt: skip
+
+
 class ConvShape(ctypes.Structure):
     """kvant_conv_shape."""
 
@@ -89,6 +108,7 @@ class Addend(ctypes.Structure):
 _STEPS = (
     "quantize", "dequantize", "rescale", "table", "binary", "copy", "concat", "index", "gather", "max_pool",
     "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "conv", "conv_pair", "matmul",
+    "float_conv", "dynamic_linear",
 )  # fmt: skip
 NUMBER = {name: number for number, name in enumerate(_STEPS)}
 MOST_ARGUMENTS = 15

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from kvant.runtime import steps
 from kvant.runtime.native.methods import Choice
-from kvant.runtime.reference import elementwise, movement, rows, weighted, windows
+from kvant.runtime.reference import elementwise, movement, reals, rows, weighted, windows
 
 __all__ = ["FUNCTIONS", "ReferenceBackend"]
 
@@ -40,6 +40,8 @@ FUNCTIONS: dict[type, Callable[..., Array]] = {
     steps.Softmax: rows.softmax,
     steps.Normalize: rows.normalize,
     steps.ArgMax: rows.arg_max,
+    steps.FloatConv: reals.conv,
+    steps.DynamicLinear: reals.dynamic_linear,
 }
 
 
