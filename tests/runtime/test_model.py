@@ -151,9 +151,10 @@ def test_float_graphs_are_refused_naming_the_node():
     graph = Graph()
     graph.add_input("x", (1, 2, 4, 4))
     weight = graph.add_constant("w", np.ones((2, 2, 1, 1), np.float32))
-    graph.add_node(ops.Conv((1, 1), (0, 0), (0, 0), (1, 1)), ["x", weight], "y")
+    op = ops.ConvTranspose((1, 1), (0, 0), (0, 0), (0, 0), (1, 1))
+    graph.add_node(op, ["x", weight], "y")
     graph.outputs = ("y",)
-    with pytest.raises(GraphError, match="conv 'y'"):
+    with pytest.raises(GraphError, match="convtranspose 'y'.*quantize the graph"):
         QuantizedModel(graph, backend="reference")
     pointwise = one_op(
         ops.Pointwise((ops.Step("x"), ops.Step("relu"))), {"x": ((4,), TensorType("float32"))}, TensorType("float32")
