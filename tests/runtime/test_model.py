@@ -154,7 +154,7 @@ def test_float_graphs_are_refused_naming_the_node():
     op = ops.ConvTranspose((1, 1), (0, 0), (0, 0), (0, 0), (1, 1))
     graph.add_node(op, ["x", weight], "y")
     graph.outputs = ("y",)
-    with pytest.raises(GraphError, match="convtranspose 'y'.*quantize the graph"):
+    with pytest.raises(GraphError, match=r"convtranspose 'y'.*quantize the graph"):
         QuantizedModel(graph, backend="reference")
     pointwise = one_op(
         ops.Pointwise((ops.Step("x"), ops.Step("relu"))), {"x": ((4,), TensorType("float32"))}, TensorType("float32")
