@@ -75,6 +75,11 @@ class PeakMemory:
         return self.peak() - self.before
 
 
+def resident_mb() -> float:
+    """This process's resident memory."""
+    return _status("VmRSS")
+
+
 def _status(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):

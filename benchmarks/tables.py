@@ -20,6 +20,7 @@ import kernels
 import startup
 from _common import REPOSITORY
 
+import pose
 import runtime
 from kvant.pose.demo.report import shares_text
 
@@ -119,6 +120,13 @@ def digits_table(report: Report) -> str:
     return f"{markdown(digits.COLUMNS, digits.rows(report))}\n\n{report['pictures']} pictures. {conditions(report)}"
 
 
+def pose_table(report: Report) -> str:
+    """From pictures to people."""
+    size = " x ".join(map(str, report["results"][0]["size"]))
+    how = f"A picture of {size} pixels, medians of {report['rounds']} rounds"
+    return f"{markdown(pose.COLUMNS, pose.rows(report))}\n\n{how}. {conditions(report)}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo/summary.json", demo_table),
     "accuracy": ("benchmarks/accuracy.json", accuracy_table),
@@ -127,6 +135,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "digits": ("benchmarks/digits.json", digits_table),
     "runtime-avx2": ("benchmarks/runtime-avx2.json", runtime_table),
     "runtime": ("benchmarks/runtime.json", runtime_table),
+    "pose": ("benchmarks/pose.json", pose_table),
     "startup": ("benchmarks/startup.json", startup_table),
     "kernels": ("benchmarks/kernels.json", kernels_table),
 }

@@ -71,6 +71,24 @@ def test_calibration_table_and_promise(tables: Any, tmp_path: Path) -> None:
     assert "| kvant | extremes | 100 | 30.0 s | 25.0 s | 1.20 x | 50 MB |" in page
 
 
+def test_pose_table(tables: Any, tmp_path: Path) -> None:
+    def times(seconds: float, people: int = 5) -> dict[str, float]:
+        return {"seconds": seconds, "people": people, "pre": 0.01, "network": seconds - 0.03, "post": 0.02}
+
+    vgg = {"reference": {**times(20), "pre": 0.0}, "kvant": times(2.5), "kvant-speed": times(2)}
+    thin = {"reference": {**times(3), "pre": 0.0}, "kvant": times(0.3), "kvant-one-scale": times(0.05)}
+    results = [
+        {"network": "openpose-vgg", "size": [674, 712], "methods": vgg},
+        {"network": "openpose-mobilenet-thin", "size": [674, 712], "methods": thin},
+    ]
+    _write(tmp_path, "benchmarks/pose.json", {"rounds": 3, "results": results})
+    page = tables.rewrite("<!-- table: pose -->\n<!-- end -->\n", tmp_path)
+    assert "| openpose-vgg | reference method, torch float32 | 20.00 s | 8.0 x 10.0 x |" in page
+    assert "| openpose-mobilenet-thin | reference method, torch float32 | 3.00 s | 10.0 x |" in page
+    assert "| openpose-mobilenet-thin | kvant, one scale | 50.0 ms |  | 10.0 ms | 40% | 20.0 ms | 5 |" in page
+    assert "674 x 712 pixels, medians of 3 rounds" in page
+
+
 def test_pages_have_their_tables(tables: Any) -> None:
     for page in tables.PAGES:
         text = (REPOSITORY / page).read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,24 @@ import pytest
 import torch
 from torch import nn
 
+import kvant
 from kvant.errors import FormatError, ImageError, InputError
-from kvant.pose import FOUR_SCALES, Person, PoseEstimator, draw_people, network_spec
+from kvant.pose import (
+    FOUR_SCALES,
+    PARTS,
+    DecoderSettings,
+    InputSpec,
+    NetworkSpec,
+    Person,
+    PoseEstimator,
+    PoseOutput,
+    draw_people,
+    network_spec,
+    prepare,
+)
 from kvant.pose.layout import Float32Array
+from kvant.pose.preprocess import Picture
+from kvant.pose.spec import FIELDS
 
 from .scenes import render, standing
 
@@ -134,19 +150,78 @@ def test_a_torch_network_must_be_known_or_described() -> None:
     same(PoseEstimator(network, network="openpose-vgg").detect(PICTURE), pixels=4)
 
 
-def test_threads_get_what_one_gets() -> None:
-    estimator = PoseEstimator(scene, network=SPEC, scales=(0.5, 1.0))
-    pictures = [np.zeros((height, WIDTH, 3), np.uint8) for height in range(300, 420, 15)]
+class UserFile(nn.Module):
+    """Fields first, every channel in another order than OpenPose's, RGB in."""
+
+    SPEC = NetworkSpec(
+        "user",
+        InputSpec.normalized((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        PoseOutput(("paf", "heat"), heat_maps=("background", *PARTS[::-1]), fields=FIELDS[::-1]),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.features = nn.Conv2d(3, 16, 8, stride=8)
+        self.paf, self.heat = nn.Conv2d(16, 38, 3, padding=1), nn.Conv2d(16, 19, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.relu(self.features(image))
+        return self.paf(features), self.heat(features)
+
+
+@pytest.fixture(scope="module")
+def user_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("user") / "user.kvant"
+    images = [torch.from_numpy(prepare(noise(seed, 96, 128), UserFile.SPEC, 96)[0]) for seed in range(4)]
+    net = UserFile().eval()
+    kvant.quantize(net, images[0], calibration=images, metadata=UserFile.SPEC.metadata()).save(path)
+    return path
+
+
+def noise(seed: int, height: int, width: int) -> Picture:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+# Untrained networks show noise: so that some of it counts as people, next to nothing is asked of them.
+LENIENT = DecoderSettings(part_threshold=0.01, limb_threshold=-1.0, min_confidence=0.0, max_peaks=8)
+
+
+def test_a_network_of_ones_own_travels_whole_in_its_file(user_file: Path) -> None:
+    estimator = PoseEstimator(user_file, height=96)
+    assert estimator.network == UserFile.SPEC
+    picture = noise(9, 100, 120)
+    (maps,) = estimator.maps(picture)
+    with torch.inference_mode():
+        values = torch.from_numpy(prepare(picture, UserFile.SPEC, 96)[0])
+        paf, heat = (output.numpy()[0] for output in UserFile().eval()(values))
+    for found, expected in ((maps.heat[18], heat[0]), (maps.heat[0], heat[18]), (maps.paf[:2], paf[36:])):
+        assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).mean() + 0.02
+    # The neighbours, by contrast, differ by much more.
+    assert np.abs(maps.heat[0] - heat[0]).mean() > 0.3 * np.abs(heat[0]).mean()
+
+
+def test_a_file_and_its_float_network_see_the_same(user_file: Path) -> None:
+    picture = noise(9, 100, 120)
+    (one,), (other,) = (
+        PoseEstimator(model, network=UserFile.SPEC, height=96).maps(picture) for model in (user_file, UserFile().eval())
+    )
+    assert np.abs(one.heat - other.heat).max() < 0.1 * np.abs(other.heat).max()
+    assert one.geometry == other.geometry
+
+
+def test_threads_that_share_a_file_get_what_one_gets(user_file: Path) -> None:
+    estimator = PoseEstimator(user_file, height=96, scales=(0.5, 1.0), settings=LENIENT)
+    pictures = [noise(seed, 40 + 7 * seed, 60 + 11 * (seed % 5)) for seed in range(24)]
     expected = [[person.to_dict() for person in estimator.detect(picture)] for picture in pictures]
+    assert sum(map(len, expected)) > 24
     with ThreadPoolExecutor(8) as pool:
-        for _ in range(3):
+        for _ in range(4):
             found = list(pool.map(estimator.detect, pictures))
             assert [[person.to_dict() for person in people] for people in found] == expected
 
 
 def test_a_file_that_does_not_say_what_it_holds(tmp_path: Any) -> None:
-    import kvant
-
     net = nn.Sequential(nn.Conv2d(3, 57, 3, stride=8, padding=1)).eval()
     image = torch.rand(1, 3, 64, 64)
     kvant.quantize(net, image, calibration=[image]).save(tmp_path / "plain.kvant")

@@ -73,7 +73,7 @@ class PoseEstimator:
         self.height = height
         self.scales = tuple(scales)
         self.settings = settings or DecoderSettings()
-        self._infer = as_function(model)
+        self.run = as_function(model)
         _check_sizes(height, self.scales, self.network.input.stride)
 
     def detect(self, image: Picture) -> list[Person]:
@@ -99,7 +99,7 @@ class PoseEstimator:
 
     def _maps_at(self, picture: Picture, scale: float) -> Maps:
         array, geometry = prepare(picture, self.network, round(scale * self.height))
-        outputs = self._infer(array)
+        outputs = self.run(array)
         try:
             heat, paf = self.network.output.split(outputs)
         except ValueError as error:

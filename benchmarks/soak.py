@@ -1,0 +1,83 @@
+"""Ten thousand detections on pictures of random sizes, one process: does memory grow, does it become slower?
+
+Pictures are parts of one photo, 16 to 640 pixels a side; every tenth is seen at four scales. Sizes differ in nearly
+every call, so that whatever is kept for a size is made anew and let go again and again.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from _common import arguments, conditions, finish, in_new_process, job_of, print_table, resident_mb, write_json
+
+import kvant
+from kvant.pose import FOUR_SCALES, PoseEstimator, read_image
+from pose import PICTURE, THIN, file_of, prepare_file
+
+BLOCKS = 20
+HEIGHT = 96
+SMALLEST, LARGEST = 16, 640
+
+
+def soak(job: dict[str, Any]) -> dict[str, Any]:
+    """Resident memory at the end of each block of detections, and the median time of one of the same sizes."""
+    kvant.set_num_threads(job["threads"])
+    model, photo, random = kvant.load(file_of(THIN)), read_image(PICTURE), np.random.default_rng(0)
+    fast, four = (PoseEstimator(model, height=HEIGHT, scales=scales) for scales in ((1.0,), FOUR_SCALES))
+    height, width = (min(LARGEST, size) for size in photo.shape[:2])
+    count = job["detections"] // BLOCKS
+    blocks = []
+    for _ in range(BLOCKS):
+        seconds, people = [], 0
+        for number in range(count):
+            rows, columns = random.integers(SMALLEST, height), random.integers(SMALLEST, width)
+            top, left = (random.integers(0, size) for size in (photo.shape[0] - rows, photo.shape[1] - columns))
+            picture = photo[top : top + rows, left : left + columns]
+            estimator = four if number % 10 == 9 else fast
+            start = time.perf_counter()
+            people += len(estimator.detect(picture))
+            seconds.append(time.perf_counter() - start)
+        blocks.append({"mb": resident_mb(), "ms": 1000 * statistics.median(seconds), "people": people})
+    return {"blocks": blocks}
+
+
+def rows(report: dict[str, Any]) -> list[list[str]]:
+    """A row for each block."""
+    return [
+        [str((number + 1) * report["detections"] // BLOCKS), f"{block['mb']:.1f} MB", f"{block['ms']:.2f} ms"]
+        for number, block in enumerate(report["blocks"])
+    ]
+
+
+def spread(report: dict[str, Any], what: str) -> float:
+    """How far the blocks but the first, in which memory is taken, lie from their median, as a share of it."""
+    found = [block[what] for block in report["blocks"][1:]]
+    middle = statistics.median(found)
+    return max(abs(value - middle) for value in found) / middle
+
+
+COLUMNS = ["detections", "resident memory", "median time of a detection"]
+
+
+def main() -> None:
+    job = job_of(sys.argv)
+    if job is not None:
+        finish(job, prepare_file(job) if job["do"] == "prepare" else soak(job))
+        return
+    options = arguments(__doc__, detections=10_000).parse_args()
+    job = {"network": THIN, "threads": options.threads, "detections": options.detections}
+    in_new_process(__file__, {**job, "do": "prepare"})
+    before = conditions(options.threads)
+    report = {**before, "detections": options.detections, **in_new_process(__file__, {**job, "do": "soak"})}
+    report |= {"memory_spread": round(spread(report, "mb"), 4), "time_spread": round(spread(report, "ms"), 4)}
+    print_table(COLUMNS, rows(report))
+    print(f"memory within {report['memory_spread']:.1%}, time within {report['time_spread']:.1%} of the median")
+    write_json(options.output / "soak.json", report)
+
+
+if __name__ == "__main__":
+    main()
