@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 API = "/gradio_api"
+UPLOAD = f"{API}/upload"
+_FILE = f"{API}/file="
+_CLIMBING = ("..", "\\", "\0")
+_TOO_MUCH = "more was sent than is allowed"
 # What the page asks for while it is used; found by watching a browser.
 _PAGES = frozenset({"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"})
 _FOLDERS = ("/assets/", "/static/", "/svelte/", f"{API}/heartbeat/")
@@ -45,6 +50,20 @@ class TooLarge(Exception):
     """More was sent than is allowed."""
 
 
+class Counted:
+    """A body of which no more than `left` bytes are taken: it may come in pieces, and not say how much it is."""
+
+    def __init__(self, receive: Receive, left: int) -> None:
+        self.receive, self.left = receive, left
+
+    async def __call__(self) -> Message:
+        message = await self.receive()
+        self.left -= len(message.get("body", b""))
+        if self.left < 0:
+            raise TooLarge
+        return message
+
+
 class Guard:
     """An ASGI application before another one.
 
@@ -69,20 +88,44 @@ class Guard:
         if refusal is not None:
             await _answer(send, *refusal)
             return
-        started = False
+        body = Counted(receive, self._most_bytes(scope["path"]))
+        if scope["method"] == "POST" and scope["path"] != UPLOAD:
+            await self._call(scope, body, send)
+        else:
+            await self._pass_on(scope, body, body, send)
+
+    async def _call(self, scope: Scope, body: Counted, send: Send) -> None:
+        """A call names files; the whole of it is looked at before Gradio sees it."""
+        try:
+            content = await _read(body)
+        except TooLarge:
+            await _answer(send, 413, _TOO_MUCH)
+            return
+        if self._names_uploads_only(content):
+            await self._pass_on(scope, _replay(content, body.receive), body, send)
+        else:
+            await _answer(send, 403, "only uploaded files can be named")
+
+    async def _pass_on(self, scope: Scope, receive: Receive, body: Counted, send: Send) -> None:
+        started = refused = False
 
         async def send_on(message: Message) -> None:
-            nonlocal started
+            nonlocal started, refused
             if message["type"] == "http.response.start":
+                # Gradio takes a body that was cut off for a mistake of its own.
+                refused = body.left < 0 and not started
                 started = True
+                if refused:
+                    await _answer(send, 413, _TOO_MUCH)
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
-            await send(message)
+            if not refused:
+                await send(message)
 
         try:
-            await self.app(scope, self._counted(scope, receive), send_on)
+            await self.app(scope, receive, send_on)
         except TooLarge:
             if not started:
-                await _answer(send, 413, "more was sent than is allowed")
+                await _answer(send, 413, _TOO_MUCH)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason, or None for what may pass."""
@@ -99,33 +142,57 @@ class Guard:
             return 404, "no such page"
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > self._most_bytes(scope["path"]):
-            return 413, "more was sent than is allowed"
+            return 413, _TOO_MUCH
         return None
 
     def _is_known(self, path: str) -> bool:
-        if ".." in path or "\\" in path or "\0" in path:
+        if any(mark in path for mark in _CLIMBING):
             return False
-        file = path.removeprefix(f"{API}/file=")
-        if file != path:
-            return file.startswith(f"{self.folder}/")
+        if path.startswith(_FILE):
+            return self._is_own(path.removeprefix(_FILE))
         return path in _PAGES or path in _CALLS or path.startswith(_FOLDERS)
 
+    def _is_own(self, file: str) -> bool:
+        return file.startswith(f"{self.folder}/") and not any(mark in file for mark in _CLIMBING)
+
+    def _names_uploads_only(self, content: bytes) -> bool:
+        """Gradio copies any file whose path is sent to where it can be asked for, if a page is mounted."""
+        try:
+            pending = [json.loads(content or b"null")]
+        except (ValueError, RecursionError):
+            return False
+        while pending:
+            value = pending.pop()
+            if isinstance(value, dict):
+                path = value.get("path")
+                if path is not None and not (isinstance(path, str) and self._is_own(path)):
+                    return False
+            if isinstance(value, dict | list):
+                pending += value.values() if isinstance(value, dict) else value
+        return True
+
     def _most_bytes(self, path: str) -> int:
-        return self.upload_bytes + _UPLOAD_EXTRA if path == f"{API}/upload" else _CALL_BYTES
+        return self.upload_bytes + _UPLOAD_EXTRA if path == UPLOAD else _CALL_BYTES
 
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """A body may come in pieces, without a length that says how much it is."""
-        left = self._most_bytes(scope["path"])
 
-        async def receive_on() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise TooLarge
-            return message
+async def _read(receive: Receive) -> bytes:
+    """The whole body."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
 
-        return receive_on
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body again, then whatever comes: that the visitor has left, for example."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_on() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return receive_on
 
 
 async def _answer(send: Send, status: int, text: str) -> None:

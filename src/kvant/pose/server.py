@@ -78,7 +78,7 @@ def guarded_page(models: PageModels, limits: PageLimits, folder: Path, loopback:
             raise
         raise MissingDependencyError(f"the page needs {error.name}: pip install 'kvant[web]'") from error
     private_folder(folder)
-    return Guard(mount(build_page(models, limits), limits), folder, limits.upload_bytes, loopback)
+    return Guard(mount(build_page(models, limits, folder), limits), folder, limits.upload_bytes, loopback)
 
 
 def is_loopback(host: str) -> bool:

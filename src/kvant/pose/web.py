@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ _AT_ONCE = 2
 _KEEP_SECONDS = 600  # uploaded and drawn pictures are deleted after this
 
 
-def build_page(models: PageModels, limits: PageLimits) -> gr.Blocks:
-    """Return the page. Its pictures lie in the folder that `private_folder` was given."""
+def build_page(models: PageModels, limits: PageLimits, folder: Path) -> gr.Blocks:
+    """Return the page; its pictures lie in `folder`, the one that `private_folder` was given."""
 
     def find(path: str | None) -> tuple[Any, str, list[list[str]]]:
         if path is None:
@@ -36,7 +37,7 @@ def build_page(models: PageModels, limits: PageLimits) -> gr.Blocks:
             raise gr.Error(str(error).replace(path, "The file"), duration=None) from error
         pair = (models.reference.draw(picture, found.reference), models.estimator.draw(picture, found.other))
         rows = [entry.row() for entry in found.differences]
-        return tuple(map(_to_screen, pair)), _summary(models, found, picture), rows
+        return tuple(_write(_to_screen(drawn), folder) for drawn in pair), _summary(models, found, picture), rows
 
     page = gr.Blocks(title="kvant pose", analytics_enabled=False, delete_cache=(60, _KEEP_SECONDS))
     with page:
@@ -58,7 +59,7 @@ def build_page(models: PageModels, limits: PageLimits) -> gr.Blocks:
                 summary = gr.Markdown(elem_id="summary")
             with gr.Column(scale=2):
                 slider = gr.ImageSlider(
-                    label="float32 | int8", format="jpeg", interactive=False, buttons=["fullscreen"], max_height=640
+                    label="float32 | int8", type="filepath", interactive=False, buttons=["fullscreen"], max_height=640
                 )
         table = gr.Dataframe(
             headers=list(COMPARISON_COLUMNS), label="Person by person", interactive=False, elem_id="differences"
@@ -79,7 +80,14 @@ def _to_screen(picture: Picture) -> Picture:
     if scale < 1:
         size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    return np.ascontiguousarray(picture[:, :, ::-1])
+    return picture
+
+
+def _write(picture: Picture, folder: Path) -> str:
+    """A file of its own for each visitor: Gradio would give two who see the same one file, and write it twice."""
+    path = folder / f"{secrets.token_hex(16)}.jpg"
+    path.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+    return str(path)
 
 
 def _summary(models: PageModels, found: Comparison, picture: Picture) -> str:
@@ -113,6 +121,8 @@ def mount(page: gr.Blocks, limits: PageLimits) -> Any:
     """Return the page as an ASGI application, everything switched off that it does not need."""
     import fastapi
 
+    # Gradio looks where files lie that are sent as paths only if a page was launched; this one is mounted.
+    page.has_launched = True
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     return gr.mount_gradio_app(
         app,
