@@ -8,7 +8,9 @@ BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard CMakeLists.txt) $(shell find kernels -type f 2>/dev/null)
 PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: setup demo test test-slow lint bench clean
+BROWSER_STAMP := $(VENV)/.installed-browser
+
+.PHONY: setup demo test test-slow test-browser lint bench clean
 
 setup: $(STAMP)
 
@@ -34,6 +36,14 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(PY) -m pytest -m 'slow or not slow' $(ARGS)
 
+$(BROWSER_STAMP): $(STAMP)
+	$(PIP) --editable '.[browser]'
+	@touch $@
+
+# Writes the guide's screenshot as well: KVANT_PICTURES=docs/images make test-browser
+test-browser: $(BROWSER_STAMP)
+	$(PY) -m pytest -m 'slow or not slow' tests/pose/test_browser.py $(ARGS)
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -43,4 +53,4 @@ bench: $(BENCH_STAMP)
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script; done
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(STAMP) $(BENCH_STAMP)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(STAMP) $(BENCH_STAMP) $(BROWSER_STAMP)

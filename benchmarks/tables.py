@@ -18,6 +18,7 @@ import cv2
 import digits
 import kernels
 import startup
+import video
 from _common import REPOSITORY
 
 import pose
@@ -25,7 +26,7 @@ import runtime
 from kvant.pose.demo.report import shares_text
 
 Report = dict[str, Any]
-PAGES = ("docs/benchmarks.md", "README.md")
+PAGES = ("docs/benchmarks.md", "docs/guides/pose.md", "README.md")
 PICTURE = "docs/images/demo.jpg"
 PICTURE_WIDTH = 1280
 
@@ -127,6 +128,12 @@ def pose_table(report: Report) -> str:
     return f"{markdown(pose.COLUMNS, pose.rows(report))}\n\n{how}. {conditions(report)}"
 
 
+def video_table(report: Report) -> str:
+    """A whole video beside the bare network."""
+    how = f"{report['frames']} frames at height {report['height']}, medians of {report['rounds']} rounds"
+    return f"{markdown(video.COLUMNS, video.rows(report))}\n\n{how}. {conditions(report)}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo/summary.json", demo_table),
     "accuracy": ("benchmarks/accuracy.json", accuracy_table),
@@ -136,6 +143,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "runtime-avx2": ("benchmarks/runtime-avx2.json", runtime_table),
     "runtime": ("benchmarks/runtime.json", runtime_table),
     "pose": ("benchmarks/pose.json", pose_table),
+    "video": ("benchmarks/video.json", video_table),
     "startup": ("benchmarks/startup.json", startup_table),
     "kernels": ("benchmarks/kernels.json", kernels_table),
 }

@@ -89,8 +89,20 @@ def test_pose_table(tables: Any, tmp_path: Path) -> None:
     assert "674 x 712 pixels, medians of 3 rounds" in page
 
 
+def test_video_table(tables: Any, tmp_path: Path) -> None:
+    times = {"network": 40.0, "lines": 44.0, "drawn": 50.0}
+    _write(tmp_path, "benchmarks/video.json", {"height": 368, "frames": 230, "rounds": 3, "ms": times})
+    page = tables.rewrite("<!-- table: video -->\n<!-- end -->\n", tmp_path)
+    assert "| bare network | 25.0 | 40.0 ms |  |" in page
+    assert "| read, run, draw, JSON lines, encode | 20.0 | 50.0 ms | 80% |" in page
+    assert "230 frames at height 368, medians of 3 rounds" in page
+
+
 def test_pages_have_their_tables(tables: Any) -> None:
-    for page in tables.PAGES:
-        text = (REPOSITORY / page).read_text()
+    texts = {page: (REPOSITORY / page).read_text() for page in tables.PAGES}
+    for text in texts.values():
         assert text.count("<!-- table: ") == text.count("<!-- end -->") >= 2
-        assert all(f"<!-- table: {name} -->" in text for name in ("demo", "accuracy"))
+    for page in ("docs/benchmarks.md", "README.md"):
+        assert all(f"<!-- table: {name} -->" in texts[page] for name in ("demo", "accuracy"))
+    for name in tables.TABLES:
+        assert any(f"<!-- table: {name} -->" in text for text in texts.values()), name

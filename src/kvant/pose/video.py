@@ -130,6 +130,7 @@ def process_video(
     _check_targets(video, drawn, lines)
     start, done, people = time.perf_counter(), 0, 0
     with ExitStack() as stack:
+        stack.enter_context(_one_opencv_thread())
         out = stack.enter_context(_text_file(lines)) if lines is not None else None
         writer = stack.enter_context(_drawn_video(drawn, video.rate)) if drawn is not None else None
         found = stack.enter_context(closing(ahead(_detect(estimator, ahead(islice(video, limit))))))
@@ -144,6 +145,17 @@ def process_video(
         if not done:
             raise VideoError(f"{video.name} has no frame that can be read")
     return VideoReport(done, people, time.perf_counter() - start)
+
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """The stages share the processors already; threads of OpenCV's own would only take them from the network."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _check_targets(video: Video, *targets: str | os.PathLike[str] | None) -> None:

@@ -59,7 +59,12 @@ def build_page(models: PageModels, limits: PageLimits, folder: Path) -> gr.Block
                 summary = gr.Markdown(elem_id="summary")
             with gr.Column(scale=2):
                 slider = gr.ImageSlider(
-                    label="float32 | int8", type="filepath", interactive=False, buttons=["fullscreen"], max_height=640
+                    label="float32 | int8",
+                    type="filepath",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    max_height=640,
+                    elem_id="slider",
                 )
         table = gr.Dataframe(
             headers=list(COMPARISON_COLUMNS), label="Person by person", interactive=False, elem_id="differences"
