@@ -23,8 +23,9 @@ import kvant.pose.estimator
 from kvant.cli import pose_video
 from kvant.pose import COCO_KEYPOINTS, NetworkSpec, Person, PoseEstimator
 from kvant.pose.layout import COCO_FROM_PARTS, Float32Array
-from pose.scenes import render, standing
 from samples import Kvant
+
+from ..pose.scenes import render, standing
 
 HEIGHT, WIDTH = 96, 128
 KNOWN = standing(30, 4, 44, 88)
@@ -252,9 +253,10 @@ class TestVideo:
         """In a process of its own, as it happens to users: the network is slow, the signal comes in the middle."""
         code = f"""
 import sys, time
+sys.path.insert(0, {os.fspath(Path(__file__).parents[2])!r})
 sys.path.insert(0, {os.fspath(Path(__file__).parents[1])!r})
 import kvant.pose.estimator
-from cli.test_pose import see
+from tests.cli.test_pose import see
 from kvant.cli import main
 
 def slow(array):

@@ -229,7 +229,7 @@ def test_addresses() -> None:
 SERVE = """
 import sys, warnings
 sys.path.insert(0, sys.argv[1])
-from pose.pages import Counter, models
+from tests.pose.pages import Counter, models
 from kvant.pose import PageLimits, serve_page
 serve_page(models(Counter()), PageLimits(), sys.argv[2], int(sys.argv[3]), lambda address: print(address, flush=True))
 """
@@ -237,7 +237,7 @@ serve_page(models(Counter()), PageLimits(), sys.argv[2], int(sys.argv[3]), lambd
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_end_leaves_nothing(number: int, tmp_path: Path) -> None:
-    line = [sys.executable, "-c", SERVE, str(Path(__file__).parents[1]), "127.0.0.1", "0"]
+    line = [sys.executable, "-c", SERVE, str(Path(__file__).parents[2]), "127.0.0.1", "0"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
     assert process.stdout is not None
@@ -254,7 +254,7 @@ def test_the_end_leaves_nothing(number: int, tmp_path: Path) -> None:
 def test_an_open_address_is_warned_of(tmp_path: Path) -> None:
     with open_socket("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
-        line = [sys.executable, "-c", SERVE, str(Path(__file__).parents[1]), "0.0.0.0", port]
+        line = [sys.executable, "-c", SERVE, str(Path(__file__).parents[2]), "0.0.0.0", port]
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert "everyone who can reach 0.0.0.0 can use this page" in done.stderr
@@ -263,6 +263,6 @@ def test_an_open_address_is_warned_of(tmp_path: Path) -> None:
 
 def test_without_gradio(tmp_path: Path) -> None:
     code = "import sys; sys.modules['gradio'] = None\n" + SERVE
-    line = [sys.executable, "-c", code, str(Path(__file__).parents[1]), "127.0.0.1", "0"]
+    line = [sys.executable, "-c", code, str(Path(__file__).parents[2]), "127.0.0.1", "0"]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert "pip install 'kvant[web]'" in done.stderr
