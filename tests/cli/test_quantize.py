@@ -43,6 +43,20 @@ def test_from_arrays(run: Kvant, factory: str, samples: Path, tmp_path: Path) ->
     assert done.exit_code in (0, 1)
 
 
+def test_by_a_recipe_in_a_file(run: Kvant, factory: str, samples: Path, tmp_path: Path) -> None:
+    kvant.Recipe(kvant.WeightScheme(bits=2), target_sqnr=None).save(tmp_path / "recipe.toml")
+    out = tmp_path / "net.kvant"
+    result = run(*arguments(factory, samples, out), "--recipe", tmp_path / "recipe.toml")
+    assert result.exit_code == 0, result.output
+    weights = kvant.load(out, backend="reference").graph.constants["conv.weight"]
+    assert len(np.unique(weights)) <= 3
+    both = run(*arguments(factory, samples, out), "--recipe", tmp_path / "recipe.toml", "--bits", "16")
+    assert both.exit_code == 2 and "--recipe says everything" in both.output
+    (tmp_path / "recipe.toml").write_text("bits = 5")
+    wrong = run(*arguments(factory, samples, out), "--recipe", tmp_path / "recipe.toml")
+    assert wrong.exit_code == 1 and "no field 'bits'" in wrong.output
+
+
 def test_from_pictures_with_weights(run: Kvant, factory: str, pictures: Path, tmp_path: Path) -> None:
     weights = {"conv.weight": torch.full((4, 3, 3, 3), 0.25), "conv.bias": torch.zeros(4)}
     torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "w.pth")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from kvant.errors import FormatError, GraphError
 from kvant.format import from_bytes, to_bytes
+from kvant.format.layout import Stored, seal
 from kvant.format.packing import Packed, Packing, from_bits, pack, to_bits, unpack
+from kvant.format.records import Version, to_header
 from kvant.graph import FLOAT32, Graph, Quantization, TensorType, ops
 
 rng = np.random.default_rng(0)
@@ -221,3 +224,50 @@ def test_an_input_may_not_promise_fewer_bits() -> None:
 
 def test_packed_means_packed() -> None:
     assert isinstance(pack(np.ones((64, 64), np.int8)), Packed)
+
+
+def real_network(weight: np.ndarray) -> Graph:
+    """One linear layer of float32."""
+    graph = Graph()
+    graph.add_input("x", (1, weight.shape[1]))
+    graph.add_node(ops.Linear(), ["x", graph.add_constant("w", weight)], "y")
+    graph.outputs = ("y",)
+    return graph
+
+
+def test_weights_that_are_float16_take_half_the_room() -> None:
+    weight = rng.normal(size=(40, 30)).astype(np.float16).astype(np.float32)
+    data = to_bytes(real_network(weight))
+    contents = from_bytes(data)
+    assert contents.info.features == ("halves",)
+    assert contents.graph.constants["w"].dtype == np.float32
+    np.testing.assert_array_equal(contents.graph.constants["w"], weight)
+    assert len(data) - contents.info.header_bytes == 8 + weight.size * 2
+    assert to_bytes(contents.graph) == data
+
+
+@pytest.mark.parametrize("change", [np.float32(1e-9), np.float32(7e4), np.float32(0.1)])
+def test_one_weight_that_is_not_float16_keeps_all_in_float32(change: np.float32) -> None:
+    weight = rng.normal(size=(40, 30)).astype(np.float16).astype(np.float32)
+    weight[-1, -1] = change
+    contents = from_bytes(to_bytes(real_network(weight)))
+    assert contents.info.features == ()
+    np.testing.assert_array_equal(contents.graph.constants["w"], weight)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_float16_that_is_not_finite_is_refused(value: float) -> None:
+    weight = np.ones((40, 30), np.float16)
+    graph = real_network(weight.astype(np.float32))
+    header = to_header(graph, Version(1, 1), ("halves",), "test", 0, {}, {}, {"w"})
+    weight[3, 3] = value
+    with pytest.raises(FormatError, match="NaN or infinity"):
+        from_bytes(b"".join(seal(msgspec.json.encode(header).decode(), [Stored("w", weight)])))
+
+
+def test_what_is_said_to_be_float16_must_be() -> None:
+    graph = real_network(np.ones((40, 30), np.float32))
+    header = to_header(graph, Version(1, 1), ("halves",), "test", 0, {}, {}, {"w"})
+    for wrong in (np.ones((40, 30), np.float32), np.ones((40, 30), np.int16)):
+        with pytest.raises(FormatError, match="kept as float16"):
+            from_bytes(b"".join(seal(msgspec.json.encode(header).decode(), [Stored("w", wrong)])))

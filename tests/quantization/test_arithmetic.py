@@ -96,6 +96,24 @@ def test_nothing_quantized_is_nearly_exact(tokens: nn.Module, tmp_path: Path) ->
     assert quality(tokens, quantized) > 65  # what 16-bit tables leave
 
 
+def test_float16_is_nearly_exact_and_half_as_large(tokens: nn.Module, tmp_path: Path) -> None:
+    quantized = quantize(tokens, tmp_path, arithmetic="float")
+    size = (tmp_path / "tokens.kvant").stat().st_size
+    half = quantize(tokens, tmp_path, arithmetic="float16")
+    assert (tmp_path / "tokens.kvant").stat().st_size < size - 1.9 * sum(
+        value.size for value in half.graph.constants.values() if value.dtype == np.float32 and value.ndim > 1
+    )
+    assert quality(tokens, half) > 60
+    assert quality(tokens, quantized) >= quality(tokens, half) - 3
+
+
+def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1)).eval()
+    model[0].weight.data[1, 1] = 1e6  # type: ignore[operator, union-attr]
+    with pytest.raises(kvant.RecipeError, match="use arithmetic='float'"):
+        quantize(model, tmp_path, arithmetic="float16")
+
+
 def test_skipped_layers_among_integers(tokens: nn.Module, tmp_path: Path) -> None:
     quantized = quantize(tokens, tmp_path, skip=("patch", "head"), fine_weights=False, target_sqnr=None)
     found = layers(quantized)

@@ -120,10 +120,15 @@ def test_every_weight_scheme_runs_or_is_refused(quantize: Quantize, bits: int, f
             continue
         scheme = WeightScheme(**chosen)  # type: ignore[arg-type]
         if scheme.rounding == "learned":
-            continue  # see test_learned_rounding
+            continue  # see below
         quantized = quantize(weights=scheme)
         check_both_back_ends(quantized)
         check_integers(quantized, scheme)
+
+
+def test_learned_rounding_says_what_to_use_instead(quantize: Quantize) -> None:
+    with pytest.raises(kvant.RecipeError, match="use 'half_even' with compensate=True"):
+        quantize(weights=WeightScheme(rounding="learned"))
 
 
 def check_integers(quantized: QuantizedModel, scheme: WeightScheme) -> None:

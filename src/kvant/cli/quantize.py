@@ -69,8 +69,14 @@ def picture_spec(size: str | None, mean: str, std: str, color: Color, example: t
     return PictureSpec((wanted[0], wanted[-1]), means, deviations, "bgr" if color is Color.BGR else "rgb")
 
 
-def make_recipe(bits: options.Bits, wide: list[str] | None, target_sqnr: float | None) -> kvant.Recipe:
-    """The recipe that the options describe."""
+def make_recipe(
+    bits: options.Bits, wide: list[str] | None, target_sqnr: float | None, file: Path | None = None
+) -> kvant.Recipe:
+    """The recipe that the options describe, or that a TOML file holds."""
+    if file is not None:
+        if bits is not options.Bits.EIGHT or wide or target_sqnr is not None:
+            raise typer.BadParameter("--recipe says everything: give it without --bits, --wide and --target-sqnr")
+        return kvant.Recipe.load(file)
     chosen: dict[str, Any] = {
         "activations": kvant.ActivationScheme(16 if bits is options.Bits.SIXTEEN else 8),
         "wide": tuple(wide or ()),
@@ -128,6 +134,12 @@ def quantize(
     bits: options.BitsOption = options.Bits.EIGHT,
     wide: options.Wide = None,
     target_sqnr: options.TargetSqnr = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, metavar="FILE", help="A recipe in TOML (docs/schemes.md).", show_default=False
+        ),
+    ] = None,
     golden: options.GoldenCount = 0,
 ) -> None:
     """Quantize a model to one .kvant file.
@@ -136,12 +148,12 @@ def quantize(
     """
     shapes = [parse_shape(text) for text in example]
     spec = picture_spec(size, mean, std, color, shapes[0][0])
-    recipe = make_recipe(bits, wide, target_sqnr)
+    chosen = make_recipe(bits, wide, target_sqnr, recipe)
     options.check_writable(out)
     model = build_model(target, weights)
     data = open_calibration(calibration, input_names(model, len(shapes)), spec, limit)
     metadata = {"preprocessing": json.dumps(spec.to_dict())} if isinstance(data, Pictures) else {}
-    quantized = kvant.quantize(model, _examples(shapes), calibration=data, recipe=recipe, metadata=metadata)
+    quantized = kvant.quantize(model, _examples(shapes), calibration=data, recipe=chosen, metadata=metadata)
     for inputs in islice(data, golden):
         quantized.add_golden(*inputs)
     quantized.save(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,10 @@ from kvant.format.limits import MAX_GOLDEN, MAX_NAME_BYTES, MAX_RANK, MAX_TENSOR
 from kvant.format.names import Names, storage_names
 from kvant.format.packing import Packed, pack, unpack
 from kvant.format.records import ConstantRecord, Header, constant_order, to_graph
-from kvant.graph import DTYPES, Graph, example_shapes, infer_shapes, validate
+from kvant.graph import DTYPES, Graph, example_shapes, infer_shapes, ops, validate
 
+# Two bytes saved for each, and an entry in the header.
+_LEAST_HALVES = 128
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -111,7 +113,23 @@ def packed_constants(graph: Graph) -> dict[str, Packed]:
     return found
 
 
-def tensors_of(graph: Graph, golden: tuple[Golden, ...], packed: Mapping[str, Packed]) -> list[Stored]:
+def half_constants(graph: Graph) -> set[str]:
+    """The float32 weights whose values are all float16, by name: worth it where they are many."""
+    weights = {node.inputs[1] for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
+    return {name for name in weights if name in graph.constants and _is_half(graph.constants[name])}
+
+
+def _is_half(value: np.ndarray) -> bool:
+    if value.dtype != np.float32 or value.size < _LEAST_HALVES:
+        return False
+    with np.errstate(over="ignore"):
+        # The first few tell of almost all weights that they are not.
+        return all(bool((part.astype(np.float16) == part).all()) for part in (value.reshape(-1)[:64], value))
+
+
+def tensors_of(
+    graph: Graph, golden: tuple[Golden, ...], packed: Mapping[str, Packed], halves: Collection[str] = ()
+) -> list[Stored]:
     """All tensors of a file, under the names they are listed with."""
     scales = {
         name: type.quantization.scales()
@@ -123,7 +141,7 @@ def tensors_of(graph: Graph, golden: tuple[Golden, ...], packed: Mapping[str, Pa
     tables = [name for name in order if name in packed]
     names = storage_names(order, list(scales), tables, inputs, len(graph.outputs), len(golden))
     stored = [
-        Stored(listed, packed[name].codes if name in packed else graph.constants[name])
+        Stored(listed, _stored(graph.constants[name], packed.get(name), name in halves))
         for name, listed in names.constants.items()
     ]
     stored += [Stored(listed, scales[name]) for name, listed in names.scales.items()]
@@ -134,6 +152,13 @@ def tensors_of(graph: Graph, golden: tuple[Golden, ...], packed: Mapping[str, Pa
     if len(stored) > MAX_TENSORS:
         raise FormatError(f"{len(stored)} tensors, at most {MAX_TENSORS} are allowed")
     return stored
+
+
+def _stored(value: np.ndarray, packed: Packed | None, half: bool) -> np.ndarray:
+    """A constant as the file holds it."""
+    if packed is not None:
+        return packed.codes
+    return value.astype(np.float16) if half else value
 
 
 def assemble(header: Header, parts: Parts, file_bytes: int) -> tuple[Contents, dict[str, Packed]]:
@@ -153,6 +178,8 @@ def assemble(header: Header, parts: Parts, file_bytes: int) -> tuple[Contents, d
             codes, table = constants[record.name], parts.tensors[names.tables[record.name]]
             packed[record.name] = Packed(record.packing, codes, table)
             constants[record.name] = _unpack(record, packed[record.name])
+        elif record.half:
+            constants[record.name] = _widened(record, constants[record.name])
         elif constants[record.name].dtype.name != record.dtype:
             raise FormatError(
                 f"tensor {record.name!r} is {constants[record.name].dtype}, the header says {record.dtype}"
@@ -167,6 +194,14 @@ def assemble(header: Header, parts: Parts, file_bytes: int) -> tuple[Contents, d
     version = (header.version.major, header.version.minor)
     info = FileInfo(version, header.features, header.producer, parts.sha256, file_bytes, parts.header_bytes)
     return Contents(graph, golden, dict(header.metadata), info), packed
+
+
+def _widened(record: ConstantRecord, value: np.ndarray) -> np.ndarray:
+    if record.dtype != "float32" or value.dtype != np.float16:
+        raise FormatError(f"constant {record.name!r} is said to be float32 kept as float16, but is {value.dtype}")
+    wide = value.astype(np.float32)
+    wide.flags.writeable = False
+    return wide
 
 
 def _unpack(record: ConstantRecord, packed: Packed) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from kvant import __version__
 from kvant.errors import FormatError, GraphError, KvantError, UnsupportedVersionError
 from kvant.format import layout
 from kvant.format.atomic import write_atomically
-from kvant.format.contents import Contents, Golden, assemble, check, packed_constants, tensors_of
+from kvant.format.contents import Contents, Golden, assemble, check, half_constants, packed_constants, tensors_of
 from kvant.format.packing import Packed
 from kvant.format.records import Gate, Header, NodeRecord, Version, to_header
 from kvant.graph import Graph, ops
@@ -24,8 +24,8 @@ VERSION = Version(1, 1)
 _PLAIN_VERSION = Version(1, 0)
 # Features that a file may require of its reader: weights of few bits are packed; activations have fewer than 8 bits;
 # weights have a factor for each group of input channels.
-# Some weighted layers take and give float32.
-FEATURES = frozenset({"packed", "narrow", "groups", "reals"})
+# Some weighted layers take and give float32, and some of those keep their weights as float16.
+FEATURES = frozenset({"packed", "narrow", "groups", "reals", "halves"})
 
 _UPGRADE = "Install a newer kvant: pip install --upgrade kvant"
 _ODD_VALUES = (KvantError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
@@ -61,25 +61,27 @@ def to_bytes(graph: Graph, *, golden: Sequence[Golden] = (), metadata: Mapping[s
 def _pieces(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) -> list[bytes | memoryview]:
     try:
         packed = packed_constants(graph)
-        features = _features(graph, packed)
+        halves = half_constants(graph)
+        features = _features(graph, packed, halves)
         version = VERSION if features else _PLAIN_VERSION
         packings = {name: entry.packing for name, entry in packed.items()}
-        header = to_header(graph, version, features, f"kvant {__version__}", len(golden), metadata, packings)
+        header = to_header(graph, version, features, f"kvant {__version__}", len(golden), metadata, packings, halves)
         for node in header.nodes:
             _check_node(node)
         check(graph, golden, metadata)
-        return layout.seal(_canonical(header), tensors_of(graph, golden, packed))
+        return layout.seal(_canonical(header), tensors_of(graph, golden, packed, halves))
     except GraphError:
         raise
     except _ODD_VALUES as error:
         raise GraphError(f"this graph cannot be stored in a file: {error}") from error
 
 
-def _features(graph: Graph, packed: Mapping[str, Packed]) -> tuple[str, ...]:
+def _features(graph: Graph, packed: Mapping[str, Packed], halves: Collection[str]) -> tuple[str, ...]:
     """What a reader must know to read the file."""
     quantizations = [type.quantization for type in graph.types.values() if type.quantization is not None]
     present = {
         "groups": any(entry.group is not None for entry in quantizations),
+        "halves": bool(halves),
         "narrow": any(entry.bits is not None for entry in quantizations),
         "packed": bool(packed),
         "reals": bool(quantizations)
@@ -144,9 +146,10 @@ def from_bytes(buffer: bytes | bytearray | memoryview | mmap.mmap) -> Contents:
     try:
         contents, packed = assemble(header, parts, len(view))
         check(contents.graph, contents.golden, contents.metadata)
-        if header.features != _features(contents.graph, packed):
+        halves = {record.name for record in header.constants if record.half}
+        if header.features != _features(contents.graph, packed, halves):
             raise FormatError(f"the file's features {header.features} are not those of what it holds")
-        canonical = _start_of(contents, header, packed)
+        canonical = _start_of(contents, header, packed, halves)
     except FormatError:
         raise
     except _ODD_VALUES as error:
@@ -164,13 +167,13 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= 500 else f"{text[:500]}..."
 
 
-def _start_of(contents: Contents, header: Header, packed: Mapping[str, Packed]) -> bytes:
+def _start_of(contents: Contents, header: Header, packed: Mapping[str, Packed], halves: set[str]) -> bytes:
     """Length and header that a writer of the same version would give ``contents``."""
     again = to_header(
         contents.graph, header.version, header.features, header.producer, len(contents.golden), contents.metadata,
-        {name: entry.packing for name, entry in packed.items()},
+        {name: entry.packing for name, entry in packed.items()}, halves,
     )  # fmt: skip
-    tensors = tensors_of(contents.graph, contents.golden, packed)
+    tensors = tensors_of(contents.graph, contents.golden, packed, halves)
     return layout.encode(msgspec.json.encode(again).decode(), tensors, contents.info.sha256)
 
 

@@ -29,9 +29,9 @@ PREFIX = b'{"__metadata__":{"sha256":"'
 DIGEST = slice(LENGTH_BYTES + len(PREFIX), LENGTH_BYTES + len(PREFIX) + 64)
 _ZEROS = b"0" * 64
 
-StoredType = Literal["F32", "U8", "I8", "I16", "I32", "I64"]
+StoredType = Literal["F16", "F32", "U8", "I8", "I16", "I32", "I64"]
 _STORED: dict[str, StoredType] = {
-    "float32": "F32", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "float16": "F16", "float32": "F32", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
 }  # fmt: skip
 _NUMPY = {stored: np.dtype(name).newbyteorder("<") for name, stored in _STORED.items()}
 

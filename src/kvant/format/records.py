@@ -56,7 +56,8 @@ class InputRecord(_Record, frozen=True):
 class ConstantRecord(_Record, frozen=True):
     """A constant. With ``axis`` its scales are a tensor of the file, without it ``scale`` is the only one.
 
-    With ``packing`` the file holds codes in its place, and the table that they are read by.
+    With ``packing`` the file holds codes in its place, and the table that they are read by; with ``half`` it holds the
+    float16 that its float32 values are.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ConstantRecord(_Record, frozen=True):
     bits: int | None = None
     group: int | None = None
     packing: Packing | None = None
+    half: bool = False
 
 
 class NodeRecord(_Record, frozen=True):
@@ -110,6 +112,7 @@ def to_header(
     golden: int,
     metadata: Mapping[str, str],
     packings: Mapping[str, Packing],
+    halves: frozenset[str] | set[str] = frozenset(),
 ) -> Header:
     """The header of a file that holds ``graph``, some of whose constants are packed."""
     return Header(
@@ -117,7 +120,9 @@ def to_header(
         features=features,
         producer=producer,
         inputs=tuple(InputRecord(entry.name, _activation(entry.type), entry.shape) for entry in graph.inputs),
-        constants=tuple(_constant(name, graph.types[name], packings.get(name)) for name in constant_order(graph)),
+        constants=tuple(
+            _constant(name, graph.types[name], packings.get(name), name in halves) for name in constant_order(graph)
+        ),
         nodes=tuple(_node(graph, node) for node in graph.nodes),
         outputs=tuple(graph.outputs),
         structure=graph.structure,
@@ -134,10 +139,10 @@ def _activation(type: TensorType) -> ActivationType:
     return ActivationType(type.dtype, quantization.scale[0], quantization.zero_point, quantization.bits)
 
 
-def _constant(name: str, type: TensorType, packing: Packing | None) -> ConstantRecord:
+def _constant(name: str, type: TensorType, packing: Packing | None, half: bool) -> ConstantRecord:
     quantization = type.quantization
     if quantization is None:
-        return ConstantRecord(name, type.dtype, packing=packing)
+        return ConstantRecord(name, type.dtype, packing=packing, half=half)
     single = quantization.scale[0] if quantization.axis is None else None
     return ConstantRecord(
         name, type.dtype, single, quantization.zero_point, quantization.axis, quantization.bits, quantization.group,

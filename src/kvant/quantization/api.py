@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kvant.capture import capture, prepare
-from kvant.errors import CalibrationError
+from kvant.errors import CalibrationError, RecipeError
 from kvant.graph import Graph, TensorType, ops, validate
 from kvant.quantization.convert import convert
 from kvant.quantization.correct import correct, float_means
@@ -230,6 +230,8 @@ def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dic
     """The integer weight of every weighted node, by the node's output."""
     nodes = {node.output: node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
     schemes = {name: recipe.weight_scheme(node) for name, node in nodes.items()}
+    if any(scheme.rounding == "learned" for scheme in schemes.values()):
+        raise RecipeError("WeightScheme(rounding='learned') has no training yet; use 'half_even' with compensate=True")
     values = {name: graph.constants[node.inputs[1]] for name, node in nodes.items()}
     shared = network_scales(values, schemes)
     moments = {
@@ -238,8 +240,8 @@ def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dic
         if node.inputs[0] in channels and schemes[name].range in ("mse", "cosine")
     }
     return {
-        name: unquantized(values[name])
-        if recipe.layer_arithmetic(node) == "float"
+        name: unquantized(values[name], node, half=recipe.layer_arithmetic(node) == "float16")
+        if recipe.layer_arithmetic(node) in ("float", "float16")
         else quantize_weight(values[name], moments.get(name), schemes[name], name=name, network_scale=shared.get(name))
         for name, node in nodes.items()
     }

@@ -73,7 +73,8 @@ class Recipe:
         rules: schemes by name and kind; where several fit, the last one decides.
         arithmetic: how weighted layers multiply. "integer" has scales for everything beforehand. "dynamic": linear
             layers take float32 and give each row (token) a scale when they run; convolutions stay "integer".
-            "weight_only": weights are kept as integers and multiplied as float32. "float": nothing is quantized.
+            "weight_only": weights are kept as integers and multiplied as float32. "float": nothing is quantized;
+            "float16": weights are rounded to that and take half the room.
             What is around layers that take float32 has 16 bits; transposed convolutions stay "integer".
         skip: patterns of tensor names or module paths whose weighted layers are to be "float".
         wide: patterns (``fnmatch``) of tensor names or module paths whose output is to have 16 bits.

@@ -21,7 +21,7 @@ RangeMethod = Literal["mse", "minmax", "percentile", "kl", "aciq", "cosine"]
 ActivationBits = Literal[16, 8, 4, 2, 1]
 ActivationForm = Literal["asymmetric", "symmetric", "power_of_two", "log2", "codebook"]
 ActivationGranularity = Literal["network", "tensor"]
-Arithmetic = Literal["integer", "dynamic", "weight_only", "float"]
+Arithmetic = Literal["integer", "dynamic", "weight_only", "float", "float16"]
 
 # Forms whose integers are not evenly spaced.
 UNEVEN = ("log2", "apot", "codebook")

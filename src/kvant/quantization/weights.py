@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from kvant.errors import AccumulatorOverflowError
-from kvant.graph import Quantization
+from kvant.errors import AccumulatorOverflowError, RecipeError
+from kvant.graph import Node, Quantization
 from kvant.quantization.grids import FINE, INT8, Grid, grid_of
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
 from kvant.quantization.scales import Rows, fit_codebook, fit_factors, fit_scale, fit_shift, power_of_two, safe
@@ -139,8 +139,18 @@ def fine_weight(weight: np.ndarray) -> QuantizedWeight:
     return QuantizedWeight(_integers(values, weight, FINE), scale.numpy(), FINE)
 
 
-def unquantized(weight: np.ndarray) -> QuantizedWeight:
-    """``weight`` as it is: float32 values and scales of 1."""
+def unquantized(weight: np.ndarray, node: Node, *, half: bool) -> QuantizedWeight:
+    """``weight`` as it is, or as the nearest float16: float32 values and scales of 1.
+
+    Raises:
+        RecipeError: a weight is beyond float16.
+    """
+    if half and np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
+        raise RecipeError(
+            f"{node.describe()}: weights up to {np.abs(weight).max():.4g} do not fit float16; use arithmetic='float'"
+        )
+    if half:
+        weight = weight.astype(np.float16).astype(np.float32)
     return QuantizedWeight(weight, np.ones(len(weight), np.float32), FINE, _UNQUANTIZED)
 
 
