@@ -16,6 +16,7 @@ import accuracy
 import calibration
 import cv2
 import digits
+import installed
 import kernels
 import startup
 import video
@@ -109,6 +110,11 @@ def startup_table(report: Report) -> str:
     return f"{markdown(startup.COLUMNS, startup.rows(report))}\n\n{conditions(report)}"
 
 
+def installed_table(report: Report) -> str:
+    """What must be installed."""
+    return f"{markdown(installed.COLUMNS, installed.rows(report))}\n\n{conditions(report)}"
+
+
 def kernels_table(report: Report) -> str:
     """Single layers."""
     table = markdown(kernels.COLUMNS, kernels.rows(report))
@@ -145,6 +151,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "pose": ("benchmarks/pose.json", pose_table),
     "video": ("benchmarks/video.json", video_table),
     "startup": ("benchmarks/startup.json", startup_table),
+    "installed": ("benchmarks/installed.json", installed_table),
     "kernels": ("benchmarks/kernels.json", kernels_table),
 }
 
