@@ -15,6 +15,8 @@ from kvant.graph import ops
 from kvant.runtime import QuantizedModel
 from networks import sqnr_db
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Tokens(nn.Module):
     """A convolution, then tokens through linear layers, an activation and a norm."""

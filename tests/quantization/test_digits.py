@@ -13,12 +13,13 @@ import pytest
 
 import kvant
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 pytest.importorskip("sklearn")
 
 
 @pytest.fixture(scope="module")
-def digits() -> Iterator[Any]:
+def digits(one_thread: None) -> Iterator[Any]:
     """benchmarks/digits.py, which makes the table of docs/benchmarks.md."""
     before = set(sys.modules)
     sys.path.insert(0, str(BENCHMARKS))

@@ -25,6 +25,8 @@ from kvant.quantization.statistics import collect
 from kvant.runtime import QuantizedModel
 from networks import settle_batch_norm, sqnr_db
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Small(nn.Module):
     """Ordinary, depthwise and transposed convolution, a residual, pooling, and a linear head."""
@@ -50,7 +52,7 @@ def images(count: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def small() -> nn.Module:
+def small(one_thread: None) -> nn.Module:
     torch.manual_seed(0)
     return settle_batch_norm(Small(), images(8, seed=5))
 
@@ -267,7 +269,7 @@ def test_stochastic_rounding_is_seeded(small: nn.Module) -> None:
 
 def test_few_bits_keep_what_they_can(small: nn.Module) -> None:
     """More bits are better, and so is whatever looks at the data; with everything on, 4 bits are usable."""
-    data = images(32)
+    data = images(12)
     x = torch.cat(images(8, seed=9))
 
     def quality(**chosen: object) -> float:
