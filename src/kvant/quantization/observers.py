@@ -10,7 +10,7 @@ import torch
 # Bins on each side of zero. A range of uint8 spends 256 levels on at most all of them, so a level has 16 or more.
 HALF_BINS = 4096
 # Values that one sample adds to a histogram; more of a large map tell little that is new.
-HISTOGRAM_VALUES = 1 << 15
+HISTOGRAM_VALUES = 1 << 13
 _MIN_EXPONENT = -100
 
 
