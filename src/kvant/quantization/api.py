@@ -196,13 +196,13 @@ def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:
     """Equalize, then observe anew, on the kept samples, the tensors that changed."""
     result = equalize(graph, seen.channels)
-    if not result.divisors:
+    if not result.moves:
         return graph, seen.channels
     channels = dict(seen.channels)
-    for name, divisor in result.divisors.items():
+    for name, (offset, divisor) in result.moves.items():
         if name in channels:
-            channels[name] = channels[name].divided(divisor)
-    changed = set(result.divisors) & makes_values(graph)
+            channels[name] = channels[name].moved(offset, divisor)
+    changed = set(result.moves) & makes_values(graph)
     again = observe(result.graph, seen.samples, changed, recipe.observer)
     for name in changed:
         seen.observers[name] = _at_least(again[name], channels.get(name))
@@ -212,11 +212,8 @@ def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, d
 def _at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
     """Extend the extremes seen on a few samples to those that all data reached before equalization."""
     if channels is not None:
-        largest = float(channels.largest.max())
-        if observer.low < 0:
-            observer.low = min(observer.low, -largest) if -observer.low > observer.high else observer.low
-        if observer.high >= -observer.low:
-            observer.high = max(observer.high, largest)
+        observer.low = min(observer.low, float(channels.low.min()))
+        observer.high = max(observer.high, float(channels.high.max()))
     return observer
 
 

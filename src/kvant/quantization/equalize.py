@@ -4,6 +4,10 @@ ReLU and the identity commute with a positive scale, so dividing channel c of a 
 the readers' weights for channel c by s_c changes nothing in real arithmetic (Nagel et al. 2019, "Data-Free Quantization
 through Weight Equalization and Bias Correction"). It changes everything for a tensor that has one scale for all
 channels. Weights have one scale per output channel, so the producer never pays; a depthwise reader does not either.
+
+Where nothing lies between two convolutions and the second one pads nothing, an offset of each channel moves as well:
+out of the first one's bias, into the second one's. All channels then have the same middle, and together with the scales
+each channel gets the whole range of the integers, as if the tensor were quantized channel by channel.
 """
 
 from __future__ import annotations
@@ -17,14 +21,22 @@ from kvant.quantization.statistics import Channels
 
 # Beyond these a channel is dead, or the measured statistics are an accident.
 _MOST = 2.0**12
+# Ways to share the differences between channels: all of it in the weights (0) ... all channels equal (1).
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# What rounding that makes up for errors within a layer leaves of a weight's noise power, typically.
+_COMPENSATED = 0.3
 
 
 @dataclass(frozen=True)
 class Equalization:
-    """A graph with moved scales and, for each tensor that changed, what its channels were divided by."""
+    """A graph with moved scales and offsets, and for each tensor that changed what happened to its channels.
+
+    Attributes:
+        moves: by tensor, offset and divisor of each channel, float32 (C): x became (x - offset) / divisor.
+    """
 
     graph: Graph
-    divisors: dict[str, np.ndarray]
+    moves: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def equalize(graph: Graph, channels: dict[str, Channels]) -> Equalization:
@@ -40,22 +52,26 @@ def equalize(graph: Graph, channels: dict[str, Channels]) -> Equalization:
     graph = graph.copy()
     _unshare_weights(graph)
     consumers = graph.consumers()
-    divisors: dict[str, np.ndarray] = {}
-    for node in graph.nodes:
+    moves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for index, node in enumerate(graph.nodes):
         if not _homogeneous(node):
             continue
         family = _family(graph, node.output, consumers)
         seen = _seen(family, channels) if family else None
         if family is None or seen is None:
             continue
-        divisor = _divisor(graph, seen, family.readers)
-        _scale_producer(graph, node, divisor)
+        offset = _offset(graph, node, seen, family)
+        divisor = _divisor(graph, seen.moved(offset, np.ones_like(offset)), family.readers)
+        _shift(graph, node, family.readers, offset)
+        _scale_producer(graph, graph.nodes[index], divisor)
         for reader in family.readers:
             _scale_reader(graph, reader, divisor)
         for place in family.places:
-            whole = divisors.setdefault(place.tensor, np.ones(place.channels, np.float32))
-            whole[place.offset : place.offset + len(divisor)] *= divisor
-    return Equalization(graph, divisors)
+            unmoved = np.zeros(place.channels, np.float32), np.ones(place.channels, np.float32)
+            offsets, divisors = moves.setdefault(place.tensor, unmoved)
+            offsets[place.offset : place.offset + len(divisor)] = offset
+            divisors[place.offset : place.offset + len(divisor)] = divisor
+    return Equalization(graph, moves)
 
 
 def _homogeneous(node: Node) -> bool:
@@ -161,25 +177,103 @@ def _unshare_weights(graph: Graph) -> None:
         graph.nodes[index] = replace(node, inputs=tuple(inputs))
 
 
-def _divisor(graph: Graph, seen: Channels, readers: list[_Reader]) -> np.ndarray:
-    """What each channel is divided by; afterwards the largest channel of every tensor has a magnitude near 1.
+def _offset(graph: Graph, node: Node, seen: Channels, family: _Family) -> np.ndarray:
+    """The middle of each channel where it can move into the readers' biases, else 0: float32 (C)."""
+    free = node.op.clamp is None and len(family.places) == 1  # type: ignore[union-attr]
+    if free and all(_unpadded(reader.node) for reader in family.readers):
+        return np.asarray((seen.low + seen.high) / 2, np.float32)
+    return np.zeros(len(seen.low), np.float32)
 
-    The magnitude of an activation is sqrt(max x rms). Depthwise readers follow for free, so all channels become equal;
-    others pay for small activations with large weights, so the two share what there is (the square root).
+
+def _unpadded(node: Node) -> bool:
+    return isinstance(node.op, ops.Conv) and not any((*node.op.pads_begin, *node.op.pads_end))
+
+
+def _shift(graph: Graph, node: Node, readers: list[_Reader], offset: np.ndarray) -> None:
+    """Move ``offset`` (C) out of the node's output and into what its readers add."""
+    if not offset.any():
+        return
+    _add_bias(graph, node.output, -offset)
+    for reader in readers:
+        _, split = _split(graph, reader)
+        per_group = offset.astype(np.float64).reshape(split.shape[0], 1, split.shape[2], 1)
+        _add_bias(graph, reader.node.output, (split * per_group).sum((2, 3)).reshape(-1))
+
+
+def _add_bias(graph: Graph, output: str, shift: np.ndarray) -> None:
+    """Add ``shift`` (O) to the bias of the node that makes ``output``; one without a bias gets one."""
+    index = next(index for index, node in enumerate(graph.nodes) if node.output == output)
+    node = graph.nodes[index]
+    if len(node.inputs) > 2:
+        graph.constants[node.inputs[2]] = (graph.constants[node.inputs[2]] + shift).astype(np.float32)
+        return
+    name = graph.add_constant(f"{output}.bias", shift.astype(np.float32))
+    graph.nodes[index] = replace(node, inputs=(*node.inputs, name))
+
+
+def _split(graph: Graph, reader: _Reader) -> tuple[np.ndarray, np.ndarray]:
+    """The reader's weight, and a view of it as (groups, O / groups, C / groups, kernel)."""
+    weight, groups = graph.constants[reader.node.inputs[1]], _groups(reader.node)
+    view: np.ndarray = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return weight, view
+
+
+def _divisor(graph: Graph, seen: Channels, readers: list[_Reader]) -> np.ndarray:
+    """What each channel is divided by; afterwards the largest channel has a magnitude of 1.
+
+    Depthwise readers follow for free, so all channels become equal. Others pay for small activations with large
+    weights: of several ways to share, the one with the least expected noise at the readers' outputs is taken.
     """
-    activation = np.sqrt(seen.largest * seen.rms())
-    wanted = activation
-    if not all(_depthwise(graph, reader.node) for reader in readers):
-        weight = np.max([_input_magnitude(graph, reader, len(activation)) for reader in readers], axis=0)
-        alive = (weight > 0) & (activation > 0)
-        wanted = np.where(alive, np.sqrt(activation / np.where(alive, weight, 1.0)), 0.0)
-    if not (wanted > 0).any():
-        return np.ones(len(wanted), np.float32)
-    wanted = np.where(wanted > 0, wanted, 1.0) * max(
-        float((activation / np.where(wanted > 0, wanted, 1.0)).max()), 1e-30
-    )
-    center = float(np.exp(np.log(wanted).mean()))
-    return np.clip(wanted, center / _MOST, center * _MOST).astype(np.float32)
+    reach = seen.largest()
+    alive = reach > 0
+    if not alive.any():
+        return np.ones(len(reach), np.float32)
+    paying = [reader for reader in readers if not _depthwise(graph, reader.node)]
+    wanted = reach
+    if paying:
+        weight = np.max([_input_magnitude(graph, reader, len(reach)) for reader in paying], axis=0)
+        alive &= weight > 0
+        inverse = 1 / np.where(alive, weight, 1.0)
+        ways = [_scaled(reach**share * inverse ** (1 - share), reach, alive) for share in _SHARES]
+        wanted = min(ways, key=lambda way: sum(_expected_noise(graph, reader, seen, way) for reader in paying))
+    return np.asarray(_scaled(wanted, reach, alive), np.float32)
+
+
+def _scaled(wanted: np.ndarray, reach: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """``wanted`` (C) made safe, and such that the largest of ``reach`` (C) divided by it is 1."""
+    if not alive.any():
+        return np.ones(len(wanted))
+    wanted = np.where(alive, wanted, 1.0)
+    wanted = wanted * float((reach / wanted)[alive].max())
+    center = float(np.exp(np.log(wanted[alive]).mean()))
+    return np.asarray(np.where(alive, np.clip(wanted, center / _MOST, center * _MOST), center))
+
+
+def _expected_noise(graph: Graph, reader: _Reader, seen: Channels, divisor: np.ndarray) -> float:
+    """Noise over signal at the reader's outputs that rounding to 8 bits is expected to cause, summed over channels.
+
+    Args:
+        seen: statistics of the tensor before it is divided.
+        divisor: what its channels are to be divided by.
+    """
+    _, split = _split(graph, reader)
+    squares = (split.astype(np.float64) ** 2).sum(3)
+    largest = np.abs(split).max(3)
+    whole = split.shape[0] * split.shape[2]
+    kept = slice(reader.offset, reader.offset + len(divisor))
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        """``values`` where this reader sees them, (groups, 1, C / groups); nothing elsewhere."""
+        full = np.zeros(whole)
+        full[kept] = values
+        return full.reshape(split.shape[0], 1, split.shape[2])
+
+    step = 2 * float((seen.largest() / divisor).max()) / 255
+    activation = (squares * spread(divisor**2)).sum(2) * step**2
+    weight_step = (largest * spread(divisor)).max(2) / 127
+    weight = weight_step**2 * (split.shape[3] * spread(seen.variance() / divisor**2)).sum(2) * _COMPENSATED
+    signal = (squares * spread(seen.variance())).sum(2)
+    return float(((activation + weight) / np.maximum(12 * signal, 1e-30)).sum())
 
 
 def _depthwise(graph: Graph, node: Node) -> bool:
@@ -208,10 +302,8 @@ def _scale_producer(graph: Graph, node: Node, divisor: np.ndarray) -> None:
 
 
 def _scale_reader(graph: Graph, reader: _Reader, divisor: np.ndarray) -> None:
-    weight = graph.constants[reader.node.inputs[1]]
-    groups = _groups(reader.node)
-    whole = np.ones(weight.shape[1] * groups, np.float32)
+    weight, split = _split(graph, reader)
+    whole = np.ones(split.shape[0] * split.shape[2], np.float32)
     whole[reader.offset : reader.offset + len(divisor)] = divisor
-    per_group = whole.reshape(groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
-    split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    per_group = whole.reshape(split.shape[0], 1, split.shape[2], 1)
     graph.constants[reader.node.inputs[1]] = (split * per_group).reshape(weight.shape)

@@ -33,7 +33,10 @@ DAMPING = 0.05
 
 @dataclass
 class Moments:
-    """Sums over positions, float64 (G, K, K): the quantized inputs with themselves, float inputs with them."""
+    """Sums over positions, float64 (G, K, K): the quantized inputs with themselves, float inputs with them.
+
+    Of inputs less their mean: what a weight's error times the mean does to the output, the bias takes out again.
+    """
 
     own: torch.Tensor
     cross: torch.Tensor
@@ -51,18 +54,23 @@ def rounds_well(node: Node, weight: np.ndarray) -> bool:
 
 def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
     """Moments of a layer's inputs over samples; each pair holds the float and the quantized network's input."""
-    own = cross = None
+    own = cross = wanted_sum = got_sum = torch.zeros(())
     positions = 0
     for exact, rough in pairs:
         wanted, got = _columns(node, weight, exact), _columns(node, weight, rough)
-        first = torch.bmm(got, got.transpose(1, 2)).double()
-        second = torch.bmm(wanted, got.transpose(1, 2)).double()
-        own = first if own is None else own + first
-        cross = second if cross is None else cross + second
+        own = own + torch.bmm(got, got.transpose(1, 2)).double()
+        cross = cross + torch.bmm(wanted, got.transpose(1, 2)).double()
+        wanted_sum, got_sum = wanted_sum + _total(wanted), got_sum + _total(got)
         positions += got.shape[2]
-    if own is None or cross is None:
+    if not positions:
         raise ValueError("no samples")
-    return Moments(own, cross, positions)
+    mean = got_sum.transpose(1, 2) / positions
+    return Moments(own - got_sum @ mean, cross - wanted_sum @ mean, positions)
+
+
+def _total(columns: torch.Tensor) -> torch.Tensor:
+    """float64 (G, K, 1): the sum over positions."""
+    return columns.sum(2, keepdim=True, dtype=torch.float64)
 
 
 def _columns(node: Node, weight: np.ndarray, values: torch.Tensor) -> torch.Tensor:
