@@ -24,11 +24,11 @@ def seeded(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def equalized(module: nn.Module, shape: tuple[int, ...] = (2, 3, 12, 10)) -> tuple[Graph, Statistics, Equalization]:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+def equalized(module: nn.Module, *, center: bool = True) -> tuple[Graph, Statistics, Equalization]:
+    x = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(1))
     graph = prepare(capture(module, (x,), {}))
     seen = collect(graph, [[x]], "minmax", 2, Progress(False))
-    return graph, seen, equalize(graph, seen.channels)
+    return graph, seen, equalize(graph, seen.channels, center=center)
 
 
 class Separable(nn.Module):
@@ -95,6 +95,8 @@ def test_padding_and_clamps_keep_offsets_where_they_are() -> None:
     for net in (Grouped(1), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))):
         _, _, result = equalized(seeded(net))
         assert all(not offset.any() for offset, _ in result.moves.values())
+    _, _, result = equalized(seeded(Grouped(0)), center=False)
+    assert all(not offset.any() for offset, _ in result.moves.values())
     _, _, result = equalized(seeded(Grouped(0)))
     assert all(offset.any() for offset, _ in result.moves.values())
 

@@ -195,7 +195,7 @@ def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:
 
 def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:
     """Equalize, then observe anew, on the kept samples, the tensors that changed."""
-    result = equalize(graph, seen.channels)
+    result = equalize(graph, seen.channels, center=recipe.center)
     if not result.moves:
         return graph, seen.channels
     channels = dict(seen.channels)

@@ -23,8 +23,10 @@ from kvant.quantization.statistics import Channels
 _MOST = 2.0**12
 # Ways to share the differences between channels: all of it in the weights (0) ... all channels equal (1).
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# What rounding that makes up for errors within a layer leaves of a weight's noise power, typically.
-_COMPENSATED = 0.3
+# A weight's noise counts this much more than an activation's: activations that hurt get 16 bits, weights keep 8. A
+# larger factor gives more signal to noise and fewer activations in 8 bits: 30 instead of 4 takes the share of
+# multiplications with 8-bit operands from 47 to 33 % on MobileNet-thin, for 2.7 dB at its outputs.
+_WEIGHTS_MATTER = 4.0
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Equalization:
     moves: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def equalize(graph: Graph, channels: dict[str, Channels]) -> Equalization:
+def equalize(graph: Graph, channels: dict[str, Channels], *, center: bool) -> Equalization:
     """Equalize every tensor that a convolution makes and only convolutions read, at once or through transparent nodes.
 
     Args:
         graph: float graph, batch norm folded, clamps fused.
         channels: per-channel statistics of the tensors that convolutions read.
+        center: move offsets as well as scales.
 
     Returns:
         A new graph; the one given is unchanged.
@@ -60,7 +63,7 @@ def equalize(graph: Graph, channels: dict[str, Channels]) -> Equalization:
         seen = _seen(family, channels) if family else None
         if family is None or seen is None:
             continue
-        offset = _offset(graph, node, seen, family)
+        offset = _offset(node, seen, family) if center else np.zeros(len(seen.low), np.float32)
         divisor = _divisor(graph, seen.moved(offset, np.ones_like(offset)), family.readers)
         _shift(graph, node, family.readers, offset)
         _scale_producer(graph, graph.nodes[index], divisor)
@@ -177,7 +180,7 @@ def _unshare_weights(graph: Graph) -> None:
         graph.nodes[index] = replace(node, inputs=tuple(inputs))
 
 
-def _offset(graph: Graph, node: Node, seen: Channels, family: _Family) -> np.ndarray:
+def _offset(node: Node, seen: Channels, family: _Family) -> np.ndarray:
     """The middle of each channel where it can move into the readers' biases, else 0: float32 (C)."""
     free = node.op.clamp is None and len(family.places) == 1  # type: ignore[union-attr]
     if free and all(_unpadded(reader.node) for reader in family.readers):
@@ -271,7 +274,7 @@ def _expected_noise(graph: Graph, reader: _Reader, seen: Channels, divisor: np.n
     step = 2 * float((seen.largest() / divisor).max()) / 255
     activation = (squares * spread(divisor**2)).sum(2) * step**2
     weight_step = (largest * spread(divisor)).max(2) / 127
-    weight = weight_step**2 * (split.shape[3] * spread(seen.variance() / divisor**2)).sum(2) * _COMPENSATED
+    weight = weight_step**2 * (split.shape[3] * spread(seen.variance() / divisor**2)).sum(2) * _WEIGHTS_MATTER
     signal = (squares * spread(seen.variance())).sum(2)
     return float(((activation + weight) / np.maximum(12 * signal, 1e-30)).sum())
 

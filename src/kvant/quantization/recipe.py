@@ -83,6 +83,8 @@ class Recipe:
             until they are no longer what limits it. None never widens.
         observer: what is remembered of activations: a histogram, the extremes, or a moving average of the extremes.
         equalize: move scale between layers where that changes nothing in real arithmetic (Nagel et al. 2019).
+        center: with ``equalize``, also move offsets, so that all channels between two convolutions have one middle. It
+            gives networks with all activations in 8 bits several dB, for four bytes of bias a channel.
         correct_bias: take the mean error that quantization causes out of the biases, layer by layer.
         compensate: where weights limit accuracy, round them so that the errors within a layer make up for each
             other on the kept samples (together with ``correct_bias``; weights that are rounded half to even only).
@@ -106,6 +108,7 @@ class Recipe:
     target_sqnr: float | None = 26.0
     observer: Observer = "histogram"
     equalize: bool = True
+    center: bool = False
     correct_bias: bool = True
     compensate: bool = True
     fine_weights: bool = True
