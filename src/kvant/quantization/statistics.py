@@ -52,6 +52,10 @@ class Channels:
         """float64 (C): mean of the squares."""
         return self.squares / max(self.count, 1)
 
+    def rms(self) -> np.ndarray:
+        """float64 (C): root mean square."""
+        return np.asarray(np.sqrt(np.maximum(self.moment(), 0.0)))
+
     def variance(self) -> np.ndarray:
         """float64 (C)."""
         return np.asarray(np.maximum(self.moment() - self.mean() ** 2, 0.0))
