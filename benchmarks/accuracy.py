@@ -30,7 +30,7 @@ from _common import (
 )
 from _engines import ENGINES, TITLES, Infer, Kvant, export_onnx
 
-from kvant.pose import PoseEstimator, evaluate_coco, prepare, read_image
+from kvant.pose import ONE_SCALE, PoseEstimator, evaluate_coco, prepare, read_image
 from kvant.pose.demo.report import output_sqnr, shares_text
 from kvant.pose.demo.without_torch import median_ms
 
@@ -48,7 +48,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     else:
         infer, facts = _quantize(job, onnx)
     annotations = Path(job["annotations"])
-    estimator = PoseEstimator(infer, network=SPEC, height=job["height"])
+    estimator = PoseEstimator(infer, network=SPEC, height=job["height"], scales=job["scales"])
     scores = evaluate_coco(estimator, COCO / "val2017", annotations)
     _save_outputs(infer, job, onnx.parent)
     array = random_input()
@@ -100,11 +100,12 @@ def compare(options: Any) -> dict[str, Any]:
                 "calibration": options.calibration,
                 "threads": options.threads,
                 "height": options.height,
+                "scales": options.scales,
             }
             results[engine] = in_new_process(__file__, job)
             if engine != "float":
                 results[engine]["sqnr_db"] = _sqnr(folder, engine)
-    return {**report, "val_photos": options.photos, "results": results}
+    return {**report, "scales": options.scales, "val_photos": options.photos, "results": results}
 
 
 def rows(report: dict[str, Any]) -> list[list[str]]:
@@ -149,6 +150,7 @@ def main() -> None:
         return
     require_coco()
     parser = arguments(__doc__, calibration=134, photos=83)
+    parser.add_argument("--scales", nargs="+", type=float, default=list(ONE_SCALE), help="maps are averaged over these")
     parser.add_argument("--engines", nargs="*", choices=list(ENGINES), default=list(ENGINES), help="tools to compare")
     options = parser.parse_args()
     report = compare(options)
@@ -156,7 +158,8 @@ def main() -> None:
     if "kvant" in report["results"]:
         shares = report["results"]["kvant"]
         print(f"kvant multiplies {shares_text(shares)}")
-    write_json(options.output / "accuracy.json", report)
+    name = "accuracy.json" if len(options.scales) == 1 else f"accuracy-{len(options.scales)}-scales.json"
+    write_json(options.output / name, report)
 
 
 if __name__ == "__main__":
