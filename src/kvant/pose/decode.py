@@ -20,6 +20,8 @@ from kvant.pose.person import Person
 from kvant.pose.preprocess import Geometry
 
 Indices = NDArray[np.intp]
+# OpenBLAS starts threads above 2 ** 18.
+_MULTIPLICATIONS = 2**17
 _FIELD_OF_LIMB = np.array([limb.paf_x // 2 for limb in LIMBS])
 
 
@@ -128,7 +130,7 @@ def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings)
             _interpolation(extent, covered, count, settings.smoothing * settings.upsampling)
             for extent, covered, count in zip(heat.shape[1:], cells, size, strict=True)
         )
-        smooth += rows @ heat[: len(PARTS)] @ columns.T
+        smooth += _resample(heat[: len(PARTS)], rows, columns)
     smooth = np.pad(smooth, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)
     row = smooth.shape[2]
     flat = smooth.ravel() / np.float32(len(maps))
@@ -143,6 +145,21 @@ def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings)
     shares = np.stack([(x - 0.5 + dx) / size[1], (y - 0.5 + dy) / size[0]], axis=1)
     covered = np.array(unit.resized[::-1]) / unit.stride
     return _highest(_Peaks(part, (shares * covered - 0.5).astype(np.float32), flat[at]), settings.max_peaks)
+
+
+def _resample(maps: Float32Array, rows: Float32Array, columns: Float32Array) -> Float32Array:
+    """`rows @ each map @ columns.T`, in pieces.
+
+    They are so small that BLAS computes each on the calling thread: its threads spin while they wait for each other,
+    which takes a hundred times longer than the product where other processes want the processor too.
+    """
+    wide = np.concatenate([maps @ columns[piece].T for piece in _pieces(len(columns), maps[0].size)], axis=2)
+    return np.concatenate([rows[piece] @ wide for piece in _pieces(len(rows), wide[0].size)], axis=1)
+
+
+def _pieces(length: int, cost: int) -> list[slice]:
+    step = max(1, _MULTIPLICATIONS // cost)
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 @lru_cache(maxsize=64)
