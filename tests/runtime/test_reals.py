@@ -155,5 +155,8 @@ def test_a_file_says_that_it_holds_reals() -> None:
     graph = real_graph(ops.Linear(), (1, 64), (np.ones((64, 64), np.int8), Quantization((0.5,), 0)), None)
     contents = from_bytes(to_bytes(graph))
     assert contents.info.features == ("packed", "reals")
-    plain = real_graph(ops.Linear(), (1, 64), (np.ones((64, 64), np.float32), None), None)
+    plain = real_graph(ops.Linear(), (1, 64), (np.full((64, 64), 1 / 3, np.float32), None), None)
     assert from_bytes(to_bytes(plain)).info.features == ()
+    # Reals that float16 holds exactly are kept in half the bytes.
+    halves = real_graph(ops.Linear(), (1, 64), (np.ones((64, 64), np.float32), None), None)
+    assert from_bytes(to_bytes(halves)).info.features == ("halves",)
