@@ -11,7 +11,7 @@ from kvant.capture import Executor, capture, prepare
 from kvant.graph import Graph
 from kvant.quantization.equalize import Equalization, equalize
 from kvant.quantization.progress import Progress
-from kvant.quantization.statistics import Statistics, collect
+from kvant.quantization.statistics import Channels, Statistics, collect
 
 
 def seeded(module: nn.Module) -> nn.Module:
@@ -111,3 +111,14 @@ def test_dead_channels_are_left_alone() -> None:
     [before], [after] = Executor(graph).run([x]), Executor(result.graph).run([x])
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5 * float(before.abs().max()))
     assert all(np.isfinite(value).all() for value in result.graph.constants.values())
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_a_channel_excited_only_where_moments_do_not_look(center: bool) -> None:
+    net = seeded(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1)))
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    graph = prepare(capture(net, (x,), {}))
+    rare = Channels(np.zeros(4), np.ones(4), np.array([0.0, 9, 9, 9]), np.array([0.0, 9, 9, 9]), 64)
+    result = equalize(graph, {name: rare for name in graph.activations()}, center=center)
+    assert all(np.isfinite(value).all() for value in result.graph.constants.values())
+    assert all((divisor > 0).all() for _, divisor in result.moves.values())

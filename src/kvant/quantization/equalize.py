@@ -228,8 +228,9 @@ def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], center: bool)
     of several ways to share, the one with the least expected noise at the readers' outputs is taken.
     """
     reach = seen.largest()
-    alive = reach > 0
     magnitude = reach if center else np.sqrt(reach * seen.rms())
+    # Moments come from some positions only: a channel that is almost never excited may have none.
+    alive = magnitude > 0
     wanted = magnitude
     paying = [reader for reader in readers if not _depthwise(graph, reader.node)]
     if paying:
