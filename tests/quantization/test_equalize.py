@@ -119,6 +119,6 @@ def test_a_channel_excited_only_where_moments_do_not_look(center: bool) -> None:
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     graph = prepare(capture(net, (x,), {}))
     rare = Channels(np.zeros(4), np.ones(4), np.array([0.0, 9, 9, 9]), np.array([0.0, 9, 9, 9]), 64)
-    result = equalize(graph, {name: rare for name in graph.activations()}, center=center)
+    result = equalize(graph, dict.fromkeys(graph.activations(), rare), center=center)
     assert all(np.isfinite(value).all() for value in result.graph.constants.values())
     assert all((divisor > 0).all() for _, divisor in result.moves.values())
