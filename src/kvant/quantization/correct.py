@@ -16,6 +16,7 @@ import torch
 
 from kvant.capture import Executor, last_uses
 from kvant.graph import Graph, Node, ops
+from kvant.quantization.equalize import unpadded
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
 from kvant.quantization.simulate import Plan, fake_quantize
@@ -129,7 +130,7 @@ class _Correction:
         if node.op.clamp is not None or node.output in self.plan.graph.outputs:  # type: ignore[union-attr]
             return False
         readers = self.consumers[node.output]
-        return all(reader.output in self.biases and _unpadded(reader.op) for reader in readers)
+        return all(reader.output in self.biases and unpadded(reader.op) for reader in readers)
 
     def _round_anew(self, node: Node, rough: Node) -> None:
         weight = self.plan.graph.constants[node.inputs[1]]
@@ -181,12 +182,6 @@ def _drop(values: Tensors, names: list[str]) -> None:
 
 def _without_clamp(node: Node) -> Node:
     return replace(node, op=msgspec.structs.replace(node.op, clamp=None))
-
-
-def _unpadded(op: ops.AnyOp) -> bool:
-    if isinstance(op, ops.Conv):
-        return not any((*op.pads_begin, *op.pads_end))
-    return isinstance(op, ops.Linear)
 
 
 def _clamped(node: Node, values: torch.Tensor) -> torch.Tensor:

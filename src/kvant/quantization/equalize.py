@@ -181,13 +181,16 @@ def _unshare_weights(graph: Graph) -> None:
 def _offset(node: Node, seen: Channels, family: _Family) -> np.ndarray:
     """The middle of each channel where it can move into the readers' biases, else 0: float32 (C)."""
     free = node.op.clamp is None and len(family.places) == 1  # type: ignore[union-attr]
-    if free and all(_unpadded(reader.node) for reader in family.readers):
+    if free and all(unpadded(reader.node.op) for reader in family.readers):
         return np.asarray((seen.low + seen.high) / 2, np.float32)
     return np.zeros(len(seen.low), np.float32)
 
 
-def _unpadded(node: Node) -> bool:
-    return isinstance(node.op, ops.Conv) and not any((*node.op.pads_begin, *node.op.pads_end))
+def unpadded(op: ops.AnyOp) -> bool:
+    """Whether a shift of the operator's input shifts its whole output alike, borders included."""
+    if isinstance(op, ops.Conv):
+        return not any((*op.pads_begin, *op.pads_end))
+    return isinstance(op, ops.Linear)
 
 
 def _shift(graph: Graph, node: Node, readers: list[_Reader], offset: np.ndarray) -> None:
@@ -196,9 +199,9 @@ def _shift(graph: Graph, node: Node, readers: list[_Reader], offset: np.ndarray)
         return
     _add_bias(graph, node.output, -offset)
     for reader in readers:
-        _, split = _split(graph, reader)
-        per_group = offset.astype(np.float64).reshape(split.shape[0], 1, split.shape[2], 1)
-        _add_bias(graph, reader.node.output, (split * per_group).sum((2, 3)).reshape(-1))
+        split = _split(graph, reader)
+        moved = split * _as_read(reader, split, offset.astype(np.float64), 0.0)[..., None]
+        _add_bias(graph, reader.node.output, moved.sum((2, 3)).reshape(-1))
 
 
 def _add_bias(graph: Graph, output: str, shift: np.ndarray) -> None:
@@ -212,11 +215,18 @@ def _add_bias(graph: Graph, output: str, shift: np.ndarray) -> None:
     graph.nodes[index] = replace(node, inputs=(*node.inputs, name))
 
 
-def _split(graph: Graph, reader: _Reader) -> tuple[np.ndarray, np.ndarray]:
-    """The reader's weight, and a view of it as (groups, O / groups, C / groups, kernel)."""
+def _split(graph: Graph, reader: _Reader) -> np.ndarray:
+    """A view of the reader's weight as (groups, O / groups, C / groups, kernel)."""
     weight, groups = graph.constants[reader.node.inputs[1]], _groups(reader.node)
     view: np.ndarray = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return weight, view
+    return view
+
+
+def _as_read(reader: _Reader, split: np.ndarray, values: np.ndarray, elsewhere: float) -> np.ndarray:
+    """``values`` (C) where the reader sees their channels, ``elsewhere`` at its other ones: (groups, 1, C / groups)."""
+    whole = np.full(split.shape[0] * split.shape[2], elsewhere, values.dtype)
+    whole[reader.offset : reader.offset + len(values)] = values
+    return whole.reshape(split.shape[0], 1, split.shape[2])
 
 
 def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], center: bool) -> np.ndarray:
@@ -237,9 +247,13 @@ def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], center: bool)
         weight = np.max([_input_magnitude(graph, reader, len(reach)) for reader in paying], axis=0)
         alive &= weight > 0
         inverse = 1 / np.where(alive, weight, 1.0)
-        shares = _SHARES if center else (0.5,)
-        ways = [_scaled(magnitude**share * inverse ** (1 - share), magnitude, alive) for share in shares]
-        wanted = min(ways, key=lambda way: sum(_expected_noise(graph, reader, seen, way) for reader in paying))
+        ways = [
+            _scaled(magnitude**share * inverse ** (1 - share), magnitude, alive)
+            for share in (_SHARES if center else (0.5,))
+        ]
+        wanted = ways[0]
+        if len(ways) > 1:
+            wanted = min(ways, key=lambda way: sum(_expected_noise(graph, reader, seen, way) for reader in paying))
     return np.asarray(_scaled(wanted, magnitude, alive), np.float32)
 
 
@@ -260,17 +274,12 @@ def _expected_noise(graph: Graph, reader: _Reader, seen: Channels, divisor: np.n
         seen: statistics of the tensor before it is divided.
         divisor: what its channels are to be divided by.
     """
-    _, split = _split(graph, reader)
+    split = _split(graph, reader)
     squares = (split.astype(np.float64) ** 2).sum(3)
     largest = np.abs(split).max(3)
-    whole = split.shape[0] * split.shape[2]
-    kept = slice(reader.offset, reader.offset + len(divisor))
 
     def spread(values: np.ndarray) -> np.ndarray:
-        """``values`` where this reader sees them, (groups, 1, C / groups); nothing elsewhere."""
-        full = np.zeros(whole)
-        full[kept] = values
-        return full.reshape(split.shape[0], 1, split.shape[2])
+        return _as_read(reader, split, values, 0.0)
 
     step = 2 * float((seen.largest() / divisor).max()) / 255
     activation = (squares * spread(divisor**2)).sum(2) * step**2
@@ -286,12 +295,9 @@ def _depthwise(graph: Graph, node: Node) -> bool:
 
 def _input_magnitude(graph: Graph, reader: _Reader, count: int) -> np.ndarray:
     """(count): the largest weight that reads each channel, relative to the scale of its own output channel."""
-    weight = np.abs(graph.constants[reader.node.inputs[1]])
-    rows = weight.reshape(weight.shape[0], weight.shape[1], -1).max(2)
-    rows = rows / np.maximum(rows.max(1, keepdims=True), 1e-30)
-    groups = _groups(reader.node)
-    every = rows.reshape(groups, weight.shape[0] // groups, weight.shape[1]).max(1).reshape(-1)
-    return np.asarray(every[reader.offset : reader.offset + count])
+    rows = np.abs(_split(graph, reader)).max(3)
+    rows = rows / np.maximum(rows.max(2, keepdims=True), 1e-30)
+    return np.asarray(rows.max(1).reshape(-1)[reader.offset : reader.offset + count])
 
 
 def _groups(node: Node) -> int:
@@ -306,8 +312,6 @@ def _scale_producer(graph: Graph, node: Node, divisor: np.ndarray) -> None:
 
 
 def _scale_reader(graph: Graph, reader: _Reader, divisor: np.ndarray) -> None:
-    weight, split = _split(graph, reader)
-    whole = np.ones(split.shape[0] * split.shape[2], np.float32)
-    whole[reader.offset : reader.offset + len(divisor)] = divisor
-    per_group = whole.reshape(split.shape[0], 1, split.shape[2], 1)
-    graph.constants[reader.node.inputs[1]] = (split * per_group).reshape(weight.shape)
+    name, split = reader.node.inputs[1], _split(graph, reader)
+    scaled = split * _as_read(reader, split, divisor, 1.0)[..., None]
+    graph.constants[name] = scaled.reshape(graph.constants[name].shape)

@@ -149,16 +149,13 @@ class Addend:
     target: Target
 
 
-@dataclass(frozen=True, eq=False)
-class Conv:
-    """Convolution over two axes (one axis is lifted to two), transposed or not; a linear layer is one too.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Geometry:
+    """Convolution over two axes (one axis is lifted to two); a linear layer is one too.
 
-    Input (batch, H, W, channels), output (batch, H', W', output channels). Where something is added, it is the second
-    input, and the results have its ``target``.
+    Input (batch, H, W, channels), output (batch, H', W', output channels).
     """
 
-    weights: Weights
-    transposed: bool
     batch: int
     channels: int
     size: Pair
@@ -168,6 +165,17 @@ class Conv:
     strides: Pair
     pads: Pair
     dilations: Pair
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Conv(Geometry):
+    """Convolution of integers, transposed or not.
+
+    Where something is added, it is the second input, and the results have its ``target``.
+    """
+
+    weights: Weights
+    transposed: bool
     target: Target
     added: Addend | None = None
 
@@ -181,20 +189,11 @@ class ConvPair:
     node: str
 
 
-@dataclass(frozen=True, eq=False)
-class FloatConv:
-    """Convolution of float32, laid out as ``Conv``; results end at ``low`` and ``high``."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FloatConv(Geometry):
+    """Convolution of float32; results end at ``low`` and ``high``."""
 
     weights: FloatWeights
-    batch: int
-    channels: int
-    size: Pair
-    output_channels: int
-    output_size: Pair
-    kernel: Pair
-    strides: Pair
-    pads: Pair
-    dilations: Pair
     low: float
     high: float
 

@@ -128,24 +128,31 @@ def _emit_conv(context: Context, node: Node, op: ops.Conv | ops.ConvTranspose, t
     source = context.read(node, node.inputs[0], order)
     x, y = context.shapes[source], context.shapes[node.output]
     weights = context.weights[node.output]
-    if isinstance(weights, FloatWeights):
-        low, high = _float_bounds(op.clamp)
-        real = steps.FloatConv(
-            weights=weights, batch=x[0], channels=x[1], size=_pair(x[2:], 1), output_channels=y[1],
-            output_size=_pair(y[2:], 1), kernel=_pair(weights.values.shape[1:3], 1), strides=_pair(op.strides, 1),
-            pads=_pair(op.pads_begin, 0), dilations=_pair(op.dilations, 1), low=low, high=high,
-        )  # fmt: skip
-        context.emit(node, real, (source,), order=order)
-        return
-    if not isinstance(weights, Weights):
+    if isinstance(weights, DynamicWeights):
         raise GraphError("a convolution has no scales at run time")
-    work = steps.Conv(
-        weights=weights, transposed=transposed, batch=x[0], channels=x[1], size=_pair(x[2:], 1),
-        output_channels=y[1], output_size=_pair(y[2:], 1), kernel=_pair(weights.values.shape[2:], 1),
-        strides=_pair(op.strides, 1), pads=_pair(op.pads_begin, 0), dilations=_pair(op.dilations, 1),
-        target=target_of(context.quantized(node.output), op.clamp),
+    kernel = weights.values.shape[1:3] if isinstance(weights, FloatWeights) else weights.values.shape[2:]
+    geometry = steps.Geometry(
+        batch=x[0], channels=x[1], size=_pair(x[2:], 1), output_channels=y[1], output_size=_pair(y[2:], 1),
+        kernel=_pair(kernel, 1), strides=_pair(op.strides, 1), pads=_pair(op.pads_begin, 0),
+        dilations=_pair(op.dilations, 1),
     )  # fmt: skip
-    context.emit(node, work, (source,), order=order)
+    context.emit(node, _work(context, node, weights, geometry, op.clamp, transposed), (source,), order=order)
+
+
+def _work(
+    context: Context,
+    node: Node,
+    weights: Weights | FloatWeights,
+    geometry: steps.Geometry,
+    clamp: ops.Clamp | None,
+    transposed: bool = False,
+) -> steps.Conv | steps.FloatConv:
+    """The convolution in the arithmetic that its weights are made for."""
+    if isinstance(weights, FloatWeights):
+        low, high = _float_bounds(clamp)
+        return steps.FloatConv(weights=weights, low=low, high=high, **vars(geometry))
+    target = target_of(context.quantized(node.output), clamp)
+    return steps.Conv(weights=weights, transposed=transposed, target=target, **vars(geometry))
 
 
 def linear(context: Context, node: Node, op: ops.Linear) -> None:
@@ -155,26 +162,16 @@ def linear(context: Context, node: Node, op: ops.Linear) -> None:
     if order[-1] != len(shape) - 1:
         source, order = context.read(node, source), natural(len(shape))
     weights = context.weights[node.output]
-    rows, one, none = (1, math.prod(shape[:-1])), (1, 1), (0, 0)
-    if not isinstance(weights, Weights):
-        context.emit(node, _float_linear(weights, op, shape[-1], rows), (source,), order=order)
-        return
-    work = steps.Conv(
-        weights=weights, transposed=False, batch=1, channels=shape[-1], size=rows,
-        output_channels=weights.values.shape[0], output_size=rows, kernel=one, strides=one, pads=none, dilations=one,
-        target=target_of(context.quantized(node.output), op.clamp),
-    )  # fmt: skip
-    context.emit(node, work, (source,), order=order)
-
-
-def _float_linear(
-    weights: FloatWeights | DynamicWeights, op: ops.Linear, channels: int, rows: Pair
-) -> steps.FloatConv | steps.DynamicLinear:
-    low, high = _float_bounds(op.clamp)
+    rows, one = (1, math.prod(shape[:-1])), (1, 1)
     if isinstance(weights, DynamicWeights):
-        return steps.DynamicLinear(weights, rows[1], low, high)
-    one, none = (1, 1), (0, 0)
-    return steps.FloatConv(weights, 1, channels, rows, len(weights.bias), rows, one, one, none, one, low, high)
+        low, high = _float_bounds(op.clamp)
+        context.emit(node, steps.DynamicLinear(weights, rows[1], low, high), (source,), order=order)
+        return
+    geometry = steps.Geometry(
+        batch=1, channels=shape[-1], size=rows, output_channels=context.shapes[node.output][-1], output_size=rows,
+        kernel=one, strides=one, pads=(0, 0), dilations=one,
+    )  # fmt: skip
+    context.emit(node, _work(context, node, weights, geometry, op.clamp), (source,), order=order)
 
 
 def _float_bounds(clamp: ops.Clamp | None) -> tuple[float, float]:
