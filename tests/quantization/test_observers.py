@@ -13,7 +13,7 @@ from kvant.quantization.observers import HALF_BINS, HISTOGRAM_VALUES, Extremes, 
 
 def observe(histogram: Histogram, values: torch.Tensor) -> None:
     low, high = torch.aminmax(values)
-    histogram.observe(values, float(low), float(high))
+    histogram.observe(histogram.some(values), float(low), float(high))
 
 
 def filled(batches: list[torch.Tensor]) -> Histogram:

@@ -17,7 +17,7 @@ reals = st.floats(-1e6, 1e6, width=32)
 
 def histogram_of(values: torch.Tensor) -> Histogram:
     histogram = Histogram()
-    histogram.observe(values[None], float(values.min()), float(values.max()))
+    histogram.observe(histogram.some(values[None]), float(values.min()), float(values.max()))
     return histogram
 
 
@@ -44,7 +44,7 @@ def test_least_squares_clips_outliers_and_beats_min_max() -> None:
     values = torch.randn(600, 8192, generator=torch.Generator().manual_seed(1))
     values[0, 0] = 40.0
     histogram = Histogram()
-    histogram.observe(values, float(values.min()), float(values.max()))
+    histogram.observe(histogram.some(values), float(values.min()), float(values.max()))
     best = activation_type(choose_range([histogram], ActivationScheme()), 8)
     plain = activation_type(choose_range([histogram], ActivationScheme(range="minmax")), 8)
     sample = values[1:]

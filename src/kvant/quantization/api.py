@@ -27,6 +27,7 @@ from kvant.quantization.statistics import Channels, Sample, Statistics, collect,
 from kvant.quantization.ties import makes_values
 from kvant.quantization.types import activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
+from kvant.quantization.workers import one_thread_each
 from kvant.quantization.yardstick import Yardstick
 from kvant.runtime import QuantizedModel
 
@@ -79,8 +80,9 @@ def quantize(
         raise CalibrationError("calibration data is needed: pass an iterable of typical inputs as calibration=")
     args, kwargs = _call(example_inputs)
     graph = prepare(capture(model, args, kwargs))
-    seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.samples, show)
-    plan = make_plan(graph, seen, recipe, show)
+    with one_thread_each():
+        seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.samples, show)
+        plan = make_plan(graph, seen, recipe, show)
     quantized = convert(plan)
     validate(quantized)
     return QuantizedModel(quantized, metadata=dict(metadata or {}))

@@ -8,7 +8,9 @@ corrects what the earlier ones could not.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,7 +24,9 @@ from kvant.quantization.rounding import compensated, gather, rounds_well
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
+from kvant.quantization.workers import in_order
 
+Result = TypeVar("Result")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -33,21 +37,25 @@ def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
         float64 (O) by the node's output; means over ``samples``, positions and, for linear layers, rows.
     """
     executor = Executor(graph)
-    sums = {node.output: _Mean(_axis(node)) for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
     steps = list(zip(graph.nodes, last_uses(graph), strict=True))
-    with torch.inference_mode():
-        for sample in samples:
-            bindings = executor.bind(sample)
-            values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
+
+    def means(sample: Sample) -> dict[str, _Mean]:
+        found: dict[str, _Mean] = {}
+        bindings = executor.bind(sample)
+        values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
+        with torch.inference_mode():
             for node, dead in steps:
-                if node.output in sums:
+                if isinstance(node.op, ops.WEIGHTED):
                     open_values = executor.step(_without_clamp(node), values, bindings)
-                    sums[node.output].add(open_values)
+                    found[node.output] = _Mean.of(open_values, _axis(node))
                     values[node.output] = _clamped(node, open_values)
                 else:
                     values[node.output] = executor.step(node, values, bindings)
                 _drop(values, dead)
-    return {name: mean.value() for name, mean in sums.items()}
+        return found
+
+    parts = list(in_order(means, samples))
+    return {name: _together(part[name] for part in parts) for name in parts[0]}
 
 
 def correct(
@@ -95,35 +103,57 @@ class _Correction:
                 if isinstance(node.op, ops.WEIGHTED):
                     self._weighted(node, rough)
                 else:
-                    for got, bindings in zip(self.got, self.bindings, strict=True):
-                        got[node.output] = self._round(node.output, self.rough.step(rough, got, bindings))
+                    self._each(self._step, node, rough)
                 self._follow(node)
                 for values in (*self.got, *self.true):
                     _drop(values, dead)
         return replace(self.plan, weights=self.weights, biases=self.biases)
 
+    def _each(self, function: Callable[..., Result], *what: object) -> list[Result]:
+        """``function`` of the number of each sample and ``what``."""
+
+        def one(at: int) -> Result:
+            with torch.inference_mode():
+                return function(at, *what)
+
+        return list(in_order(one, range(len(self.got))))
+
+    def _step(self, at: int, node: Node, rough: Node) -> None:
+        got = self.got[at]
+        got[node.output] = self._round(node.output, self.rough.step(rough, got, self.bindings[at]))
+
     def _follow(self, node: Node) -> None:
         """Run the float network's node, if it runs at all."""
-        if self.exact is not None:
-            for true, bindings in zip(self.true, self.bindings, strict=True):
-                true[node.output] = self.exact.step(node, true, bindings)
+        exact = self.exact
+        if exact is None:
+            return
+
+        def step(at: int) -> None:
+            self.true[at][node.output] = exact.step(node, self.true[at], self.bindings[at])
+
+        self._each(step)
 
     def _weighted(self, node: Node, rough: Node) -> None:
         if self.exact is not None:
             self._round_anew(node, rough)
-        open_rough = _without_clamp(rough)
-        mean = _Mean(_axis(node))
-        for got, bindings in zip(self.got, self.bindings, strict=True):
-            got[node.output] = self.rough.step(open_rough, got, bindings)
-            mean.add(got[node.output])
+        shift = self.wanted[node.output] - _together(self._each(self._open_step, node, _without_clamp(rough)))
+        added = None
         if node.output in self.biases or not self._absorbed(node):
-            shift = (self.wanted[node.output] - mean.value()).float()
-            self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + shift.numpy()
-            for got in self.got:
-                values, axis = got[node.output], _axis(node)
-                values += shift.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
-        for got in self.got:
-            got[node.output] = self._round(node.output, _clamped(node, got[node.output]))
+            added = shift.float()
+            self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + added.numpy()
+        self._each(self._close, node, added)
+
+    def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
+        """Compute the node without its clamp, and the mean of its channels."""
+        values = self.got[at][node.output] = self.rough.step(open_rough, self.got[at], self.bindings[at])
+        return _Mean.of(values, _axis(node))
+
+    def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
+        """Add what the bias gained, clamp and round."""
+        values, axis = self.got[at][node.output], _axis(node)
+        if added is not None:
+            values += added.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
+        self.got[at][node.output] = self._round(node.output, _clamped(node, values))
 
     def _absorbed(self, node: Node) -> bool:
         """Whether a shift of the output reaches only biases of later layers, which then take it out there."""
@@ -149,25 +179,26 @@ class _Correction:
         return fake_quantize(values, self.plan.types[name]) if name in self.rounded else values
 
 
+@dataclass(frozen=True)
 class _Mean:
-    """The mean over all axes but one, of tensors that come one by one."""
+    """The sum over all axes but one, float64, and of how many values."""
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.total: torch.Tensor | None = None
-        self.count = 0
+    total: torch.Tensor
+    count: int
 
-    def add(self, values: torch.Tensor) -> None:
-        others = [index for index in range(values.dim()) if index != self.axis % values.dim()]
-        part = values.sum(others, dtype=torch.float64) if others else values.double()
-        self.total = part if self.total is None else self.total + part
-        self.count += values.numel() // part.numel()
+    @classmethod
+    def of(cls, values: torch.Tensor, axis: int) -> _Mean:
+        others = [index for index in range(values.dim()) if index != axis % values.dim()]
+        total = values.sum(others) if others else values
+        return cls(total.double(), values.numel() // total.numel())
 
-    def value(self) -> torch.Tensor:
-        """float64, one entry for each channel."""
-        if self.total is None:
-            raise ValueError("no samples")
-        return self.total / self.count
+
+def _together(parts: Iterable[_Mean]) -> torch.Tensor:
+    """The mean of all parts: float64, one entry for each channel."""
+    parts = list(parts)
+    if not parts:
+        raise ValueError("no samples")
+    return torch.stack([part.total for part in parts]).sum(0) / sum(part.count for part in parts)
 
 
 def _axis(node: Node) -> int:

@@ -33,11 +33,17 @@ class Histogram:
         self.high = -math.inf
 
     def observe(self, values: torch.Tensor, low: float, high: float) -> None:
-        """Add ``values`` (any shape, float32), whose tensor has the extremes ``low`` and ``high``."""
+        """Add ``values`` (float32, from ``some``), whose tensor has the extremes ``low`` and ``high``."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(_exponent_for(max(abs(low), abs(high))))
-        bins = _thin(values).mul(2.0**-self.exponent).floor_().to(torch.int32).add_(HALF_BINS)
+        bins = values.mul(2.0**-self.exponent).floor_().to(torch.int32).add_(HALF_BINS)
         self.counts += torch.bincount(bins, minlength=2 * HALF_BINS).numpy()
+
+    @staticmethod
+    def some(values: torch.Tensor) -> torch.Tensor:
+        """About ``HISTOGRAM_VALUES`` of each sample's values (N, ...), evenly spaced by an odd stride: a copy, flat."""
+        flat = values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(1, -1)
+        return flat[:, :: max(flat.shape[1] // HISTOGRAM_VALUES, 1) | 1].flatten().clone()
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both sets of values."""
@@ -77,21 +83,17 @@ def _exponent_for(magnitude: float) -> int:
     return max(exponent - HALF_BINS.bit_length() + 1, _MIN_EXPONENT)
 
 
-def _thin(values: torch.Tensor) -> torch.Tensor:
-    """About ``HISTOGRAM_VALUES`` of each sample's values, evenly spaced by an odd stride."""
-    flat = values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(1, -1)
-    stride = flat.shape[1] // HISTOGRAM_VALUES
-    if stride < 2:
-        return flat.reshape(-1)
-    return flat[:, :: stride | 1].reshape(-1)
-
-
 class Extremes:
     """The smallest and the largest value ever seen."""
 
     def __init__(self) -> None:
         self.low = math.inf
         self.high = -math.inf
+
+    @staticmethod
+    def some(values: torch.Tensor) -> torch.Tensor:
+        """None of the values: float32 (0)."""
+        return values.new_empty(0)
 
     def observe(self, values: torch.Tensor, low: float, high: float) -> None:
         """Take the extremes ``low`` and ``high`` of one batch."""
@@ -102,6 +104,7 @@ class MovingAverage:
     """Exponential moving average of each batch's extremes (Krishnamoorthi 2018); depends on the order of batches."""
 
     momentum = 0.1
+    some = staticmethod(Extremes.some)
 
     def __init__(self) -> None:
         self.low = math.nan

@@ -18,12 +18,13 @@ import torch
 from kvant.graph import Node, ops
 from kvant.quantization.grids import Grid
 from kvant.quantization.weights import QuantizedWeight
+from kvant.quantization.workers import in_order
 
 # Weights of one output channel beyond which the K x K matrices cost more than they give.
 LARGEST = 2400
-# Positions of one sample that enter the moments: this many, or twice the weights of an output channel if that is more.
+# Positions of one sample that enter the moments: this many, or as many as weights of a channel if these are more.
 LEAST_POSITIONS = 256
-# Fewer positions than this for each weight of a channel would fit the samples, not the network.
+# Fewer than this would fit the samples, not the network.
 POSITIONS_PER_WEIGHT = 4
 # Columns that are rounded one by one before their errors are spread over all later columns.
 BLOCK = 64
@@ -56,26 +57,36 @@ def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, t
     """Moments of a layer's inputs over samples; each pair holds the float and the quantized network's input."""
     own = cross = wanted_sum = got_sum = torch.zeros(())
     positions = 0
-    for exact, rough in pairs:
-        wanted, got = _columns(node, weight, exact), _columns(node, weight, rough)
-        own = own + torch.bmm(got, got.transpose(1, 2)).double()
-        cross = cross + torch.bmm(wanted, got.transpose(1, 2)).double()
-        wanted_sum, got_sum = wanted_sum + _total(wanted), got_sum + _total(got)
-        positions += got.shape[2]
+    wanted = max(LEAST_POSITIONS, weight[0].size)
+    for products in in_order(lambda pair: _products(node, weight, wanted, *pair), pairs):
+        own, cross = own + products[0], cross + products[1]
+        wanted_sum, got_sum = wanted_sum + products[2], got_sum + products[3]
+        positions += products[4]
     if not positions:
         raise ValueError("no samples")
     mean = got_sum.transpose(1, 2) / positions
     return Moments(own - got_sum @ mean, cross - wanted_sum @ mean, positions)
 
 
+def _products(
+    node: Node, weight: np.ndarray, count: int, exact: torch.Tensor, rough: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Of about ``count`` positions of one sample: moments of the rough input, with the exact one; sums; how many."""
+    with torch.inference_mode():
+        wanted, got = (_columns(node, weight, count, values) for values in (exact, rough))
+        turned = got.transpose(1, 2)
+        own, cross = torch.bmm(got, turned).double(), torch.bmm(wanted, turned).double()
+        return own, cross, _total(wanted), _total(got), got.shape[2]
+
+
 def _total(columns: torch.Tensor) -> torch.Tensor:
     """float64 (G, K, 1): the sum over positions."""
-    return columns.sum(2, keepdim=True, dtype=torch.float64)
+    return columns.sum(2, keepdim=True).double()
 
 
-def _columns(node: Node, weight: np.ndarray, values: torch.Tensor) -> torch.Tensor:
-    """(G, K, positions): what output positions' products read, thinned to an even grid of them."""
-    op, wanted = node.op, max(LEAST_POSITIONS, 2 * weight[0].size)
+def _columns(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> torch.Tensor:
+    """(G, K, positions): what output positions' products read, thinned to an even grid of ``wanted`` or some more."""
+    op = node.op
     if isinstance(op, ops.Linear):
         rows = values.reshape(1, -1, values.shape[-1])
         return rows[:, :: max(rows.shape[1] // wanted, 1)].transpose(1, 2)
@@ -89,7 +100,11 @@ def _columns(node: Node, weight: np.ndarray, values: torch.Tensor) -> torch.Tens
     kernel = (1, *weight.shape[2:]) if weight.ndim == 3 else weight.shape[2:]
     count = values.shape[0] * values.shape[2] * values.shape[3] / (strides[0] * strides[1])
     skip = max(int((count / wanted) ** 0.5), 1)
-    columns = torch.nn.functional.unfold(values, kernel, dilations, 0, (strides[0] * skip, strides[1] * skip))
+    strides = (strides[0] * skip, strides[1] * skip)
+    if set(kernel) == {1}:
+        columns = values[:, :, :: strides[0], :: strides[1]].flatten(2)
+    else:
+        columns = torch.nn.functional.unfold(values, kernel, dilations, 0, strides)
     return columns.transpose(0, 1).reshape(op.groups, -1, columns.shape[0] * columns.shape[2])
 
 

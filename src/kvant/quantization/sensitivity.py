@@ -19,6 +19,7 @@ from kvant.quantization.progress import Progress
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values, ties
+from kvant.quantization.workers import in_order
 from kvant.quantization.yardstick import Yardstick
 from kvant.runtime import count_macs
 
@@ -104,20 +105,28 @@ def noise_of(
         error: the error of a tensor, from its name and value; None for one that has none.
         samples: those of ``yardstick``, in order.
     """
-    generator = torch.Generator().manual_seed(0)
-    noise: dict[str, float] = {}
-    for at, sample in enumerate(samples):
+
+    def effects(numbered: tuple[int, Sample]) -> dict[str, float]:
+        at, sample = numbered
+        generator = torch.Generator().manual_seed(at)
+        found: dict[str, float] = {}
         with torch.enable_grad():
             outputs, tensors = run(sample)
             for direction in range(DIRECTIONS):
                 loss = yardstick.random_direction(at, outputs, generator)
                 more = direction + 1 < DIRECTIONS
-                found = torch.autograd.grad(loss, list(tensors.values()), retain_graph=more, allow_unused=True)
-                for (name, values), gradient in zip(tensors.items(), found, strict=True):
+                gradients = torch.autograd.grad(loss, list(tensors.values()), retain_graph=more, allow_unused=True)
+                for (name, values), gradient in zip(tensors.items(), gradients, strict=True):
                     wrong = None if gradient is None else error(name, values.detach())
                     if gradient is not None and wrong is not None:
                         effect = float((gradient * wrong).sum(dtype=torch.float64))
-                        noise[name] = noise.get(name, 0.0) + effect * effect / DIRECTIONS
+                        found[name] = found.get(name, 0.0) + effect * effect / DIRECTIONS
+        return found
+
+    noise: dict[str, float] = {}
+    for found in in_order(effects, enumerate(samples)):
+        for name, effect in found.items():
+            noise[name] = noise.get(name, 0.0) + effect
     return noise
 
 

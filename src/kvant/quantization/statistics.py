@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +16,13 @@ from kvant.graph import Graph, is_symbol, ops, show_shape
 from kvant.quantization.observers import OBSERVERS, AnyObserver
 from kvant.quantization.progress import Progress
 from kvant.quantization.ties import makes_values
+from kvant.quantization.workers import in_order
 
 Sample = list[torch.Tensor]
 
 
+# Values of a batch that are run at once, if these are several samples.
+PIECE_VALUES = 1 << 16
 # Positions of one sample that enter means and moments; more of a large map tell little that is new.
 MOMENT_POSITIONS = 1024
 
@@ -64,19 +67,22 @@ class Channels:
         """float64 (C): largest magnitude."""
         return np.asarray(np.maximum(self.high, -self.low))
 
-    def observe(self, values: torch.Tensor, axis: int) -> tuple[float, float]:
-        """Add a tensor whose channels lie along ``axis``; returns its extremes."""
+    @classmethod
+    def of(cls, values: torch.Tensor, axis: int) -> Channels:
+        """Statistics of a tensor whose channels lie along ``axis``."""
         others = [index for index in range(values.dim()) if index != axis % values.dim()]
-        # Twice as fast as aminmax along axes.
-        high, low = values.amax(others), values.amin(others)
-        self.high = np.maximum(self.high, high.numpy())
-        self.low = np.minimum(self.low, low.numpy())
         some = _some_positions(values, axis)
         norm = torch.linalg.vector_norm(some, 2, others).numpy().astype(np.float64)
-        self.sums = self.sums + some.sum(others).numpy()
-        self.squares = self.squares + norm * norm
-        self.count += some.numel() // some.shape[axis]
-        return float(low.min()), float(high.max())
+        sums = some.sum(others).numpy().astype(np.float64)
+        # Twice as fast as aminmax along axes.
+        low, high = values.amin(others).numpy(), values.amax(others).numpy()
+        return cls(low, high, sums, norm * norm, some.numel() // some.shape[axis])
+
+    def add(self, other: Channels) -> None:
+        """Take in what was seen of the same channels elsewhere."""
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.sums, self.squares = self.sums + other.sums, self.squares + other.squares
+        self.count += other.count
 
     def part(self, offset: int, count: int) -> Channels:
         """The statistics of ``count`` channels from ``offset`` on."""
@@ -119,6 +125,15 @@ class Statistics:
     samples: list[Sample] = field(default_factory=list)
     batches: int = 0
 
+    def add(self, look: Look, kind: str) -> None:
+        """Take in one look, by observers of ``kind``."""
+        for name, channels in look.channels.items():
+            self.channels.setdefault(name, Channels.unseen(len(channels.low))).add(channels)
+        for name, (values, low, high) in look.values.items():
+            if name not in self.observers:
+                self.observers[name] = OBSERVERS[kind]()
+            self.observers[name].observe(values, low, high)
+
 
 def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, progress: Progress) -> Statistics:
     """Run ``graph`` over ``data`` once and return what was seen.
@@ -133,14 +148,18 @@ def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, prog
         CalibrationError: there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
     """
     seen = Statistics()
-    executor = Executor(graph)
-    watch = _Watch(makes_values(graph), channel_axes(graph), observer, seen)
     kept = _Kept(keep, all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape))
-    for batch in progress.track(data, "calibrating"):
-        seen.batches += 1
-        check_batch(graph, batch, seen.batches)
-        executor.run(batch, watch)
-        kept.offer(batch)
+
+    def checked() -> Iterator[Sample]:
+        for batch in progress.track(data, "calibrating"):
+            seen.batches += 1
+            check_batch(graph, batch, seen.batches)
+            kept.offer(batch)
+            yield from _pieces(batch) if kept.split and observer != "moving_average" else [batch]
+
+    looker = _Looker(graph, makes_values(graph), channel_axes(graph), observer)
+    for look in in_order(looker, checked()):
+        seen.add(look, observer)
     if seen.batches == 0:
         raise CalibrationError("calibration data is empty: give at least one batch, better a hundred pictures")
     seen.samples = kept.samples()
@@ -150,38 +169,48 @@ def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, prog
 def observe(graph: Graph, samples: Iterable[Sample], names: set[str], observer: str) -> dict[str, AnyObserver]:
     """Observers, of the kind ``observer``, of the activations ``names`` of ``graph`` on ``samples``."""
     seen = Statistics()
-    executor = Executor(graph)
-    watch = _Watch(names, {}, observer, seen)
-    for sample in samples:
-        executor.run(sample, watch)
+    for look in in_order(_Looker(graph, names, {}, observer), samples):
+        seen.add(look, observer)
     return seen.observers
 
 
-class _Watch:
-    """Sees every activation of a run; feeds the observers of ``names``, and the channels of those with an axis."""
+@dataclass
+class Look:
+    """What one batch showed: statistics of channels; of activations some values (where they count) and the extremes."""
 
-    def __init__(self, names: set[str], axes: dict[str, int], observer: str, seen: Statistics) -> None:
+    channels: dict[str, Channels] = field(default_factory=dict)
+    values: dict[str, tuple[torch.Tensor, float, float]] = field(default_factory=dict)
+
+
+class _Looker:
+    """Runs a graph on one batch and looks at the activations ``names``, and at the channels of those with an axis."""
+
+    def __init__(self, graph: Graph, names: set[str], axes: dict[str, int], observer: str) -> None:
+        self.executor = Executor(graph)
         self.names = names
         self.axes = axes
-        self.observer = observer
-        self.seen = seen
+        self.some = OBSERVERS[observer].some
 
-    def __call__(self, name: str, values: torch.Tensor) -> None:
-        if values.dtype != torch.float32:
-            return
-        extremes = None
+    def __call__(self, batch: Sample) -> Look:
+        look = Look()
+
+        def watch(name: str, values: torch.Tensor) -> None:
+            if values.dtype == torch.float32 and (name in self.names or name in self.axes):
+                self._look(look, name, values)
+
+        self.executor.run(batch, watch)
+        return look
+
+    def _look(self, look: Look, name: str, values: torch.Tensor) -> None:
         if name in self.axes:
-            axis = self.axes[name]
-            if name not in self.seen.channels:
-                self.seen.channels[name] = Channels.unseen(values.shape[axis])
-            extremes = self.seen.channels[name].observe(values, axis)
+            channels = look.channels[name] = Channels.of(values, self.axes[name])
+            low, high = float(channels.low.min()), float(channels.high.max())
+        else:
+            low, high = (float(value) for value in torch.aminmax(values))
         if name in self.names:
-            low, high = extremes or (float(value) for value in torch.aminmax(values))
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise CalibrationError(f"activation {name!r} became NaN or infinite on calibration data")
-            if name not in self.seen.observers:
-                self.seen.observers[name] = OBSERVERS[self.observer]()
-            self.seen.observers[name].observe(values, low, high)
+            look.values[name] = (self.some(values), low, high)
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:
@@ -242,9 +271,15 @@ class _Kept:
         return [sample for _, _, sample in sorted(self.heap, key=lambda entry: -entry[0])]
 
 
-def _split(batch: Sample) -> Iterable[Sample]:
-    """Single samples along the first axis, where all inputs agree on it."""
+def _split(batch: Sample, at_once: int = 1) -> Iterable[Sample]:
+    """Pieces of ``at_once`` samples along the first axis, where all inputs agree on it."""
     sizes = {values.shape[0] if values.dim() else 0 for values in batch}
     if len(sizes) != 1 or 0 in sizes or sizes == {1}:
         return [batch]
-    return ([values[index : index + 1] for values in batch] for index in range(sizes.pop()))
+    return ([values[index : index + at_once] for values in batch] for index in range(0, sizes.pop(), at_once))
+
+
+def _pieces(batch: Sample) -> Iterable[Sample]:
+    """Parts of a batch that keep every worker busy and the memory for activations small."""
+    values = max((entry.numel() // max(entry.shape[0], 1) for entry in batch if entry.dim()), default=1)
+    return _split(batch, max(PIECE_VALUES // max(values, 1), 1))

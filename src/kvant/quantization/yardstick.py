@@ -11,6 +11,7 @@ from kvant.capture import Executor
 from kvant.graph import Graph
 from kvant.quantization.simulate import Plan, Simulation
 from kvant.quantization.statistics import Sample
+from kvant.quantization.workers import in_order
 
 # Samples weaker than the median count as if they had it, and channels weaker than this share of the mean power as if
 # they had that: silence is not worth bits.
@@ -36,7 +37,7 @@ class Yardstick:
     def __init__(self, graph: Graph, samples: Sequence[Sample]) -> None:
         executor = Executor(graph)
         self.samples = list(samples)
-        self.wanted = [executor.run(sample) for sample in self.samples]
+        self.wanted = list(in_order(executor.run, self.samples))
         outputs = {
             index: [sample[index] for sample in self.wanted]
             for index, first in enumerate(self.wanted[0])
@@ -58,12 +59,15 @@ class Yardstick:
         """Noise over signal at the worst output: over all values, and the mean over channels."""
         simulation = Simulation(plan)
         whole, channels = dict.fromkeys(self._whole, 0.0), dict.fromkeys(self._channels, 0.0)
-        for at, sample in enumerate(self.samples):
-            for index, output in enumerate(simulation.run(sample)):
-                if index in whole:
-                    noise = _power(output - self.wanted[at][index])
-                    whole[index] += float((self._whole[index][at].double().square() * noise).sum())
-                    channels[index] += float((self._channels[index][at].double().square() * noise).sum())
+
+        def powers(at: int) -> dict[int, torch.Tensor]:
+            outputs = simulation.run(self.samples[at])
+            return {index: _power(outputs[index] - self.wanted[at][index]) for index in whole}
+
+        for at, found in enumerate(in_order(powers, range(len(self.samples)))):
+            for index, noise in found.items():
+                whole[index] += float((self._whole[index][at].double().square() * noise).sum())
+                channels[index] += float((self._channels[index][at].double().square() * noise).sum())
         return max(whole.values(), default=0.0), max(channels.values(), default=0.0)
 
     def random_direction(self, at: int, outputs: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
