@@ -139,6 +139,10 @@ def test_the_slider_moves(page: Visit, picture: Path) -> None:
 def test_the_camera(page: Visit) -> None:
     page.page.get_by_label("Capture from camera").click()
     page.page.get_by_text("Click to Access Webcam").click()
+    # What is captured before the first frame is there is an empty picture, which the page never sends.
+    page.page.wait_for_function(
+        "[...document.querySelectorAll('video')].some(video => video.videoWidth && !video.paused)"
+    )
     page.page.get_by_label("capture photo").click()
     assert page.summary()[0] == "people"
     assert all(picture.max() > 100 for picture in page.pictures())
@@ -181,5 +185,6 @@ def test_the_picture_of_the_documentation(browser: Any, tmp_path: Path, monkeypa
         found.page.wait_for_timeout(1500)
         screenshot = found.page.screenshot(type="jpeg", quality=88)
         found.check_it_stayed_here()
-    target = os.environ.get("KVANT_PICTURES")
-    (Path(target) if target else tmp_path).joinpath("page.jpg").write_bytes(screenshot)
+    target = Path(os.environ.get("KVANT_PICTURES", tmp_path))
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "page.jpg").write_bytes(screenshot)
