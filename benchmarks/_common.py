@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kvant.pose import network_spec, prepare, read_image
+from kvant.pose import ONE_SCALE, calibration_inputs, network_spec, read_image
 from kvant.pose.demo.environment import cpu_count, cpu_name, versions
 from kvant.pose.layout import Float32Array
 
@@ -41,10 +41,10 @@ def require_coco() -> None:
         raise SystemExit(f"no COCO photos at {COCO}: set KVANT_SHARED to the folder that holds data/coco")
 
 
-def calibration_tensors(count: int, height: int) -> list[Float32Array]:
-    """The first `count` train photos as the network takes them."""
+def calibration_tensors(count: int, height: int, scales: Sequence[float] = ONE_SCALE) -> list[Float32Array]:
+    """The first `count` train photos as the network takes them; they take turns at the scales."""
     paths = sorted((COCO / "train2017").glob("*.jpg"))[:count]
-    return [prepare(read_image(path), SPEC, height)[0] for path in paths]
+    return list(calibration_inputs(map(read_image, paths), SPEC, height, scales))
 
 
 def validation_subset(count: int, folder: Path) -> Path:

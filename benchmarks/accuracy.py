@@ -57,7 +57,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 def _quantize(job: dict[str, Any], onnx: Path) -> tuple[Infer, dict[str, Any]]:
     engine = ENGINES[job["engine"]](onnx, job["threads"])
-    tensors = calibration_tensors(job["calibration"], job["height"])
+    tensors = calibration_tensors(job["calibration"], job["height"], job["scales"])
     memory, start = PeakMemory(), time.perf_counter()
     infer, facts = engine.quantize(tensors)
     seconds = time.perf_counter() - start

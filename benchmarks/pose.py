@@ -62,7 +62,7 @@ def prepare_file(job: dict[str, Any]) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     net, spec = build(job["network"]), network_spec(job["network"])
     if job["network"] == THIN:
-        tensors = [torch.from_numpy(array) for array in calibration_tensors(134, 368)]
+        tensors = [torch.from_numpy(array) for array in calibration_tensors(134, 368, FOUR_SCALES)]
         kvant.quantize(net, tensors[0], calibration=tensors, metadata=spec.metadata()).save(path)
     else:
         picture = prepare(read_image(PICTURE), spec, 368)[0]

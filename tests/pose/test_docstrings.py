@@ -6,8 +6,8 @@ from importlib import import_module
 import pytest
 
 MODULES = (
-    "spec", "estimator", "person", "headers", "pictures", "preprocess", "decode", "draw", "evaluate", "compare",
-    "overlap", "server", "networks",
+    "calibration", "spec", "estimator", "person", "headers", "pictures", "preprocess", "decode", "draw", "evaluate",
+    "compare", "overlap", "server", "networks",
 )  # fmt: skip
 
 

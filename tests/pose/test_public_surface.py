@@ -13,8 +13,8 @@ EXPECTED = {
     "Agreement", "CocoTruth", "Comparison", "DecoderSettings", "Difference", "Geometry", "InputSpec", "Limb", "Maps",
     "NetworkSpec", "OpenPoseMobileNetThin", "OpenPoseVGG", "PageLimits", "PageModels", "Person", "PoseEstimator",
     "PoseOutput", "Video", "VideoReport",
-    "as_picture", "compare_estimators", "compare_people", "decode_image", "decode_people", "draw_people",
-    "evaluate_coco", "find_pictures", "keypoint_agreement", "load_checkpoint", "network_spec", "prepare",
+    "as_picture", "calibration_inputs", "compare_estimators", "compare_people", "decode_image", "decode_people",
+    "draw_people", "evaluate_coco", "find_pictures", "keypoint_agreement", "load_checkpoint", "network_spec", "prepare",
     "process_video", "read_image", "serve_page", "side_by_side",
 }  # fmt: skip
 

@@ -15,22 +15,23 @@ import kvant
 from kvant import pose
 from kvant.cli import options, output
 from kvant.cli.checkpoint import need_torch
-from kvant.cli.pose_options import Height, NetworkName, Weights
+from kvant.cli.pose_options import Height, NetworkName, Weights, parse_scales
 from kvant.cli.quantize import make_recipe
 
 
 class PosePictures:
-    """Pictures as a pose network wants them, read one by one."""
+    """Pictures as a pose network wants them, read one by one; they take turns at the scales."""
 
-    def __init__(self, paths: list[Path], spec: pose.NetworkSpec, height: int) -> None:
-        self.paths, self.spec, self.height = paths, spec, height
+    def __init__(self, paths: list[Path], spec: pose.NetworkSpec, height: int, scales: tuple[float, ...]) -> None:
+        self.paths, self.spec, self.height, self.scales = paths, spec, height, scales
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32]]]:
-        for path in self.paths:
-            yield (pose.prepare(pose.read_image(path), self.spec, self.height)[0],)
+        pictures = map(pose.read_image, self.paths)
+        for array in pose.calibration_inputs(pictures, self.spec, self.height, self.scales):
+            yield (array,)
 
 
 def quantize(
@@ -46,6 +47,13 @@ def quantize(
     out: options.Out,
     weights: Weights = None,
     height: Height = 368,
+    scales: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="The pictures take turns at these multiples of the height: those at which the file will be used.",
+        ),
+    ] = "0.5,1,1.5,2",
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use the first N pictures only.", show_default=False)
     ] = None,
@@ -60,7 +68,7 @@ def quantize(
         raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
     recipe = make_recipe(bits, wide, target_sqnr)
     options.check_writable(out)
-    pictures = PosePictures(pose.find_pictures(calibration)[:limit], spec, height)
+    pictures = PosePictures(pose.find_pictures(calibration)[:limit], spec, height, parse_scales(scales))
     need_torch()
     import torch
 

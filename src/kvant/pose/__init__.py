@@ -17,6 +17,7 @@ from kvant.pose.person import Person
 from kvant.pose.spec import NETWORKS, InputSpec, NetworkSpec, PoseOutput, network_spec
 
 if TYPE_CHECKING:
+    from kvant.pose.calibration import calibration_inputs
     from kvant.pose.compare import COMPARISON_COLUMNS, Comparison, Difference, compare_estimators, compare_people
     from kvant.pose.decode import DecoderSettings, Maps, decode_people
     from kvant.pose.draw import draw_people, side_by_side
@@ -56,6 +57,7 @@ __all__ = [
     "Video",
     "VideoReport",
     "as_picture",
+    "calibration_inputs",
     "compare_estimators",
     "compare_people",
     "decode_image",
@@ -74,6 +76,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "calibration": ("calibration_inputs",),
     "compare": ("COMPARISON_COLUMNS", "Comparison", "Difference", "compare_estimators", "compare_people"),
     "decode": ("DecoderSettings", "Maps", "decode_people"),
     "draw": ("draw_people", "side_by_side"),

@@ -74,7 +74,7 @@ class PoseEstimator:
         self.scales = tuple(scales)
         self.settings = settings or DecoderSettings()
         self.run = as_function(model)
-        _check_sizes(height, self.scales, self.network.input.stride)
+        check_sizes(height, self.scales, self.network.input.stride)
 
     def detect(self, image: Picture) -> list[Person]:
         """Return the people in a picture, best first, in its coordinates.
@@ -114,7 +114,8 @@ class PoseEstimator:
         return f"PoseEstimator({self.network.name}, height={self.height}, scales={self.scales})"
 
 
-def _check_sizes(height: int, scales: tuple[float, ...], stride: int) -> None:
+def check_sizes(height: int, scales: tuple[float, ...], stride: int) -> None:
+    """Raise InputError if a height and scales have no meaning."""
     if not 1 <= len(scales) <= MAX_SCALES:
         raise InputError(f"expected 1 to {MAX_SCALES} scales, got {len(scales)}")
     if not all(np.isfinite(scale) and round(scale * height) >= stride for scale in scales):

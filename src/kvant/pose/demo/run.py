@@ -17,12 +17,13 @@ import cv2
 from rich.console import Console
 
 import kvant
+from kvant.pose.calibration import calibration_inputs
 from kvant.pose.demo.environment import cpu_count, cpu_name, versions
 from kvant.pose.demo.pictures import DemoError, Pictures, folder_pictures, sample_video, split, video_pictures
 from kvant.pose.demo.report import agreement_fields, broken_promises, output_sqnr, show
 from kvant.pose.demo.without_torch import Job, Recorder, Result, median_ms, run_without_torch
 from kvant.pose.draw import draw_people, side_by_side
-from kvant.pose.estimator import PoseEstimator, as_function
+from kvant.pose.estimator import ONE_SCALE, PoseEstimator, as_function
 from kvant.pose.evaluate import Agreement, keypoint_agreement
 from kvant.pose.layout import Float32Array
 from kvant.pose.person import Person
@@ -123,7 +124,7 @@ def _quantize(net: torch.nn.Module, pictures: Pictures, numbers: Sequence[int], 
     import torch
 
     first = torch.from_numpy(prepare(next(pictures.read(numbers[:1])), SPEC, height)[0])
-    inputs = (torch.from_numpy(prepare(picture, SPEC, height)[0]) for picture in pictures.read(numbers))
+    inputs = calibration_inputs(pictures.read(numbers), SPEC, height, ONE_SCALE)
     return kvant.quantize(net, first, calibration=inputs, metadata=SPEC.metadata())
 
 
