@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("KVANT_SHARED", REPOSITORY.parent / "shared"))
 COCO = SHARED / "data" / "coco"
 SPEC = network_spec("openpose-mobilenet-thin")
-PACKAGES = ("torch", "numpy", "openvino", "nncf", "onnx", "onnxruntime")
+PACKAGES = ("torch", "numpy", "openvino", "nncf", "onnx", "onnxruntime", "torchao")
 
 
 def arguments(description: str | None, **defaults: int) -> argparse.ArgumentParser:

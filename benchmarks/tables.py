@@ -16,8 +16,10 @@ import accuracy
 import calibration
 import cv2
 import digits
+import imagenet
 import installed
 import kernels
+import sentences
 import startup
 import video
 from _common import REPOSITORY
@@ -127,6 +129,18 @@ def digits_table(report: Report) -> str:
     return f"{markdown(digits.COLUMNS, digits.rows(report))}\n\n{report['pictures']} pictures. {conditions(report)}"
 
 
+def imagenet_table(report: Report) -> str:
+    """Classifiers with real weights."""
+    photos = f"{report['photos']} photos, calibrated on {report['calibration_photos']} others"
+    return f"{markdown(imagenet.COLUMNS, imagenet.rows(report))}\n\n{photos}. {conditions(report)}"
+
+
+def sentences_table(report: Report) -> str:
+    """A transformer."""
+    texts = f"{report['sentences']} sentences, calibrated on {report['calibration_sentences']} others"
+    return f"{markdown(sentences.COLUMNS, sentences.rows(report))}\n\n{texts}. {conditions(report)}"
+
+
 def pose_table(report: Report) -> str:
     """From pictures to people."""
     size = " x ".join(map(str, report["results"][0]["size"]))
@@ -146,6 +160,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "calibration": ("benchmarks/calibration.json", calibration_table),
     "speed": ("benchmarks/runtime.json", speed_table),
     "digits": ("benchmarks/digits.json", digits_table),
+    "imagenet": ("benchmarks/imagenet.json", imagenet_table),
+    "sentences": ("benchmarks/sentences.json", sentences_table),
     "runtime-avx2": ("benchmarks/runtime-avx2.json", runtime_table),
     "runtime": ("benchmarks/runtime.json", runtime_table),
     "pose": ("benchmarks/pose.json", pose_table),

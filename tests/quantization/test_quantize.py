@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 import kvant
 from kvant.format import to_bytes
 from kvant.graph import ops
+from kvant.quantization.simulate import Plan
 from kvant.runtime import QuantizedModel
 from networks import settle_batch_norm, sqnr_db
 
@@ -200,3 +203,17 @@ def test_recipes_check_themselves() -> None:
     for bad in ({"observer": "psychic"}, {"weights": 7}, {"equalize": 1}, {"samples": 0}, {"wide": "up"}):
         with pytest.raises(kvant.RecipeError):
             kvant.Recipe(**bad)
+
+
+def test_corrected_biases_that_measure_worse_are_not_taken(mixed: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A correction gone wrong on held-out samples leaves the file as it is without any."""
+    data = images(8, 3, 32, 32)
+    recipe = kvant.Recipe(compensate=False, fine_weights=False)
+    without = kvant.quantize(mixed, data[0], calibration=data, recipe=replace(recipe, correct_bias=False))
+
+    def spoil(plan: Plan, *_: object, **__: object) -> Plan:
+        return replace(plan, biases={name: bias + 3 for name, bias in plan.biases.items()})
+
+    monkeypatch.setattr("kvant.quantization.api.correct", spoil)
+    spoiled = kvant.quantize(mixed, data[0], calibration=data, recipe=recipe)
+    assert to_bytes(spoiled.graph) == to_bytes(without.graph)
