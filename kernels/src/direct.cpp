@@ -361,13 +361,15 @@ int32_t Direct::run_by_pixels(const Job &job, const DirectWork &whole) const {
   int64_t vectors = 0;
   for (const Block &block : blocks_) vectors += block.vectors;
   const int64_t pixels = whole.count, tile = direct_loops().pixels[blocks_.front().vectors - 1];
-  const int64_t chunk = chunk_of(pixels, tile, products() * vectors, 1);
-  return parallel(divide_up(pixels, chunk), 1, [&](int64_t begin, int64_t end) -> int32_t {
+  const int64_t tiles = divide_up(pixels, tile), chunk = chunk_of(pixels, tile, products() * vectors, 1) / tile;
+  // As many for each thread, of as many tiles as possible.
+  const int64_t items = std::min(tiles, round_up(divide_up(tiles, chunk), num_threads()));
+  return parallel(items, 1, [&](int64_t begin, int64_t end) -> int32_t {
     int32_t worst = KVANT_OK;
     for (int64_t item = begin; item < end; ++item) {
       DirectWork work = whole;
-      work.first = item * chunk;
-      work.count = std::min(chunk, pixels - work.first);
+      work.first = tiles * item / items * tile;
+      work.count = std::min(tiles * (item + 1) / items * tile, pixels) - work.first;
       worst = std::max(worst, run_pixels(job, work));
     }
     return worst;

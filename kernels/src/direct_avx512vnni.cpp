@@ -71,7 +71,10 @@ struct Shorts {
 template <int64_t V>
 class Finish {
  public:
-  explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8), bounded_(work.bounded), outputs_(work.outputs) {
+  explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
+        bounded_(work.bounded),
+        simple_(bytes_ && bounded_ && work.addend == nullptr),
+        outputs_(work.outputs) {
     const kvant_target &target = *work.target;
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) multipliers_[v] = load_floats(work.multipliers + v * kLanes);
@@ -82,6 +85,14 @@ class Finish {
 
   void store(const Floats (&values)[V], uint8_t *y) const {
     bounded_ ? store_as<true>(values, y) : store_as<false>(values, y);
+  }
+
+  // Bytes, nothing added, products that fit int32.
+  bool simple() const { return simple_; }
+  void store_simple(const Floats (&values)[V], uint8_t *y) const {
+    const Vector first = _mm512_packs_epi32(settle<true, 0>(values), settle<true, 1>(values));
+    const Vector second = _mm512_packs_epi32(settle<true, 2>(values), settle<true, 3>(values));
+    store_bytes(_mm512_packus_epi16(_mm512_adds_epi16(first, zero_), _mm512_adds_epi16(second, zero_)), y);
   }
 
  private:
@@ -120,7 +131,7 @@ class Finish {
     _mm512_mask_storeu_epi16(y, (__mmask32{1} << outputs) - 1, result);
   }
 
-  bool bytes_, bounded_;
+  bool bytes_, bounded_, simple_;
   int64_t outputs_;
   Floats multipliers_[V];
   Vector zero_, low_, high_;

@@ -2,7 +2,8 @@
 // which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, the types Vector (kLanes
 // 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
 // load_floats, splat, rounded (to an integer, within bounds) and load_integers (as floats, no more than there are), the
-// product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel.
+// product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel: in every case, or fast in the
+// simple case that most layers are.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
@@ -94,6 +95,19 @@ __attribute__((noinline)) void add_and_store(const DirectWork &work, const Float
   add_and_store_as<int16_t, V>(work, sums, first, count);
 }
 
+// What is not simple, from memory: choices among registers would make the compiler move all of them.
+template <int64_t P, int64_t V>
+__attribute__((noinline)) void finish_any(const DirectWork &work, const Finish<V> &finish, const Vector (&sums)[P][V],
+                                          const Pixels<P> &pixels) {
+  Floats values[P][V];
+  for (int64_t p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) values[p][v] = to_float(sums[p][v]);
+    if (work.addend == nullptr) finish.store(values[p], pixels.y[p]);
+  }
+  if (work.addend != nullptr) add_and_store<V>(work, values, pixels.first, pixels.count);
+}
+
 template <typename Product, int64_t P, int64_t V>
 __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   Vector sums[P][V];
@@ -107,21 +121,21 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &fin
   for (int64_t r = 0; r < work.runs; ++r) {
     accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &stream);
   }
-  if (work.addend != nullptr) {
-    Floats values[P][V];
+  if (!finish.simple()) {
+    Vector whole[P][V];
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-      for (int64_t v = 0; v < V; ++v) values[p][v] = to_float(sums[p][v]);
+      for (int64_t v = 0; v < V; ++v) whole[p][v] = sums[p][v];
     }
-    return add_and_store<V>(work, values, pixels.first, pixels.count);
+    return finish_any<P, V>(work, finish, whole, pixels);
   }
 #pragma GCC unroll 16
   for (int64_t p = 0; p < P; ++p) {
     Floats values[V];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
-    finish.store(values, pixels.y[p]);
+    finish.store_simple(values, pixels.y[p]);
   }
 }
 

@@ -68,12 +68,16 @@ struct Shorts {
 template <int64_t V>
 class Finish {
  public:
-  explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8), outputs_(work.outputs) {
+  explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
+        simple_(bytes_ && work.bounded && work.addend == nullptr && work.outputs == V * kLanes),
+        outputs_(work.outputs) {
     const kvant_target &target = *work.target;
     for (int64_t v = 0; v < V; ++v) multipliers_[v] = load_floats(work.multipliers + v * kLanes);
     high_ = _mm256_set1_ps(static_cast<float>(target.high - target.zero_point));
     zero_ = _mm256_set1_epi16(static_cast<int16_t>(target.zero_point));
     low_ = _mm256_set1_epi16(static_cast<int16_t>(target.low));
+    low_bytes_ = _mm_set1_epi8(static_cast<char>(target.low));
+    high_bytes_ = _mm_set1_epi8(static_cast<char>(target.high));
   }
 
   void store(const Floats (&values)[V], uint8_t *y) const {
@@ -83,6 +87,18 @@ class Finish {
     if (!bytes_) return store_shorts(shorts, y);
     const Vector bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(shorts, shorts), 0xd8);
     store_bytes(_mm256_castsi256_si128(bytes), y);
+  }
+
+  // Bytes, nothing added, products that fit int32, no lane unused. Saturation brings them near the bounds.
+  bool simple() const { return simple_; }
+  void store_simple(const Floats (&values)[V], uint8_t *y) const {
+    const Vector first = _mm256_cvtps_epi32(_mm256_mul_ps(values[0], multipliers_[0]));
+    const Vector second = _mm256_cvtps_epi32(_mm256_mul_ps(values[V - 1], multipliers_[V - 1]));
+    const Vector words = _mm256_adds_epi16(_mm256_packs_epi32(first, second), zero_);  // 4 of each in either half
+    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    const __m128i mixed = _mm_shuffle_epi32(_mm_packus_epi16(low, high), 0xd8);
+    const __m128i bytes = _mm_min_epu8(_mm_max_epu8(mixed, low_bytes_), high_bytes_);
+    V == 2 ? _mm_storeu_si128(reinterpret_cast<__m128i *>(y), bytes) : _mm_storel_epi64(reinterpret_cast<__m128i *>(y), bytes);
   }
 
  private:
@@ -104,11 +120,12 @@ class Finish {
     __builtin_memcpy(y, whole, 2 * static_cast<uint64_t>(outputs_));
   }
 
-  bool bytes_;
+  bool bytes_, simple_;
   int64_t outputs_;
   Floats multipliers_[V];
   Floats high_;
   Vector zero_, low_;
+  __m128i low_bytes_, high_bytes_;
 };
 
 }  // namespace

@@ -73,7 +73,7 @@ template <int64_t V>
 class Finish {
  public:
   explicit Finish(const DirectWork &work)
-      : bytes_(work.target->dtype == KVANT_UINT8), outputs_(work.outputs),
+      : bytes_(work.target->dtype == KVANT_UINT8), simple_(work.addend == nullptr), outputs_(work.outputs),
         zero_(Floats{} + static_cast<float>(work.target->zero_point)),
         low_(Floats{} + static_cast<float>(work.target->low - work.target->zero_point)),
         high_(Floats{} + static_cast<float>(work.target->high - work.target->zero_point)) {
@@ -84,6 +84,9 @@ class Finish {
     if (bytes_) return store_as<uint8_t>(values, y);
     store_as<int16_t>(values, y);
   }
+
+  bool simple() const { return simple_; }
+  void store_simple(const Floats (&values)[V], uint8_t *y) const { store(values, y); }
 
  private:
   template <typename Out>
@@ -106,7 +109,7 @@ class Finish {
     return __builtin_convertvector(rounded(v, low_, high_) + zero_, Vector);
   }
 
-  bool bytes_;
+  bool bytes_, simple_;
   int64_t outputs_;
   Floats zero_, low_, high_;
   Floats multipliers_[V];
