@@ -43,13 +43,15 @@ constexpr int64_t kLargePage = int64_t{1} << 21;
 
 constexpr int kInput[6][6] = {{4, 0, -5, 0, 1, 0}, {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
                               {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
+constexpr int kShortInput[4][6] = {{4, 0, -4, 0, 0, 0}, {0, -3, -3, 0, 0, 0}, {0, 3, -3, 0, 0, 0}, {0, -4, 0, 4, 0, 0}};
 constexpr int kKernel[6][3] = {{3, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 3}};
 
-// Most that a transformed uint8 can be, either way.
-constexpr int largest_input() {
+// Most that a uint8 can be, either way, that is transformed by these lines down and across.
+template <int kDown, int kAcross>
+constexpr int largest_input(const int (&down)[kDown][6], const int (&across)[kAcross][6]) {
   int most = 0;
-  for (const auto &rows : kInput) {
-    for (const auto &columns : kInput) {
+  for (const auto &rows : down) {
+    for (const auto &columns : across) {
       int above = 0, below = 0;
       for (const int a : rows) {
         for (const int b : columns) (a * b > 0 ? above : below) += 255 * a * b;
@@ -61,7 +63,9 @@ constexpr int largest_input() {
   return most;
 }
 // With weights within +-32767, a pair of products is then below 2^31 too, which vpmaddwd needs.
-static_assert(largest_input() <= 32767, "the input's transform fits 16 bits");
+static_assert(largest_input(kInput, kInput) <= 32767 && largest_input(kInput, kShortInput) <= 32767 &&
+                  largest_input(kShortInput, kShortInput) <= 32767,
+              "the input's transform fits 16 bits");
 
 const WinogradLoops *winograd_loops() {
 #if defined(KVANT_HAVE_X86)
@@ -175,8 +179,9 @@ class Winograd final : public Algorithm {
   void unstage(const int16_t *staged, int64_t block, int64_t channel);
   Cut cut(int64_t tiles) const;
   int32_t run_parts(const Run &run, int64_t begin, int64_t end) const;
-  void locate(const Run &run, int64_t first, int64_t count, WinogradTile *tiles) const;
-  void run_block(const Run &run, int64_t block, WinogradTile *tiles, int64_t count, const int16_t *points,
+  WinogradTile locate(const Run &run, int64_t number) const;
+  WinogradTiles locate_all(const Run &run, int64_t first, int64_t count, WinogradTile *tiles) const;
+  void run_block(const Run &run, int64_t block, WinogradTile *tiles, const WinogradTiles &counts, const int16_t *points,
                  int32_t *sums) const;
 
   const WinogradLoops &loops_;
@@ -287,61 +292,78 @@ int32_t Winograd::run_parts(const Run &run, int64_t begin, int64_t end) const {
   KVANT_REQUIRE(points != nullptr && sums != nullptr, KVANT_NO_MEMORY);
   const Padded &x = run.job->x;
   WinogradTile tiles[kMostTiles];
-  for (int64_t part = begin, current = -1, count = 0; part < end; ++part) {
+  WinogradTiles counts{};
+  for (int64_t part = begin, current = -1; part < end; ++part) {
     const int64_t block = part / run.cut.groups, group = part % run.cut.groups;
     if (block != current) {
       const int64_t first = run.tiles * block / run.cut.blocks;
-      count = run.tiles * (block + 1) / run.cut.blocks - first;
-      locate(run, first, count, tiles);
+      const int64_t count = run.tiles * (block + 1) / run.cut.blocks - first;
+      counts = locate_all(run, first, count, tiles);
       for (int64_t t = 0; t < count; ++t) {
-        loops_.transform(tiles[t].x, x.row, x.column, channels_, points + t * channels_, points_plane);
+        loops_.transform(tiles[t], x.row, x.column, channels_, points + t * channels_, points_plane);
       }
       current = block;
     }
     for (int64_t b = blocks() * group / run.cut.groups; b < blocks() * (group + 1) / run.cut.groups; ++b) {
-      run_block(run, b, tiles, count, points, sums);
+      run_block(run, b, tiles, counts, points, sums);
     }
   }
   return KVANT_OK;
 }
 
-void Winograd::locate(const Run &run, int64_t first, int64_t count, WinogradTile *tiles) const {
+WinogradTile Winograd::locate(const Run &run, int64_t number) const {
   const Job &job = *run.job;
   const int64_t height = job.output_size[0], width = job.output_size[1];
-  const int64_t pixel = job.y_stride * size_of(job.target.dtype);
-  for (int64_t t = first; t < first + count; ++t) {
-    const int64_t image = t / (run.down * run.across), within = t % (run.down * run.across);
-    const int64_t row = within / run.across * kSize, column = within % run.across * kSize;
-    const int64_t number = (image * height + row) * width + column;
-    const uint8_t *added = job.addend == nullptr ? nullptr : static_cast<const uint8_t *>(job.addend->data);
-    if (added != nullptr) added += number * real_outputs_ * size_of(job.target.dtype);
-    tiles[t - first] = {job.x.data + image * job.x.image + row * job.x.row + column * job.x.column,
-                        job.y + number * pixel, added, std::min(kSize, height - row), std::min(kSize, width - column)};
-  }
+  const int64_t image = number / (run.down * run.across), within = number % (run.down * run.across);
+  const int64_t row = within / run.across * kSize, column = within % run.across * kSize;
+  const int64_t pixel = (image * height + row) * width + column, size = size_of(job.target.dtype);
+  const uint8_t *added = job.addend == nullptr ? nullptr : static_cast<const uint8_t *>(job.addend->data);
+  if (added != nullptr) added += pixel * real_outputs_ * size;
+  return {job.x.data + image * job.x.image + row * job.x.row + column * job.x.column, job.y + pixel * job.y_stride * size,
+          added, std::min(kSize, height - row), std::min(kSize, width - column)};
 }
 
-void shift(WinogradTile *tiles, int64_t count, int64_t bytes) {
+int64_t *count_of(const WinogradTile &tile, WinogradTiles *counts) {
+  const bool low = tile.rows <= kSize / 2, narrow = tile.columns <= kSize / 2;
+  return low ? (narrow ? &counts->both : &counts->low) : narrow ? &counts->narrow : &counts->full;
+}
+
+// Tiles in the order that WinogradTiles describes.
+WinogradTiles Winograd::locate_all(const Run &run, int64_t first, int64_t count, WinogradTile *tiles) const {
+  WinogradTile found[kMostTiles];
+  WinogradTiles counts{};
+  for (int64_t t = 0; t < count; ++t) {
+    found[t] = locate(run, first + t);
+    ++*count_of(found[t], &counts);
+  }
+  WinogradTiles next{0, counts.low, counts.low + counts.full, counts.low + counts.full + counts.narrow};
+  for (int64_t t = 0; t < count; ++t) tiles[(*count_of(found[t], &next))++] = found[t];
+  return counts;
+}
+
+void shift(WinogradTile *tiles, const WinogradTiles &counts, int64_t bytes) {
+  const int64_t count = counts.low + counts.full + counts.narrow + counts.both;
   for (int64_t t = 0; t < count; ++t) {
     tiles[t].y += bytes;
     if (tiles[t].added != nullptr) tiles[t].added += bytes;
   }
 }
 
-void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, int64_t count, const int16_t *points,
-                         int32_t *sums) const {
+void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, const WinogradTiles &counts,
+                         const int16_t *points, int32_t *sums) const {
   const Job &job = *run.job;
   const int64_t room = divide_up(run.tiles, run.cut.blocks), first = block * kWinogradBlock;
   const int64_t sums_plane = room * kWinogradBlock + kPlanePadding;
   const int64_t size = size_of(job.target.dtype), pixel = job.y_stride * size;
-  loops_.multiply({count, channels_, block_width(block), points, room * channels_ + kPlanePadding,
+  loops_.multiply({counts, channels_, block_width(block), points, room * channels_ + kPlanePadding,
                    block_weights(block), block_weights((block + 1) % blocks()), sums, sums_plane});
   const int64_t added = real_outputs_ * size;
-  shift(tiles, count, first * size);
+  shift(tiles, counts, first * size);
   loops_.finish({sums, sums_plane, bias_.data() + first, multipliers_.data() + first,
                  std::min(kWinogradBlock, real_outputs_ - first), job.target, job.output_size[1] * pixel, pixel,
                  job.addend, job.output_size[1] * added, added},
-                tiles, count);
-  shift(tiles, count, -first * size);
+                tiles, counts);
+  shift(tiles, counts, -first * size);
 }
 
 }  // namespace

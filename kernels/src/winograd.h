@@ -1,7 +1,9 @@
 // Exact Winograd convolution F(4x4, 3x3): what its inner loops, one set for each instruction set, do.
 //
 // A tile is 4 x 4 output pixels and the 6 x 6 input pixels that they see. Both are transformed to 36 points; at each of
-// them, a matrix (tiles x channels) meets a matrix (channels x outputs).
+// them, a matrix (tiles x channels) meets a matrix (channels x outputs). A tile at the image's edge that has two rows or
+// less of output is F(2, 3) in that direction: it needs only the points 0, 1, -1 and infinity, whose weights are the same,
+// and not 2 and -2; likewise columns.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +25,17 @@ struct WinogradTile {
   int64_t rows, columns;
 };
 
+// A block's tiles: first those that are low, then those that are neither, those that are narrow, and those that are both.
+// Points that low, narrow or both kinds of tiles do not have are then those of a stretch of tiles.
+struct WinogradTiles {
+  int64_t low, full, narrow, both;
+};
+
 // points[point][tile][channel] times weights[point][panel][pair of channels][output][2] is sums[point][tile][output]
 // modulo 2^32, each of the tiles' rows of sums with room for a whole block.
 struct WinogradProducts {
-  int64_t tiles, channels, outputs;  // the latter two padded
+  WinogradTiles tiles;
+  int64_t channels, outputs;  // padded
   const int16_t *points;
   int64_t points_plane;  // elements from point to point
   const int16_t *weights;
@@ -51,9 +60,9 @@ struct WinogradFinish {
 struct WinogradLoops {
   int64_t panel;  // most outputs of a panel of weights
   // Transform one tile: points[point * plane + channel]. Reads whole groups of kWinogradChannels.
-  void (*transform)(const uint8_t *x, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane);
+  void (*transform)(const WinogradTile &tile, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane);
   void (*multiply)(const WinogradProducts &products);
-  void (*finish)(const WinogradFinish &finish, const WinogradTile *tiles, int64_t count);
+  void (*finish)(const WinogradFinish &finish, const WinogradTile *tiles, const WinogradTiles &counts);
 };
 
 // Bytes of packed weights; 0 where the algorithm does not apply to layers of this shape.

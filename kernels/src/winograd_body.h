@@ -36,25 +36,59 @@ inline void transform_six(Shorts (&d)[6]) {
   d[5] = last;
 }
 
-void transform(const uint8_t *x, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane) {
+// The rows (4 0 -4 0), (0 -3 -3 0), (0 3 -3 0) and (0 -4 0 4), for the points 0, 1, -1 and infinity: up to the restoring
+// matrix the transform of F(2, 3), so scaled that what restores four outputs nearly restores these two.
+inline void transform_four(Shorts (&d)[6]) {
+  const Shorts sum = d[1] + d[2], difference = d[1] - d[2];
+  d[0] = (d[0] - d[2]) << 2;
+  d[5] = (d[3] - d[1]) << 2;
+  d[1] = Shorts{} - (sum + (sum << 1));
+  d[2] = difference + (difference << 1);
+}
+
+template <bool kShort>
+inline void transform_line(Shorts (&d)[6]) {
+  kShort ? transform_four(d) : transform_six(d);
+}
+
+// Whether a line of a tile has this point: not 2 and -2, if it is short.
+template <bool kShort>
+constexpr bool has_point(int64_t point) {
+  return !kShort || (point != 3 && point != 4);
+}
+
+template <bool kLow, bool kNarrow>
+void transform_as(const uint8_t *x, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane) {
   for (int64_t c = 0; c < channels; c += 2 * kLanes) {
     Shorts half[6][6];
 #pragma GCC unroll 6
-    for (int64_t j = 0; j < 6; ++j) {
+    for (int64_t j = 0; j < (kNarrow ? 4 : 6); ++j) {
       Shorts d[6];
 #pragma GCC unroll 6
-      for (int64_t i = 0; i < 6; ++i) d[i] = widen(x + i * row + j * column + c);
-      transform_six(d);
+      for (int64_t i = 0; i < (kLow ? 4 : 6); ++i) d[i] = widen(x + i * row + j * column + c);
+      transform_line<kLow>(d);
 #pragma GCC unroll 6
-      for (int64_t i = 0; i < 6; ++i) half[i][j] = d[i];
+      for (int64_t i = 0; i < 6; ++i) {
+        if (has_point<kLow>(i)) half[i][j] = d[i];
+      }
     }
 #pragma GCC unroll 6
     for (int64_t i = 0; i < 6; ++i) {
-      transform_six(half[i]);
+      if (!has_point<kLow>(i)) continue;
+      transform_line<kNarrow>(half[i]);
 #pragma GCC unroll 6
-      for (int64_t j = 0; j < 6; ++j) store(points + (i * 6 + j) * plane + c, half[i][j]);
+      for (int64_t j = 0; j < 6; ++j) {
+        if (has_point<kNarrow>(j)) store(points + (i * 6 + j) * plane + c, half[i][j]);
+      }
     }
   }
+}
+
+void transform(const WinogradTile &tile, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane) {
+  const bool low = tile.rows <= 2, narrow = tile.columns <= 2;
+  const auto function = low ? (narrow ? transform_as<true, true> : transform_as<true, false>)
+                            : (narrow ? transform_as<false, true> : transform_as<false, false>);
+  function(tile.x, row, column, channels, points, plane);
 }
 
 // A stretch of memory to fetch into the second-level cache while something else is computed.
@@ -111,14 +145,15 @@ Product product_of_width(int64_t vectors, int64_t rows) {
   return product_of<V>(rows);
 }
 
-// All tiles at one point times one panel of weights, in stretches of nearly the same number of tiles.
-void multiply_panel(const WinogradProducts &p, const int16_t *points, int64_t vectors, const int16_t *weights,
+// Tiles at one point times one panel of weights, in stretches of nearly the same number of tiles.
+void multiply_panel(const WinogradProducts &p, int64_t tiles, const int16_t *points, int64_t vectors, const int16_t *weights,
                     const int16_t *next, int32_t *sums) {
-  const int64_t stretches = (p.tiles + kRows - 1) / kRows;
+  const int64_t stretches = (tiles + kRows - 1) / kRows;
+  if (stretches == 0) return;
   const int64_t lines = vectors * kLanes / 16;
   const int64_t share = (lines + stretches - 1) / stretches, fetching = lines / share;
   for (int64_t s = 0, tile = 0; s < stretches; ++s) {
-    const int64_t rows = (p.tiles - tile + stretches - s - 1) / (stretches - s);
+    const int64_t rows = (tiles - tile + stretches - s - 1) / (stretches - s);
     const Ahead ahead = {next + s * share * p.channels / 2 * kLine, s < fetching ? share : 0};
     product_of_width(vectors, rows)(p.channels, points + tile * p.channels, weights, ahead,
                                     sums + tile * kWinogradBlock);
@@ -128,13 +163,18 @@ void multiply_panel(const WinogradProducts &p, const int16_t *points, int64_t ve
 
 void multiply(const WinogradProducts &p) {
   const int16_t *weights = p.weights;
+  const WinogradTiles &all = p.tiles;
+  const int64_t high = all.full + all.narrow, wide = all.low + all.full;
   for (int64_t point = 0; point < kWinogradPoints; ++point) {
+    const bool of_high = !has_point<true>(point / 6), of_wide = !has_point<true>(point % 6);
+    const int64_t skipped = of_high ? all.low : 0;
+    const int64_t tiles = of_high ? (of_wide ? all.full : high) : of_wide ? wide : high + all.low + all.both;
     for (int64_t first = 0; first < p.outputs; first += kPanel) {
       const int64_t width = p.outputs - first < kPanel ? p.outputs - first : kPanel;
       const bool last = point == kWinogradPoints - 1 && first + width == p.outputs;
       const int16_t *next = weights + p.channels * width;
-      multiply_panel(p, p.points + point * p.points_plane, width / kLanes, weights, last ? p.next_weights : next,
-                     p.sums + point * p.sums_plane + first);
+      multiply_panel(p, tiles, p.points + point * p.points_plane + skipped * p.channels, width / kLanes, weights,
+                     last ? p.next_weights : next, p.sums + point * p.sums_plane + skipped * kWinogradBlock + first);
       weights = next;
     }
   }
@@ -148,6 +188,19 @@ inline void restore_four(const Ints (&m)[6], Ints (&y)[4]) {
   y[1] = (d - (b + b)) << 1;
   y[2] = (c - a) << 2;
   y[3] = (((d + m[5]) << 1) - b) << 2;
+}
+
+// The same of transform_four: (2 -4 -4 0), (0 -4 4 2).
+inline void restore_two(const Ints (&m)[6], Ints (&y)[4]) {
+  const Ints a = m[1] + m[2], b = m[1] - m[2];
+  y[0] = (m[0] - (a + a)) << 1;
+  y[1] = (m[5] - (b + b)) << 1;
+  y[2] = y[3] = Ints{};
+}
+
+template <bool kShort>
+inline void restore_line(const Ints (&m)[6], Ints (&y)[4]) {
+  kShort ? restore_two(m, y) : restore_four(m, y);
 }
 
 struct VectorBounds {
@@ -212,28 +265,31 @@ inline Ints load_some(const Out *from, int64_t count) {
 }
 
 // One vector of outputs of a tile, the first of them number `first` of the block.
-template <typename Out, bool kAdds>
+template <typename Out, bool kAdds, bool kLow, bool kNarrow>
 void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lane, const WinogradTile &tile,
                    int64_t first, const VectorAddition &addition) {
   const int64_t count = f.outputs - first;
   Ints half[4][6];
 #pragma GCC unroll 6
   for (int64_t j = 0; j < 6; ++j) {
+    if (!has_point<kNarrow>(j)) continue;
     Ints m[6], column[4];
 #pragma GCC unroll 6
-    for (int64_t i = 0; i < 6; ++i) m[i] = load<Ints>(sums + (i * 6 + j) * f.sums_plane);
-    restore_four(m, column);
+    for (int64_t i = 0; i < 6; ++i) {
+      if (has_point<kLow>(i)) m[i] = load<Ints>(sums + (i * 6 + j) * f.sums_plane);
+    }
+    restore_line<kLow>(m, column);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < 4; ++i) half[i][j] = column[i];
   }
   uint8_t *row = tile.y + first * static_cast<int64_t>(sizeof(Out));
 #pragma GCC unroll 4
-  for (int64_t i = 0; i < 4; ++i, row += f.row) {
+  for (int64_t i = 0; i < (kLow ? 2 : 4); ++i, row += f.row) {
     if (i == tile.rows) return;
     Ints pixels[4];
-    restore_four(half[i], pixels);
+    restore_line<kNarrow>(half[i], pixels);
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < 4; ++j) {
+    for (int64_t j = 0; j < (kNarrow ? 2 : 4); ++j) {
       if (j == tile.columns) break;
       const Ints sum = shift_right_6(pixels[j] * kInverseOf9) + lane.bias;
       if (kAdds) {
@@ -248,22 +304,31 @@ void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lan
   }
 }
 
-template <typename Out, bool kAdds>
-void finish_as(const WinogradFinish &f, const WinogradTile *tiles, int64_t count) {
+template <typename Out, bool kAdds, bool kLow, bool kNarrow>
+void finish_tiles(const WinogradFinish &f, const WinogradTile *tiles, int64_t begin, int64_t count) {
   const VectorBounds bounds = vector_bounds(f.target);
   const VectorAddition addition = kAdds ? vector_addition(*f.addend) : VectorAddition{};
-  for (int64_t t = 0; t < count; ++t) {
+  for (int64_t t = begin; t < begin + count; ++t) {
     for (int64_t o = 0; o < f.outputs; o += kLanes) {
       const Lane lane = {load<Ints>(f.bias + o), load<Floats>(f.multipliers + o), bounds};
-      finish_vector<Out, kAdds>(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], o, addition);
+      finish_vector<Out, kAdds, kLow, kNarrow>(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], o, addition);
     }
   }
 }
 
-void finish(const WinogradFinish &f, const WinogradTile *tiles, int64_t count) {
+template <typename Out, bool kAdds>
+void finish_as(const WinogradFinish &f, const WinogradTile *tiles, const WinogradTiles &counts) {
+  const int64_t narrow = counts.low + counts.full;
+  finish_tiles<Out, kAdds, true, false>(f, tiles, 0, counts.low);
+  finish_tiles<Out, kAdds, false, false>(f, tiles, counts.low, counts.full);
+  finish_tiles<Out, kAdds, false, true>(f, tiles, narrow, counts.narrow);
+  finish_tiles<Out, kAdds, true, true>(f, tiles, narrow + counts.narrow, counts.both);
+}
+
+void finish(const WinogradFinish &f, const WinogradTile *tiles, const WinogradTiles &counts) {
   const bool bytes = f.target.dtype == KVANT_UINT8;
-  if (f.addend == nullptr) return (bytes ? finish_as<uint8_t, false> : finish_as<int16_t, false>)(f, tiles, count);
-  (bytes ? finish_as<uint8_t, true> : finish_as<int16_t, true>)(f, tiles, count);
+  if (f.addend == nullptr) return (bytes ? finish_as<uint8_t, false> : finish_as<int16_t, false>)(f, tiles, counts);
+  (bytes ? finish_as<uint8_t, true> : finish_as<int16_t, true>)(f, tiles, counts);
 }
 
 }  // namespace

@@ -71,15 +71,16 @@ def one_signed(total: int, channels: int, kernel: int, sign: int) -> np.ndarray:
 
 @needs_vectors
 @pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("output", [4, 6])  # 6: a whole tile of Winograd, short ones at two edges and in the corner
 @pytest.mark.parametrize(
     ("method", "kernel", "channels", "bound"),
     [("winograd", 3, 128, 2**25), ("transform", 7, 128, 10993 * 11057)],
 )  # fmt: skip
-def test_at_the_proven_bound(method, kernel, channels, bound, sign, monkeypatch):
+def test_at_the_proven_bound(method, kernel, channels, bound, output, sign, monkeypatch):
     """One step below it inputs of 255 give the exact sum; at it, the direct kernel takes over."""
     rng = np.random.default_rng(0)
     most = (bound - 1) // 255
-    size = (1, kernel + 3, kernel + 3)
+    size = (1, kernel - 1 + output, kernel - 1 + output)
     for total, wanted in ((most, method), (most + 1, "direct")):
         values = one_signed(total, channels, kernel, sign)
         bias = np.array([-sign * 255 * total])
@@ -102,6 +103,26 @@ def test_a_budget_is_kept():
         model = QuantizedModel(graph, backend="native", memory_budget=budget)
         assert [entry.algorithm for entry in model.algorithms()] == [wanted], budget
     assert model.algorithms()[0].macs == 40 * 40 * direct
+
+
+@needs_vectors
+def test_every_kind_of_short_tile():
+    """All rests of rows and columns, in images of one and of several blocks of tiles."""
+    rng = np.random.default_rng(0)
+    for rows in (1, 2, 3, 4, 30, 31, 32, 33):
+        for columns in (1, 2, 3, 4, 41, 42, 43, 44):
+            values = random_integers(rng, (17, 33, 3, 3), "int8")
+            graph = conv_graph(rng, 3, 33, 17, (2, rows, columns), 1, 7, typed("uint8", 0.01), values, factor=20.0)
+            x = random_integers(rng, (2, 33, rows, columns), "uint8")
+            with pytest.MonkeyPatch.context() as patch:
+                model = model_by(graph, "winograd", patch)
+            assert [entry.algorithm for entry in model.algorithms()] == ["winograd"]
+            np.testing.assert_array_equal(model(x), QuantizedModel(graph, backend="reference")(x))
+
+
+def test_the_cost_model_counts_short_tiles():
+    """A rest of one or two rows takes 4 of 6 points."""
+    assert [methods.winograd_points(size) for size in (1, 2, 3, 4, 5, 7, 14)] == [4, 4, 6, 6, 10, 12, 22]
 
 
 def test_an_example_beyond_the_memory_limit_leaves_smaller_inputs():

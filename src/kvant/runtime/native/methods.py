@@ -95,13 +95,19 @@ def seconds(work: Conv, algorithm: str, weight_bytes: int, speed: Speed) -> floa
     if algorithm == DIRECT:
         return _macs(work) / speed.direct
     winograd = algorithm == WINOGRAD
-    # Winograd makes 4 x 4 outputs of 36 products; the transform 17 - K by 17 - L of 16 x 16 modulo two primes.
+    # Winograd makes 4 x 4 outputs of 6 x 6 products; the transform 17 - K by 17 - L of 16 x 16 modulo two primes.
     side = (4, 4) if winograd else (17 - work.kernel[0], 17 - work.kernel[1])
     tiles = work.batch * math.prod(-(-size // out) for size, out in zip(work.output_size, side, strict=True))
-    products = tiles * (36 if winograd else 512) * work.channels * work.output_channels / speed.products
+    points = work.batch * math.prod(map(winograd_points, work.output_size)) if winograd else 512 * tiles
+    products = points * work.channels * work.output_channels / speed.products
     channels = tiles * (work.channels + work.output_channels)
     transforms = channels * (_WINOGRAD_CHANNEL if winograd else _TRANSFORM_CHANNEL)
     return max(products, weight_bytes / _BANDWIDTH) + transforms
+
+
+def winograd_points(size: int) -> int:
+    """Points along one axis: 6 for 4 outputs, 4 for a rest of 1 or 2."""
+    return size // 4 * 6 + (0, 4, 4, 6)[size % 4]
 
 
 def _macs(work: Conv) -> int:
