@@ -19,12 +19,13 @@ from kvant.pose import FOUR_SCALES, PoseEstimator, read_image
 from pose import PICTURE, THIN, file_of, prepare_file
 
 BLOCKS = 20
+WARM_UP = BLOCKS // 4  # blocks in which memory is still being taken
 HEIGHT = 96
 SMALLEST, LARGEST = 16, 640
 
 
 def soak(job: dict[str, Any]) -> dict[str, Any]:
-    """Resident memory at the end of each block of detections, and the median time of one of the same sizes."""
+    """Medians over each block of detections: resident memory after one, and the time of one."""
     kvant.set_num_threads(job["threads"])
     model, photo, random = kvant.load(file_of(THIN)), read_image(PICTURE), np.random.default_rng(0)
     fast, four = (PoseEstimator(model, height=HEIGHT, scales=scales) for scales in ((1.0,), FOUR_SCALES))
@@ -32,7 +33,7 @@ def soak(job: dict[str, Any]) -> dict[str, Any]:
     count = job["detections"] // BLOCKS
     blocks = []
     for _ in range(BLOCKS):
-        seconds, people = [], 0
+        seconds, memory, people = [], [], 0
         for number in range(count):
             rows, columns = random.integers(SMALLEST, height), random.integers(SMALLEST, width)
             top, left = (random.integers(0, size) for size in (photo.shape[0] - rows, photo.shape[1] - columns))
@@ -41,7 +42,8 @@ def soak(job: dict[str, Any]) -> dict[str, Any]:
             start = time.perf_counter()
             people += len(estimator.detect(picture))
             seconds.append(time.perf_counter() - start)
-        blocks.append({"mb": resident_mb(), "ms": 1000 * statistics.median(seconds), "people": people})
+            memory.append(resident_mb())
+        blocks.append({"mb": statistics.median(memory), "ms": 1000 * statistics.median(seconds), "people": people})
     return {"blocks": blocks}
 
 
@@ -54,8 +56,8 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def spread(report: dict[str, Any], what: str) -> float:
-    """How far the blocks but the first, in which memory is taken, lie from their median, as a share of it."""
-    found = [block[what] for block in report["blocks"][1:]]
+    """How far the blocks after the warm-up lie from their median, as a share of it."""
+    found = [block[what] for block in report["blocks"][WARM_UP:]]
     middle = statistics.median(found)
     return max(abs(value - middle) for value in found) / middle
 

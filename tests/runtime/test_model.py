@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kvant.errors import BackendError, GraphError, InputError, SaveError, Verifi
 from kvant.format import Golden
 from kvant.graph import Graph, TensorType, ops
 from kvant.runtime import QuantizedModel
+from kvant.runtime.plan import CACHED_PLANS
 
 from .graphs import one_op, typed
 from .networks import image, small_network
@@ -199,6 +201,17 @@ def test_several_python_threads_share_one_model():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_memory_of_sizes_that_do_not_come_again_is_let_go():
+    model, held = QuantizedModel(small_network()), []
+    tracemalloc.start()
+    for number in range(4 * CACHED_PLANS):
+        model(image((1, 3, 256, 256 + number)))
+        held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    full, later = held[CACHED_PLANS], held[-1]
+    assert later < 1.5 * full
 
 
 def test_macs_are_counted_with_their_types():

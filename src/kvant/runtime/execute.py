@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kvant.graph import Graph
 from kvant.runtime.memory import ALIGNMENT
 from kvant.runtime.native.methods import Choice
-from kvant.runtime.plan import Placement, Plan
+from kvant.runtime.plan import CACHED_PLANS, Placement, Plan
 from kvant.runtime.steps import Step, Work
 
 Array = npt.NDArray[Any]
@@ -100,5 +100,10 @@ class FramePool:
         """Keep ``frame`` for a later call, and let the oldest ones go where together they hold too much."""
         with self._lock:
             self._idle.append(frame)
-            while len(self._idle) > 1 and sum(entry.bytes for entry in self._idle) > _IDLE_BYTES:
+            while len(self._idle) > 1 and self._is_too_much():
                 self._idle.pop(0)
+
+    def _is_too_much(self) -> bool:
+        # A plan that the planner has forgotten is made anew when its size comes again: no call ever takes its frames.
+        plans = {id(entry.plan) for entry in self._idle}
+        return len(plans) > CACHED_PLANS or sum(entry.bytes for entry in self._idle) > _IDLE_BYTES
