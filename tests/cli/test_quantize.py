@@ -192,3 +192,16 @@ class TestPose:
         assert result.exit_code == 0, result.output
         assert sorted(path.name for path in drawn.iterdir()) == ["0.pose.png", "1.pose.png", "people.json"]
         assert set(json.loads((drawn / "people.json").read_text())) == {str(path) for path in images}
+
+
+def test_without_data(run: Kvant, factory: str, samples: Path, tmp_path: Path) -> None:
+    """The network of these tests has no batch norm, and the file says what was done instead."""
+    out = tmp_path / "net.kvant"
+    common = ["quantize", f"{factory}:Net", "--example", "1,3,12,10", "-o", out]
+    result = run(*common)
+    assert result.exit_code == 0, result.output
+    model = kvant.load(out, backend="reference")
+    assert model.metadata["calibration"] == "no data; 8 inputs of noise, for a network without batch norm"
+    assert "preprocessing" not in model.metadata
+    assert "no data" in run("info", out).output
+    assert "need --calibration" in run(*common, "--golden", "2").output

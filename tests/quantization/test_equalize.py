@@ -92,7 +92,7 @@ def test_what_only_depthwise_layers_read_has_equal_channels() -> None:
 
 
 def test_padding_and_clamps_keep_offsets_where_they_are() -> None:
-    for net in (Grouped(1), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))):
+    for net in (Grouped(1), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, 1, 1))):
         _, _, result = equalized(seeded(net))
         assert all(not offset.any() for offset, _ in result.moves.values())
     _, _, result = equalized(seeded(Grouped(0)), center=False)

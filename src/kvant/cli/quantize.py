@@ -101,16 +101,17 @@ def quantize(
             metavar="SHAPE", help="Shape of an input: 1,3,224,224 or 1,128:int64; repeatable.", show_default=False
         ),
     ],
+    out: options.Out,
     calibration: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             exists=True,
             metavar="DIR|FILE",
-            help="A folder of pictures, or an .npz file whose first axis counts samples.",
+            help="A folder of pictures, or an .npz file whose first axis counts samples. Without it inputs are "
+            "generated from what batch norms remember.",
             show_default=False,
         ),
-    ],
-    out: options.Out,
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -151,13 +152,19 @@ def quantize(
     chosen = make_recipe(bits, wide, target_sqnr, recipe)
     options.check_writable(out)
     model = build_model(target, weights)
-    data = open_calibration(calibration, input_names(model, len(shapes)), spec, limit)
+    if calibration is None:
+        if limit is not None or golden:
+            raise typer.BadParameter("--limit and --golden need --calibration")
+        data, inputs = None, _examples(shapes, spec)
+    else:
+        data, inputs = open_calibration(calibration, input_names(model, len(shapes)), spec, limit), _examples(shapes)
     metadata = {"preprocessing": json.dumps(spec.to_dict())} if isinstance(data, Pictures) else {}
-    quantized = kvant.quantize(model, _examples(shapes), calibration=data, recipe=chosen, metadata=metadata)
-    for inputs in islice(data, golden):
-        quantized.add_golden(*inputs)
+    quantized = kvant.quantize(model, inputs, calibration=data, recipe=chosen, metadata=metadata)
+    for sample in islice(data or (), golden):
+        quantized.add_golden(*sample)
     quantized.save(out)
-    output.say(f"wrote {out}, {output.megabytes(out.stat().st_size)}, calibrated on {len(data)} inputs")
+    done = quantized.metadata["calibration"] if data is None else f"calibrated on {len(data)} inputs"
+    output.say(f"wrote {out}, {output.megabytes(out.stat().st_size)}, {done}")
 
 
 def input_names(model: torch.nn.Module, count: int) -> list[str]:
@@ -165,11 +172,20 @@ def input_names(model: torch.nn.Module, count: int) -> list[str]:
     return list(inspect.signature(model.forward).parameters)[:count]
 
 
-def _examples(shapes: list[tuple[tuple[int, ...], Literal["float32", "int64"]]]) -> tuple[torch.Tensor, ...]:
+def _examples(
+    shapes: list[tuple[tuple[int, ...], Literal["float32", "int64"]]], spec: PictureSpec | None = None
+) -> tuple[torch.Tensor, ...]:
+    """An input of each shape; with ``spec`` those with the shape of pictures have their values too."""
     import torch
 
     numbers = torch.Generator().manual_seed(0)
+
+    def example(shape: tuple[int, ...]) -> torch.Tensor:
+        unit = torch.rand(shape, generator=numbers)
+        if spec is None or len(shape) != 4 or shape[1] != 3:
+            return unit
+        return (unit - torch.tensor(spec.mean).reshape(-1, 1, 1)) / torch.tensor(spec.std).reshape(-1, 1, 1)
+
     return tuple(
-        torch.zeros(shape, dtype=torch.int64) if dtype == "int64" else torch.rand(shape, generator=numbers)
-        for shape, dtype in shapes
+        torch.zeros(shape, dtype=torch.int64) if dtype == "int64" else example(shape) for shape, dtype in shapes
     )

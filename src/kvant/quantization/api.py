@@ -14,7 +14,9 @@ from kvant.errors import CalibrationError, RecipeError
 from kvant.graph import Graph, TensorType, ops, validate
 from kvant.quantization.convert import convert
 from kvant.quantization.correct import correct, float_means
+from kvant.quantization.datafree import MOST_SAMPLES, without_data
 from kvant.quantization.equalize import equalize
+from kvant.quantization.generate import generate
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
@@ -54,7 +56,9 @@ def quantize(
         example_inputs: one input as the model takes it: a tensor, a tuple of positional or a dict of keyword inputs.
             Sizes of batch, height, width and sequence stay free where the model allows it.
         calibration: any iterable of inputs of that kind, with a batch axis; read once, in constant memory. Some tens
-            to a hundred typical inputs are enough.
+            to a hundred typical inputs are enough. None is level 1 (Nagel et al. 2019): inputs are generated from what
+            batch norms remember, and ``metadata["calibration"]`` of the result says which; 16 bits are kept where
+            nothing is known. Give data if there is any.
         recipe: what to choose and how; the defaults are meant to hold accuracy.
         progress: show progress bars; None shows them on a terminal.
         metadata: strings to keep in the file, such as how to prepare pictures.
@@ -76,16 +80,29 @@ def quantize(
     """
     recipe = recipe or Recipe()
     show = Progress(progress)
-    if calibration is None:
-        raise CalibrationError("calibration data is needed: pass an iterable of typical inputs as calibration=")
     args, kwargs = _call(example_inputs)
-    graph = prepare(capture(model, args, kwargs))
+    captured = capture(model, args, kwargs)
+    graph = prepare(captured)
+    kept = dict(metadata or {})
     with one_thread_each():
-        seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.samples, show)
+        if calibration is None:
+            seen, recipe, kept["calibration"] = _level_1(captured, graph, example_inputs, recipe, show)
+        else:
+            seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.samples, show)
         plan = make_plan(graph, seen, recipe, show)
     quantized = convert(plan)
     validate(quantized)
-    return QuantizedModel(quantized, metadata=dict(metadata or {}))
+    return QuantizedModel(quantized, metadata=kept)
+
+
+def _level_1(
+    captured: Graph, graph: Graph, example: Any, recipe: Recipe, show: Progress
+) -> tuple[Statistics, Recipe, str]:
+    """Statistics on inputs that are generated, the recipe adapted to how little they tell, and what was done."""
+    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+    samples, what = generate(captured, _flatten(graph, tensors), min(recipe.samples, MOST_SAMPLES), show)
+    seen = collect(graph, samples, "minmax", len(samples), show)
+    return seen, without_data(captured, graph, seen, recipe), f"no data; {what}"
 
 
 def _call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -179,10 +179,11 @@ def _unshare_weights(graph: Graph) -> None:
 
 
 def _offset(node: Node, seen: Channels, family: _Family) -> np.ndarray:
-    """The middle of each channel where it can move into the readers' biases, else 0: float32 (C)."""
-    free = node.op.clamp is None and len(family.places) == 1  # type: ignore[union-attr]
-    if free and all(unpadded(reader.node.op) for reader in family.readers):
-        return np.asarray((seen.low + seen.high) / 2, np.float32)
+    """What of each channel moves into the readers' biases: the middle, or behind ReLU the lowest value; float32 (C)."""
+    if len(family.places) == 1 and all(unpadded(reader.node.op) for reader in family.readers):
+        # What ReLU never cuts moves too (bias absorption, Nagel et al. 2019, section 4.1.3).
+        open_ = node.op.clamp is None  # type: ignore[union-attr]
+        return np.asarray((seen.low + seen.high) / 2 if open_ else np.maximum(seen.low, 0), np.float32)
     return np.zeros(len(seen.low), np.float32)
 
 
