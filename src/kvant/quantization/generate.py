@@ -23,6 +23,8 @@ BATCH = 4
 STEPS = 40
 # Of Adam, in standard deviations of the input.
 RATE = 0.3
+# Steps that make the misfit so many times the least were too long.
+DIVERGED = 3.0
 SEED = 2019
 # Octaves of noise: neighbouring pixels of pictures are alike.
 _OCTAVES = 5
@@ -110,17 +112,34 @@ def _shaped(
     def inputs() -> list[torch.Tensor]:
         return [v if s is None else v * s for v, s in zip(moved, scales, strict=True)]
 
-    optimizer = torch.optim.Adam([values for values in moved if values.requires_grad], RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    free = [values for values in moved if values.requires_grad]
+    optimizer, rate = torch.optim.Adam(free, RATE), RATE
+    best, kept = math.inf, [values.detach().clone() for values in free]
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / STEPS)) / 2
         optimizer.zero_grad()
         misfit = _Misfit(norms)
         for items in _items(executor.graph, inputs()):
             executor.run(items, misfit, gradients=True)
+        found = float(misfit.total.detach())
+        if found < best:
+            best, kept = found, [values.detach().clone() for values in free]
+        if not found <= DIVERGED * best:
+            # Too far: back to the best, and on from there in smaller steps.
+            rate /= 3
+            optimizer = torch.optim.Adam(free, rate)
+            _assign(free, kept)
+            continue
         torch.autograd.backward(misfit.total)
         optimizer.step()
-        schedule.step()
+    _assign(free, kept)
     return [values.detach() for values in inputs()]
+
+
+def _assign(targets: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
 
 
 def _items(graph: Graph, batch: list[torch.Tensor]) -> list[Sample]:
