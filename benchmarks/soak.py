@@ -62,6 +62,12 @@ def spread(report: dict[str, Any], what: str) -> float:
     return max(abs(value - middle) for value in found) / middle
 
 
+def growth(report: dict[str, Any], what: str) -> float:
+    """How much more the last quarter of the blocks takes than the first one after the warm-up."""
+    blocks = [block[what] for block in report["blocks"]]
+    return statistics.median(blocks[-WARM_UP:]) / statistics.median(blocks[WARM_UP : 2 * WARM_UP]) - 1
+
+
 COLUMNS = ["detections", "resident memory", "median time of a detection"]
 
 
@@ -76,7 +82,11 @@ def main() -> None:
     before = conditions(options.threads)
     report = {**before, "detections": options.detections, **in_new_process(__file__, {**job, "do": "soak"})}
     report |= {"memory_spread": round(spread(report, "mb"), 4), "time_spread": round(spread(report, "ms"), 4)}
+    report |= {"memory_growth": round(growth(report, "mb"), 4), "time_growth": round(growth(report, "ms"), 4)}
     print_table(COLUMNS, rows(report))
+    print(
+        f"from the second quarter to the last: memory {report['memory_growth']:+.1%}, time {report['time_growth']:+.1%}"
+    )
     print(f"memory within {report['memory_spread']:.1%}, time within {report['time_spread']:.1%} of the median")
     write_json(options.output / "soak.json", report)
 
