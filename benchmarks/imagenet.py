@@ -28,7 +28,7 @@ from kvant.pose.layout import Float32Array
 IMAGENET = SHARED / "data" / "imagenet"
 RECIPES = {
     "kvant": Recipe(),
-    "kvant, weights of 4 bits": Recipe(WeightScheme(4)),
+    "kvant, weights of 4 bits": Recipe(WeightScheme(4, "codebook"), samples=64),
     "kvant, activations of 16 bits": Recipe(activations=ActivationScheme(16)),
     "kvant, powers of two": Recipe(WeightScheme(form="power_of_two"), ActivationScheme(form="power_of_two")),
     "kvant, no data": Recipe(),
@@ -140,13 +140,13 @@ def export_onnx(net: torch.nn.Module, size: int, path: Path) -> None:
 
 
 def compare(options: Any) -> dict[str, Any]:
-    """Measure every engine on every network and return the report."""
-    report = {"calibration_photos": options.calibration, **conditions(options.threads)}
-    results: dict[str, dict[str, Any]] = {}
+    """Measure every engine on every network and return the report, which is written after each network."""
+    report = {"calibration_photos": options.calibration, **conditions(options.threads), "results": {}}
     for network in options.networks:
-        results[network] = _of_network(network, options)
-    first = next(iter(results.values()))
-    return {**report, "photos": first["float"]["photos"], "results": results}
+        report["results"][network] = _of_network(network, options)
+        report["photos"] = report["results"][network]["float"]["photos"]
+        write_json(options.output / "imagenet.json", report)
+    return report
 
 
 def _of_network(network: str, options: Any) -> dict[str, Any]:
@@ -216,9 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     if "kvant, no data" in options.engines and not without_data_is_there():
         options.engines.remove("kvant, no data")
-    report = compare(options)
-    print_table(COLUMNS, rows(report))
-    write_json(options.output / "imagenet.json", report)
+    print_table(COLUMNS, rows(compare(options)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from kvant.graph import Graph, TensorType, ops, validate
 from kvant.quantization.convert import convert
 from kvant.quantization.correct import correct, float_means
 from kvant.quantization.datafree import MOST_SAMPLES, without_data
+from kvant.quantization.embeddings import split_tables
 from kvant.quantization.equalize import equalize
 from kvant.quantization.generate import generate
 from kvant.quantization.observers import AnyObserver
@@ -82,7 +83,7 @@ def quantize(
     show = Progress(progress)
     args, kwargs = _call(example_inputs)
     captured = capture(model, args, kwargs)
-    graph = prepare(captured)
+    graph = split_tables(prepare(captured))
     kept = dict(metadata or {})
     with one_thread_each():
         if calibration is None:
