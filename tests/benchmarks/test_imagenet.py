@@ -151,3 +151,15 @@ def test_imagenet(tmp_path: Path) -> None:
     assert found["float"]["top1"] >= 75
     assert {"kvant", "NNCF (OpenVINO)", "ONNX Runtime (QDQ)", "torchao (PT2E)"} < set(found)
     assert found["kvant"]["bytes"] < 0.3 * found["float"]["bytes"]
+
+
+@pytest.mark.slow
+@needs_photos
+@pytest.mark.parametrize("network", ["mobilenet-v2", "efficientnet-lite0"])
+def test_default_recipe_answers_as_float(load: Any, tmp_path: Path, network: str) -> None:
+    imagenet = load("imagenet")
+    job = {"network": network, "calibration": 64, "photos": 436, "folder": str(tmp_path), "threads": 1}
+    found = imagenet.scores({engine: imagenet.measure({**job, "engine": engine}) for engine in ("float", "kvant")})
+    assert found["float"]["top1"] > 82  # pictures are prepared as the network was trained
+    assert found["kvant"]["top1"] >= found["float"]["top1"] - 0.5
+    assert found["kvant"]["agreement"] >= 96
