@@ -1,5 +1,6 @@
 // Direct convolution by tiles of pixels times vectors of outputs. Included by one source file for each instruction set,
-// which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, the types Vector (kLanes
+// which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, kAhead (bytes of weights that
+// are fetched ahead; 0: the processor does that itself), the types Vector (kLanes
 // 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
 // load_floats, splat, rounded (to an integer, within bounds) and load_integers (as floats, no more than there are), the
 // product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel: in every case, or fast in the
@@ -10,8 +11,6 @@ namespace KVANT_ISA {
 namespace {
 
 constexpr int64_t kVectorBytes = kLanes * 4;
-// The second-level cache needs to be told that early.
-constexpr int64_t kAhead = 2048;
 
 // Weights of the block, and what is fetched into the second-level cache meanwhile: a line, or none, for each group.
 struct Stream {
@@ -30,10 +29,12 @@ __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], cons
     Vector columns[V];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) columns[v] = load(w + v * kVectorBytes);
+    if (kAhead > 0) {
 #pragma GCC unroll 4
-    for (int64_t b = 0; b < V * kVectorBytes; b += 64) __builtin_prefetch(w + kAhead + b);
-    __builtin_prefetch(next, 0, 2);
-    next += stream->step;
+      for (int64_t b = 0; b < V * kVectorBytes; b += 64) __builtin_prefetch(w + kAhead + b);
+      __builtin_prefetch(next, 0, 2);
+      next += stream->step;
+    }
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) {
       const Vector pixel = broadcast(x[p] + g);
@@ -61,9 +62,12 @@ struct Pixels {
   int64_t first, count;
 };
 
+inline Floats floats_of(Vector sums) { return to_float(sums); }
+inline Floats floats_of(Floats sums) { return sums; }
+
 // Results of `count` pixels, the first of them number `first`, V vectors of sums of each, with what is added to them.
-template <typename T, int64_t V>
-void add_and_store_as(const DirectWork &work, const Floats (*sums)[V], int64_t first, int64_t count) {
+template <typename T, int64_t V, typename Sums>
+void add_and_store_as(const DirectWork &work, const Sums (*sums)[V], int64_t first, int64_t count) {
   const kvant_addend &addend = *work.addend;
   const Floats low = splat(static_cast<float>(work.target->low - work.target->zero_point));
   const Floats high = splat(static_cast<float>(work.target->high - work.target->zero_point));
@@ -81,7 +85,7 @@ void add_and_store_as(const DirectWork &work, const Floats (*sums)[V], int64_t f
     Floats values[V];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) {
-      const Floats own = rounded(sums[p][v] * load_floats(work.multipliers + v * kLanes), low, high);
+      const Floats own = rounded(floats_of(sums[p][v]) * load_floats(work.multipliers + v * kLanes), low, high);
       const Floats other = load_integers(added + v * kLanes, work.outputs - v * kLanes) - zero;
       values[v] = own * multiplier + other * added_multiplier;
     }
@@ -89,23 +93,23 @@ void add_and_store_as(const DirectWork &work, const Floats (*sums)[V], int64_t f
   }
 }
 
-template <int64_t V>
-__attribute__((noinline)) void add_and_store(const DirectWork &work, const Floats (*sums)[V], int64_t first, int64_t count) {
-  if (work.addend->target.dtype == KVANT_UINT8) return add_and_store_as<uint8_t, V>(work, sums, first, count);
-  add_and_store_as<int16_t, V>(work, sums, first, count);
+template <int64_t V, typename Sums>
+__attribute__((noinline)) void add_and_store(const DirectWork &work, const Sums (*sums)[V], int64_t first, int64_t count) {
+  if (work.addend->target.dtype == KVANT_UINT8) return add_and_store_as<uint8_t>(work, sums, first, count);
+  add_and_store_as<int16_t>(work, sums, first, count);
 }
 
 // What is not simple, from memory: choices among registers would make the compiler move all of them.
 template <int64_t P, int64_t V>
 __attribute__((noinline)) void finish_any(const DirectWork &work, const Finish<V> &finish, const Vector (&sums)[P][V],
                                           const Pixels<P> &pixels) {
-  Floats values[P][V];
+  if (work.addend != nullptr) return add_and_store<V>(work, sums, pixels.first, pixels.count);
   for (int64_t p = 0; p < P; ++p) {
+    Floats values[V];
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) values[p][v] = to_float(sums[p][v]);
-    if (work.addend == nullptr) finish.store(values[p], pixels.y[p]);
+    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
+    finish.store(values, pixels.y[p]);
   }
-  if (work.addend != nullptr) add_and_store<V>(work, values, pixels.first, pixels.count);
 }
 
 template <typename Product, int64_t P, int64_t V>
