@@ -6,11 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kvant
+from kvant.capture import capture, prepare
 from kvant.errors import CalibrationError
+from kvant.graph import TensorType
 from kvant.quantization import ActivationScheme
 from kvant.quantization.observers import Extremes, Histogram
+from kvant.quantization.progress import Progress
 from kvant.quantization.ranges import activation_type, choose_range
 from kvant.quantization.simulate import fake_quantize
+from kvant.quantization.statistics import collect
+from kvant.quantization.types import activation_types
 
 reals = st.floats(-1e6, 1e6, width=32)
 
@@ -72,3 +78,25 @@ def test_tied_tensors_share_the_union() -> None:
 def test_nothing_observed_is_an_error() -> None:
     with pytest.raises(CalibrationError):
         choose_range([Extremes()], ActivationScheme())
+
+
+def test_few_samples_leave_room_but_not_beyond_clamps_and_inputs() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU6(), torch.nn.Conv2d(8, 8, 1), torch.nn.Conv2d(8, 4, 1)
+    ).eval()
+    with torch.no_grad():
+        net[0].bias.fill_(20.0)
+    pictures = list(torch.rand(40, 3, 8, 8).split(1))
+    graph = prepare(capture(net, (pictures[0],), {}))
+    middle = graph.nodes[1].output
+
+    def types(count: int) -> dict[str, TensorType]:
+        seen = collect(graph, ([picture] for picture in pictures), "histogram", 4, Progress(False))
+        return activation_types(graph, seen.observers, kvant.Recipe(), count)[0]
+
+    few, many = types(8), types(40)
+    scale = {name: (few[name].quantization.scale[0], many[name].quantization.scale[0]) for name in few}
+    assert scale[middle][0] == pytest.approx(1.25 * scale[middle][1], rel=0.02)
+    assert scale[graph.nodes[0].output][0] == scale[graph.nodes[0].output][1] == pytest.approx(6 / 255)
+    assert scale[graph.inputs[0].name][0] == scale[graph.inputs[0].name][1]

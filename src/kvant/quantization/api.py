@@ -150,7 +150,7 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     if recipe.equalize:
         graph, channels = _equalized(graph, seen, recipe)
     tables, levels = staircases(graph, places, seen.observers, recipe)
-    narrow, wide = (types | levels for types in activation_types(graph, seen.observers, recipe))
+    narrow, wide = (types | levels for types in activation_types(graph, seen.observers, recipe, seen.count))
     plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
     fitted, held = _split(seen.samples)
     trial = Trial(fitted, Yardstick(graph, held), recipe, show)

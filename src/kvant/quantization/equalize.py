@@ -39,13 +39,16 @@ class Equalization:
     moves: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def equalize(graph: Graph, channels: dict[str, Channels], *, center: bool) -> Equalization:
+def equalize(
+    graph: Graph, channels: dict[str, Channels], *, center: bool = False, by_noise: bool = False
+) -> Equalization:
     """Equalize every tensor that a convolution makes and only convolutions read, at once or through transparent nodes.
 
     Args:
         graph: float graph, batch norm folded, clamps fused.
         channels: per-channel statistics of the tensors that convolutions read.
         center: move offsets as well as scales.
+        by_noise: share by expected noise, for activations in 8 bits; else for weights. Comes with ``center``.
 
     Returns:
         A new graph; the one given is unchanged.
@@ -62,7 +65,7 @@ def equalize(graph: Graph, channels: dict[str, Channels], *, center: bool) -> Eq
         if family is None or seen is None:
             continue
         offset = _offset(node, seen, family) if center else np.zeros(len(seen.low), np.float32)
-        divisor = _divisor(graph, seen.moved(offset, np.ones_like(offset)), family.readers, center)
+        divisor = _divisor(graph, seen.moved(offset, np.ones_like(offset)), family.readers, by_noise or center)
         _shift(graph, node, family.readers, offset)
         _scale_producer(graph, graph.nodes[index], divisor)
         for reader in family.readers:
@@ -230,16 +233,16 @@ def _as_read(reader: _Reader, split: np.ndarray, values: np.ndarray, elsewhere: 
     return whole.reshape(split.shape[0], 1, split.shape[2])
 
 
-def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], center: bool) -> np.ndarray:
+def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], by_noise: bool) -> np.ndarray:
     """What each channel is divided by; afterwards the largest channel has a magnitude of 1.
 
     Depthwise readers follow for free, so all channels become equal; others pay for small activations with large
     weights. Either the magnitude of an activation is sqrt(max x rms) and the two share what there is (the square root),
-    which suits weights; or, where channels are centred for the sake of 8-bit activations, it is the largest value, and
+    which suits weights; or, for the sake of 8-bit activations, it is the largest value, and
     of several ways to share, the one with the least expected noise at the readers' outputs is taken.
     """
     reach = seen.largest()
-    magnitude = reach if center else np.sqrt(reach * seen.rms())
+    magnitude = reach if by_noise else np.sqrt(reach * seen.rms())
     # Moments come from some positions only: a channel that is almost never excited may have none.
     alive = magnitude > 0
     wanted = magnitude
@@ -250,7 +253,7 @@ def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], center: bool)
         inverse = 1 / np.where(alive, weight, 1.0)
         ways = [
             _scaled(magnitude**share * inverse ** (1 - share), magnitude, alive)
-            for share in (_SHARES if center else (0.5,))
+            for share in (_SHARES if by_noise else (0.5,))
         ]
         wanted = ways[0]
         if len(ways) > 1:

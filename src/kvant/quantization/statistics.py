@@ -117,13 +117,14 @@ class Statistics:
         observers: one for each activation at which rounding will happen.
         channels: of each tensor that a weighted layer reads.
         samples: a fixed number of samples, chosen by their content, so that the order of the data does not matter.
-        batches: how many batches the data had.
+        batches, count: how many batches and samples the data had.
     """
 
     observers: dict[str, AnyObserver] = field(default_factory=dict)
     channels: dict[str, Channels] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     batches: int = 0
+    count: int = 0
 
     def add(self, look: Look, kind: str) -> None:
         """Take in one look, by observers of ``kind``."""
@@ -162,7 +163,7 @@ def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, prog
         seen.add(look, observer)
     if seen.batches == 0:
         raise CalibrationError("calibration data is empty: give at least one batch, better a hundred pictures")
-    seen.samples = kept.samples()
+    seen.samples, seen.count = kept.samples(), kept.offered
     return seen
 
 

@@ -11,7 +11,7 @@ import torch
 from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.observers import AnyObserver, Extremes
-from kvant.quantization.ranges import activation_type, choose_range, extremes
+from kvant.quantization.ranges import Range, activation_type, choose_range, extremes
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.ties import ties
@@ -21,12 +21,18 @@ HEADROOM = 2.0
 # The extremes of tensors with few values, such as squeezed maps, say less about what other inputs will bring.
 HEADROOM_OF_FEW = 8.0
 FEW_VALUES = 4096
+# Of few samples each one moves the ends of a range: a new one exceeds those of n others with a chance of 2 / (n + 1).
+FEW_SAMPLES = 32
 
 
 def activation_types(
-    graph: Graph, observers: dict[str, AnyObserver], recipe: Recipe
+    graph: Graph, observers: dict[str, AnyObserver], recipe: Recipe, samples: int
 ) -> tuple[dict[str, TensorType], dict[str, TensorType]]:
-    """The types the recipe asks for, and the types with 16 bits everywhere, of all activations that were observed."""
+    """The types the recipe asks for, and the types with 16 bits everywhere, of all activations that were observed.
+
+    Args:
+        samples: how many the observers have seen.
+    """
     group_of = ties(graph)
     schemes = activation_schemes(graph, group_of, recipe)
     members: dict[str, list[AnyObserver]] = {}
@@ -35,6 +41,7 @@ def activation_types(
     _observe_constants(graph, group_of, members)
     wanted = _wanted_wide(graph, group_of, recipe) | _around_reals(graph, group_of, recipe)
     sizes = _group_sizes(graph, group_of)
+    ends = _known_ends(graph, group_of)
     narrow, wide = {}, {}
     for group, seen in _shared(members, schemes).items():
         scheme = schemes[group]
@@ -43,8 +50,31 @@ def activation_types(
         wide[group] = activation_type((low * room, high * room), 16, scheme.form)
         narrow[group] = wide[group]
         if scheme.bits < 16 and group not in wanted:
-            narrow[group] = activation_type(choose_range(seen, scheme), scheme.bits, scheme.form)
+            chosen = choose_range(seen, scheme)
+            if scheme.bits == 8 and scheme.range == "mse":
+                chosen = _with_room(chosen, samples, ends.get(group, set()))
+            narrow[group] = activation_type(chosen, scheme.bits, scheme.form)
     return _by_name(narrow, group_of), _by_name(wide, group_of)
+
+
+def _with_room(chosen: Range, samples: int, ends: set[float | None]) -> Range:
+    """``chosen`` and some more on the sides where few samples say how far values reach, and nothing else does."""
+    room = 1 + 2 / samples if 0 < samples < FEW_SAMPLES else 1.0
+    low, high = (end if end in ends or None in ends else end * room for end in chosen)
+    return low, high
+
+
+def _known_ends(graph: Graph, group_of: dict[str, str]) -> dict[str, set[float | None]]:
+    """Where the values of a group are clamped; None for inputs of the network, which are what they are."""
+    ends: dict[str, set[float | None]] = {}
+    for entry in graph.inputs:
+        if entry.name in group_of:
+            ends.setdefault(group_of[entry.name], set()).add(None)
+    for node in graph.nodes:
+        clamp = getattr(node.op, "clamp", None)
+        if clamp is not None and node.output in group_of:
+            ends.setdefault(group_of[node.output], set()).update(end for end in clamp if end is not None)
+    return ends
 
 
 def _by_name(types: dict[str, TensorType], group_of: dict[str, str]) -> dict[str, TensorType]:
