@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,6 +56,23 @@ def test_by_a_recipe_in_a_file(run: Kvant, factory: str, samples: Path, tmp_path
     (tmp_path / "recipe.toml").write_text("bits = 5")
     wrong = run(*arguments(factory, samples, out), "--recipe", tmp_path / "recipe.toml")
     assert wrong.exit_code == 1 and "no field 'bits'" in wrong.output
+
+
+def test_effort_reaches_the_recipe(
+    run: Kvant, factory: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[kvant.Recipe] = []
+    quantize = kvant.quantize
+
+    def watched(*args: Any, recipe: kvant.Recipe, **kwargs: Any) -> kvant.QuantizedModel:
+        given.append(recipe)
+        return quantize(*args, recipe=recipe, **kwargs)
+
+    monkeypatch.setattr(kvant, "quantize", watched)
+    result = run(*arguments(factory, samples, tmp_path / "net.kvant"), "--effort", "fast")
+    assert result.exit_code == 0, result.output
+    assert [recipe.effort for recipe in given] == ["fast"]
+    assert run(*arguments(factory, samples, tmp_path / "net.kvant"), "--effort", "most").exit_code == 2
 
 
 def test_from_pictures_with_weights(run: Kvant, factory: str, pictures: Path, tmp_path: Path) -> None:

@@ -25,6 +25,14 @@ class Bits(StrEnum):
     SIXTEEN = "16"
 
 
+class Effort(StrEnum):
+    """How much time quantization may take."""
+
+    FAST = "fast"
+    DEFAULT = "default"
+    BEST = "best"
+
+
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .kvant file.", show_default=False)]
 Out = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT", help="The .kvant file to write.", show_default=False)
@@ -51,6 +59,7 @@ TargetSqnr = Annotated[
     float | None,
     typer.Option(metavar="DB", help="Widen activations until the outputs' signal-to-noise ratio is this."),
 ]
+EffortOption = Annotated[Effort, typer.Option("--effort", help="Time for accuracy, and for more layers in 8 bits.")]
 GoldenCount = Annotated[
     int,
     typer.Option(

@@ -60,13 +60,14 @@ def quantize(
     bits: options.BitsOption = options.Bits.EIGHT,
     wide: options.Wide = None,
     target_sqnr: options.TargetSqnr = None,
+    effort: options.EffortOption = options.Effort.DEFAULT,
     golden: options.GoldenCount = 0,
 ) -> None:
     """Quantize a pose network to one .kvant file."""
     spec = pose.network_spec(network)
     if weights is None and not spec.has_weights:
         raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
-    recipe = make_recipe(bits, wide, target_sqnr)
+    recipe = make_recipe(bits, wide, target_sqnr, effort)
     options.check_writable(out)
     pictures = PosePictures(pose.find_pictures(calibration)[:limit], spec, height, parse_scales(scales))
     need_torch()

@@ -70,16 +70,24 @@ def picture_spec(size: str | None, mean: str, std: str, color: Color, example: t
 
 
 def make_recipe(
-    bits: options.Bits, wide: list[str] | None, target_sqnr: float | None, file: Path | None = None
+    bits: options.Bits,
+    wide: list[str] | None,
+    target_sqnr: float | None,
+    effort: options.Effort,
+    file: Path | None = None,
 ) -> kvant.Recipe:
     """The recipe that the options describe, or that a TOML file holds."""
     if file is not None:
-        if bits is not options.Bits.EIGHT or wide or target_sqnr is not None:
-            raise typer.BadParameter("--recipe says everything: give it without --bits, --wide and --target-sqnr")
+        others = bits is not options.Bits.EIGHT, wide, target_sqnr is not None, effort is not options.Effort.DEFAULT
+        if any(others):
+            raise typer.BadParameter(
+                "--recipe says everything: give it without --bits, --wide, --target-sqnr and --effort"
+            )
         return kvant.Recipe.load(file)
     chosen: dict[str, Any] = {
         "activations": kvant.ActivationScheme(16 if bits is options.Bits.SIXTEEN else 8),
         "wide": tuple(wide or ()),
+        "effort": effort.value,
     }
     if target_sqnr is not None:
         chosen["target_sqnr"] = target_sqnr
@@ -135,6 +143,7 @@ def quantize(
     bits: options.BitsOption = options.Bits.EIGHT,
     wide: options.Wide = None,
     target_sqnr: options.TargetSqnr = None,
+    effort: options.EffortOption = options.Effort.DEFAULT,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -149,7 +158,7 @@ def quantize(
     """
     shapes = [parse_shape(text) for text in example]
     spec = picture_spec(size, mean, std, color, shapes[0][0])
-    chosen = make_recipe(bits, wide, target_sqnr, recipe)
+    chosen = make_recipe(bits, wide, target_sqnr, effort, recipe)
     options.check_writable(out)
     model = build_model(target, weights)
     if calibration is None:

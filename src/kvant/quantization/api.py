@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.refine import refine, refine_small, weight_noise
 from kvant.quantization.schemes import Arithmetic
-from kvant.quantization.sensitivity import widen
+from kvant.quantization.sensitivity import DIRECTIONS, widen
 from kvant.quantization.simulate import Plan
 from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Channels, Sample, Statistics, collect, observe
@@ -32,7 +33,7 @@ from kvant.quantization.types import activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.workers import one_thread_each
 from kvant.quantization.yardstick import Yardstick
-from kvant.runtime import QuantizedModel
+from kvant.runtime import QuantizedModel, count_macs
 
 # Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
 WEIGHT_MARGIN_DB = 8.0
@@ -89,7 +90,7 @@ def quantize(
         if calibration is None:
             seen, recipe, kept["calibration"] = _level_1(captured, graph, example_inputs, recipe, show)
         else:
-            seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.samples, show)
+            seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.kept_samples, show)
         plan = make_plan(graph, seen, recipe, show)
     quantized = convert(plan)
     validate(quantized)
@@ -101,7 +102,7 @@ def _level_1(
 ) -> tuple[Statistics, Recipe, str]:
     """Statistics on inputs that are generated, the recipe adapted to how little they tell, and what was done."""
     tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
-    samples, what = generate(captured, _flatten(graph, tensors), min(recipe.samples, MOST_SAMPLES), show)
+    samples, what = generate(captured, _flatten(graph, tensors), min(recipe.kept_samples, MOST_SAMPLES), show)
     seen = collect(graph, samples, "minmax", len(samples), show)
     return seen, without_data(captured, graph, seen, recipe), f"no data; {what}"
 
@@ -146,18 +147,48 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     """Decide everything: scales between layers, weights, biases, and the type of each activation."""
     recipe.check_rules(graph)
     graph, places = place(graph, seen, recipe)
-    channels = seen.channels
+    several = recipe.effort == "best" and recipe.equalize and not recipe.center
+    ways = [
+        _decide(graph, places, seen, recipe, show, by_noise) for by_noise in ((False, True) if several else (False,))
+    ]
+    return ways[0] if len(ways) == 1 else _best_of(ways, seen, recipe)
+
+
+def _best_of(plans: list[Plan], seen: Statistics, recipe: Recipe) -> Plan:
+    """Of plans for one network the one with the most multiplications in 8 bits that is accurate enough."""
+    held = _split(seen.samples)[1]
+    enough = math.inf if recipe.target_sqnr is None else recipe.target_sqnr - TOLERATED_DB
+
+    def worth(plan: Plan) -> tuple[float, float]:
+        return min(Yardstick(plan.graph, held).measure(plan), enough), share_of_int8(plan)
+
+    return max(plans, key=worth)
+
+
+def share_of_int8(plan: Plan) -> float:
+    """The share of the multiplications both of whose factors have at most 8 bits."""
+    counts = count_macs(convert(plan))
+    short = sum(each.count for each in counts if not {"int16", "float32"} & set(each.dtypes))
+    return short / max(sum(each.count for each in counts), 1)
+
+
+def _decide(
+    graph: Graph, places: dict[str, str], seen: Statistics, recipe: Recipe, show: Progress, by_noise: bool
+) -> Plan:
+    """A plan by one way to equalize."""
+    channels, observers = seen.channels, dict(seen.observers)
     if recipe.equalize:
-        graph, channels = _equalized(graph, seen, recipe)
-    tables, levels = staircases(graph, places, seen.observers, recipe)
-    narrow, wide = (types | levels for types in activation_types(graph, seen.observers, recipe, seen.count))
+        graph, channels = _equalized(graph, seen, observers, recipe, by_noise)
+    tables, levels = staircases(graph, places, observers, recipe)
+    narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
     plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
     fitted, held = _split(seen.samples)
     trial = Trial(fitted, Yardstick(graph, held), recipe, show)
-    plan = _choose_weights(plan, trial)
+    plan = trial.corrected(plan) if recipe.effort == "fast" else _choose_weights(plan, trial)
     plan.types = narrow
     if recipe.target_sqnr is not None:
-        plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show)
+        directions = 1 if recipe.effort == "fast" else DIRECTIONS
+        plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show, directions)
     return plan if plan.types == wide else trial.corrected(plan)
 
 
@@ -221,9 +252,11 @@ def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in noise.items() if plan.weights[name].scheme.plain}
 
 
-def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[str, Channels]]:
+def _equalized(
+    graph: Graph, seen: Statistics, observers: dict[str, AnyObserver], recipe: Recipe, by_noise: bool
+) -> tuple[Graph, dict[str, Channels]]:
     """Equalize, then observe anew, on the kept samples, the tensors that changed."""
-    result = equalize(graph, seen.channels, center=recipe.center)
+    result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise)
     if not result.moves:
         return graph, seen.channels
     channels = dict(seen.channels)
@@ -233,7 +266,7 @@ def _equalized(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, d
     changed = set(result.moves) & makes_values(graph)
     again = observe(result.graph, seen.samples, changed, recipe.observer)
     for name in changed:
-        seen.observers[name] = _at_least(again[name], channels.get(name))
+        observers[name] = _at_least(again[name], channels.get(name))
     return result.graph, channels
 
 

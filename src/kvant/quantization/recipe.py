@@ -22,6 +22,7 @@ from kvant.quantization.schemes import (
 from kvant.quantization.toml import read_toml, write_toml
 
 Observer = Literal["histogram", "minmax", "moving_average"]
+Effort = Literal["fast", "default", "best"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Recipe:
             cause most of it: within 1 % of all weights, and beyond that only where ``target_sqnr`` is missed otherwise.
             Weights of other schemes keep theirs.
         samples: how many calibration samples are kept for equalization, correction and measurement.
+        effort: time for accuracy. "fast" rounds weights to nearest, keeps half as many samples, and measures roughly.
+            "best" keeps twice as many, tries several ways to equalize, and takes the file that multiplies most in
+            8 bits among those that reach ``target_sqnr``, or the most accurate one if none does.
 
     Example:
         >>> recipe = Recipe(WeightScheme(bits=4), rules=(Rule("head*", weights=WeightScheme(bits=8)),))
@@ -113,6 +117,7 @@ class Recipe:
     compensate: bool = True
     fine_weights: bool = True
     samples: int = 16
+    effort: Effort = "default"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -129,6 +134,11 @@ class Recipe:
                 raise RecipeError(f"Recipe({name}={value!r}): expected a tuple of {what}")
         if self.samples < 1:
             raise RecipeError(f"Recipe(samples={self.samples}): expected at least 1")
+
+    @property
+    def kept_samples(self) -> int:
+        """How many samples are kept, effort considered."""
+        return {"fast": max(self.samples // 2, 1), "default": self.samples, "best": 2 * self.samples}[self.effort]
 
     def weight_scheme(self, node: Node) -> WeightScheme:
         """The scheme of a node's weights."""

@@ -37,6 +37,7 @@ def widen(
     yardstick: Yardstick,
     target: float,
     show: Progress,
+    directions: int = DIRECTIONS,
 ) -> dict[str, TensorType]:
     """Types of the activations, with 16 bits for as few of them as needed for ``target`` dB at the outputs.
 
@@ -45,6 +46,7 @@ def widen(
         wide: the 16-bit type of every activation.
         yardstick: measures signal to noise.
         target: wanted signal to noise; lower where int8 weights alone do not reach it.
+        directions: random ones for each sample.
     """
     before = yardstick.measure(plan)
     if before >= target:
@@ -53,7 +55,7 @@ def widen(
     if before >= goal:
         return plan.types
     group_of = ties(plan.graph)
-    noise = group_noise(plan, yardstick, group_of, show)
+    noise = group_noise(plan, yardstick, group_of, show, directions)
     order = _order(noise, group_cost(plan.graph, group_of))
 
     def mixed(count: int) -> dict[str, TensorType]:
@@ -73,6 +75,7 @@ def group_noise(
     yardstick: Yardstick,
     group_of: dict[str, str],
     show: Progress,
+    directions: int,
 ) -> dict[str, float]:
     """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
     executor = Executor(plan.simulated_graph())
@@ -86,8 +89,9 @@ def group_noise(
         type = plan.types[name]
         return fake_quantize(values, type) - values if may_widen(type) else None
 
+    samples = show.track(yardstick.samples, "measuring sensitivity")
     noise: dict[str, float] = {}
-    for name, share in noise_of(run, error, yardstick, show.track(yardstick.samples, "measuring sensitivity")).items():
+    for name, share in noise_of(run, error, yardstick, samples, directions).items():
         noise[group_of[name]] = noise.get(group_of[name], 0.0) + share
     return noise
 
@@ -97,6 +101,7 @@ def noise_of(
     error: Callable[[str, torch.Tensor], torch.Tensor | None],
     yardstick: Yardstick,
     samples: Iterable[Sample],
+    directions: int = DIRECTIONS,
 ) -> dict[str, float]:
     """Noise over signal at the outputs that a small error in each of some tensors causes, by the tensor's name.
 
@@ -104,6 +109,7 @@ def noise_of(
         run: gives, for a sample, the outputs, and the tensors by which they can be differentiated.
         error: the error of a tensor, from its name and value; None for one that has none.
         samples: those of ``yardstick``, in order.
+        directions: random ones for each sample.
     """
 
     def effects(numbered: tuple[int, Sample]) -> dict[str, float]:
@@ -112,15 +118,15 @@ def noise_of(
         found: dict[str, float] = {}
         with torch.enable_grad():
             outputs, tensors = run(sample)
-            for direction in range(DIRECTIONS):
+            for direction in range(directions):
                 loss = yardstick.random_direction(at, outputs, generator)
-                more = direction + 1 < DIRECTIONS
+                more = direction + 1 < directions
                 gradients = torch.autograd.grad(loss, list(tensors.values()), retain_graph=more, allow_unused=True)
                 for (name, values), gradient in zip(tensors.items(), gradients, strict=True):
                     wrong = None if gradient is None else error(name, values.detach())
                     if gradient is not None and wrong is not None:
                         effect = float((gradient * wrong).sum(dtype=torch.float64))
-                        found[name] = found.get(name, 0.0) + effect * effect / DIRECTIONS
+                        found[name] = found.get(name, 0.0) + effect * effect / directions
         return found
 
     noise: dict[str, float] = {}

@@ -1,0 +1,56 @@
+"""What effort buys: more of the network in 8 bits, or less time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kvant
+from kvant.errors import RecipeError
+
+
+class Uneven(torch.nn.Module):
+    """Depthwise layers whose channels differ by orders of magnitude, as trained ones do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        layers: list[torch.nn.Module] = [torch.nn.Conv2d(3, 32, 3, stride=2, padding=1), torch.nn.ReLU()]
+        for _ in range(4):
+            depthwise = torch.nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
+            depthwise.weight.data *= torch.logspace(-1.5, 1.5, 32)[torch.randperm(32)][:, None, None, None]
+            layers += [depthwise, torch.nn.Conv2d(32, 32, 1), torch.nn.ReLU()]
+        self.body = torch.nn.Sequential(*layers, torch.nn.Conv2d(32, 5, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def noise(net: torch.nn.Module, quantized: kvant.QuantizedModel, pictures: list[torch.Tensor]) -> float:
+    with torch.no_grad():
+        wanted, got = torch.cat([net(x) for x in pictures]), torch.cat([quantized(x) for x in pictures])
+    return 10 * float(torch.log10(wanted.square().sum() / (wanted - got).square().sum()))
+
+
+def share(quantized: kvant.QuantizedModel) -> float:
+    """Of the multiplications in 8 bits."""
+    counts = quantized.macs()
+    return sum(each.count for each in counts if "int16" not in each.dtypes) / sum(each.count for each in counts)
+
+
+def test_best_effort_has_no_fewer_multiplications_in_8_bits_and_holds_the_target() -> None:
+    net, pictures = Uneven().eval(), list(torch.randn(40, 3, 32, 32).split(1))
+    made = {
+        effort: kvant.quantize(net, pictures[0], calibration=pictures[:32], recipe=kvant.Recipe(effort=effort))
+        for effort in ("fast", "default", "best")
+    }
+    for quantized in made.values():
+        assert noise(net, quantized, pictures[32:]) > 22
+    assert share(made["best"]) >= share(made["default"])
+
+
+def test_effort_is_checked_and_keeps_more_or_fewer_samples() -> None:
+    assert [kvant.Recipe(effort=effort).kept_samples for effort in ("fast", "default", "best")] == [8, 16, 32]
+    with pytest.raises(RecipeError, match="effort"):
+        kvant.Recipe(effort="most")  # type: ignore[arg-type]
+    assert kvant.Recipe.from_toml(kvant.Recipe(effort="best").to_toml()).effort == "best"
