@@ -121,15 +121,13 @@ def test_every_weight_scheme_runs_or_is_refused(quantize: Quantize, bits: int, f
                 WeightScheme(**chosen)  # type: ignore[arg-type]
             continue
         scheme = WeightScheme(**chosen)  # type: ignore[arg-type]
-        if scheme.rounding == "learned":
-            continue  # see below
-        quantized = quantize(weights=scheme)
+        quantized = quantize(weights=scheme, correct_bias=scheme.rounding == "learned")
         check_both_back_ends(quantized)
         check_integers(quantized, scheme)
 
 
-def test_learned_rounding_says_what_to_use_instead(quantize: Quantize) -> None:
-    with pytest.raises(kvant.RecipeError, match="use 'half_even' with compensate=True"):
+def test_learned_rounding_needs_the_correction_of_biases(quantize: Quantize) -> None:
+    with pytest.raises(kvant.RecipeError, match="use correct_bias=True"):
         quantize(weights=WeightScheme(rounding="learned"))
 
 

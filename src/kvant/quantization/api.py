@@ -288,8 +288,11 @@ def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dic
     """The integer weight of every weighted node, by the node's output."""
     nodes = {node.output: node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
     schemes = {name: recipe.weight_scheme(node) for name, node in nodes.items()}
-    if any(scheme.rounding == "learned" for scheme in schemes.values()):
-        raise RecipeError("WeightScheme(rounding='learned') has no training yet; use 'half_even' with compensate=True")
+    if not recipe.correct_bias and any(scheme.rounding == "learned" for scheme in schemes.values()):
+        raise RecipeError(
+            "WeightScheme(rounding='learned') learns along with the correction of biases; use correct_bias=True, or "
+            "rounding='half_even'"
+        )
     values = {name: graph.constants[node.inputs[1]] for name, node in nodes.items()}
     shared = network_scales(values, schemes)
     moments = {

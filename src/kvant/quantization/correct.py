@@ -19,6 +19,7 @@ import torch
 from kvant.capture import Executor, last_uses
 from kvant.graph import Graph, Node, ops
 from kvant.quantization.equalize import unpadded
+from kvant.quantization.learned import learned
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
 from kvant.quantization.simulate import Plan, fake_quantize
@@ -89,12 +90,14 @@ class _Correction:
         self.got: list[Tensors] = []
         self.bindings = [self.rough.bind(sample) for sample in samples]
         # The float network runs beside the quantized one only where weights are rounded to its activations.
-        self.exact = Executor(plan.graph) if compensate else None
+        learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
+        self.compensate = compensate
+        self.exact = Executor(plan.graph) if compensate or learns else None
         self.true: list[Tensors] = []
         for sample in samples:
             named = {entry.name: values for entry, values in zip(plan.graph.inputs, sample, strict=True)}
             self.got.append({name: self._round(name, values) for name, values in named.items()})
-            if compensate:
+            if self.exact is not None:
                 self.true.append(named)
 
     def run(self, show: Progress) -> Plan:
@@ -164,14 +167,16 @@ class _Correction:
 
     def _round_anew(self, node: Node, rough: Node) -> None:
         weight = self.plan.graph.constants[node.inputs[1]]
-        if not rounds_well(node, weight) or not self.weights[node.output].rounds_anew:
+        before = self.weights[node.output]
+        learns = before.scheme.rounding == "learned" and before.values.dtype != np.float32
+        if not rounds_well(node, weight) or not (learns or (self.compensate and before.rounds_anew)):
             return
         name = node.inputs[0]
         pairs = [(true[name], got[name]) for true, got in zip(self.true, self.got, strict=True)]
         moments = gather(node, weight, pairs)
-        if not moments.determined():
+        if not learns and not moments.determined():
             return
-        anew = compensated(weight, self.weights[node.output], moments)
+        anew = learned(weight, before, moments) if learns else compensated(weight, before, moments)
         self.weights[node.output] = anew
         self.rough.set_constant(rough.inputs[1], anew.dequantize())
 

@@ -67,6 +67,11 @@ class Grid:
             up = (share > 0) if rounding == "ceil" else torch.zeros_like(inner, dtype=torch.bool)
         return self._outer(torch.where(up, upper, lower), self.shift, self.factors)
 
+    def neighbours(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The integers below and above a whole weight ``x`` (rows, weights of a row); equal outside and on the grid."""
+        lower, upper = self._around(self._inner(x, self.shift, self.factors))
+        return self._outer(lower, self.shift, self.factors), self._outer(upper, self.shift, self.factors)
+
     def _around(self, inner: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The neighbours below and above, before ``shift`` and ``factors``; equal outside and on the grid."""
         if self.levels is None:

@@ -121,12 +121,17 @@ def compensated(weight: np.ndarray, nearest: QuantizedWeight, moments: Moments) 
     groups, size = moments.own.shape[:2]
     rows = torch.from_numpy(weight.reshape(groups, -1, size)).double()
     steps = torch.from_numpy(nearest.scale.reshape(groups, -1)).double()
-    diagonal = moments.own.diagonal(dim1=1, dim2=2)
-    damping = DAMPING * diagonal.mean(1, keepdim=True) + 1e-12
-    hessian = moments.own + torch.diag_embed(damping.expand_as(diagonal))
+    hessian = damped(moments)
     shift = torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2))
     values = _round_in_turn(rows + shift.transpose(1, 2), steps, hessian, nearest.grid)
     return replace(nearest, values=values.numpy().astype(nearest.values.dtype).reshape(weight.shape))
+
+
+def damped(moments: Moments) -> torch.Tensor:
+    """float64 (G, K, K): the inputs' moments, with a little more on the diagonal."""
+    diagonal = moments.own.diagonal(dim1=1, dim2=2)
+    damping = DAMPING * diagonal.mean(1, keepdim=True) + 1e-12
+    return moments.own + torch.diag_embed(damping.expand_as(diagonal))
 
 
 def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
