@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "quantization.md"
 TEXT = GUIDE.read_text()
 
