@@ -17,7 +17,7 @@ from kvant import ActivationScheme, Recipe, Rule, WeightScheme
 from kvant.capture import capture, prepare
 from kvant.format import from_bytes, to_bytes
 from kvant.graph import ops
-from kvant.quantization import schemes
+from kvant.quantization import learned, schemes
 from kvant.quantization.api import make_plan
 from kvant.quantization.convert import convert
 from kvant.quantization.progress import Progress
@@ -55,6 +55,12 @@ def images(count: int, seed: int = 0) -> list[torch.Tensor]:
 def small(one_thread: None) -> nn.Module:
     torch.manual_seed(0)
     return settle_batch_norm(Small(), images(8, seed=5))
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix is about integers; how well rounding is learned is tested elsewhere."""
+    monkeypatch.setattr(learned, "STEPS", 3)
 
 
 DATA = images(4)
