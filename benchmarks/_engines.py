@@ -6,7 +6,9 @@ defaults that their documentation shows. Each engine imports its own packages on
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,11 +47,24 @@ def export_onnx(path: Path) -> None:
     )
 
 
-class Kvant:
-    """kvant with its default recipe; in float, torch."""
+def torch_infer(net: Any) -> Infer:
+    """The float network in torch, eager."""
+    import torch
 
-    def __init__(self, onnx: Path, threads: int) -> None:
+    def infer(array: Float32Array) -> Float32Array:
+        with torch.inference_mode():
+            return np.asarray(net(torch.from_numpy(array)).numpy())
+
+    return infer
+
+
+class Kvant:
+    """kvant with a recipe; in float, torch."""
+
+    def __init__(self, onnx: Path, threads: int, **recipe: Any) -> None:
         import torch
+
+        self.recipe = recipe
 
         torch.set_num_threads(threads)
         self.torch, self.threads = torch, threads
@@ -57,11 +72,7 @@ class Kvant:
         self.folder = onnx.parent
 
     def float_infer(self) -> Infer:
-        def infer(array: Float32Array) -> Float32Array:
-            with self.torch.inference_mode():
-                return np.asarray(self.net(self.torch.from_numpy(array)).numpy())
-
-        return infer
+        return torch_infer(self.net)
 
     def quantize(self, tensors: Sequence[Float32Array]) -> tuple[Infer, dict[str, Any]]:
         import kvant
@@ -69,7 +80,7 @@ class Kvant:
         from kvant.pose.demo.without_torch import use_threads
 
         inputs = [self.torch.from_numpy(tensor) for tensor in tensors]
-        quantized = kvant.quantize(self.net, inputs[0], calibration=inputs)
+        quantized = kvant.quantize(self.net, inputs[0], calibration=inputs, recipe=kvant.Recipe(**self.recipe))
         path = self.folder / "kvant.kvant"
         quantized.save(path)
         model = kvant.load(path)
@@ -151,15 +162,61 @@ class Reader:
         return None if array is None else {"image": array}
 
 
+class TorchAo:
+    """torchao's PT2E quantization for x86, compiled by Inductor."""
+
+    def __init__(self, onnx: Path, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.net = SPEC.build()
+
+    def float_infer(self) -> Infer:
+        return torch_infer(self.net)
+
+    def quantize(self, tensors: Sequence[Float32Array]) -> tuple[Infer, dict[str, Any]]:
+        os.environ["TORCHINDUCTOR_FREEZING"] = "1"
+        import torch
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+        rows, columns = (8 * torch.export.Dim(name, min=4, max=400) for name in ("rows", "columns"))
+        inputs = [torch.from_numpy(tensor) for tensor in tensors]
+        with torch.no_grad():
+            exported = torch.export.export(self.net, (inputs[0],), dynamic_shapes=({2: rows, 3: columns},)).module()
+            observed = prepare_pt2e(exported, quantizer)
+            for tensor in inputs:
+                observed(tensor)
+            compiled = torch.compile(convert_pt2e(observed), dynamic=True)
+            compiled(inputs[0])
+
+        def infer(array: Float32Array) -> Float32Array:
+            with torch.no_grad():
+                return np.asarray(compiled(torch.from_numpy(array)).numpy())
+
+        # It has no file of weights: what is kept is the float program and what was observed.
+        return infer, {"bytes": None}
+
+
 ENGINES: dict[str, Callable[[Path, int], Engine]] = {
     "kvant": Kvant,
+    "kvant-fast": partial(Kvant, effort="fast"),
+    "kvant-best": partial(Kvant, effort="best"),
+    "kvant-8-bits": partial(Kvant, effort="best", target_sqnr=None, center=True),
     "nncf": OpenVino,
     "onnxruntime": OnnxRuntime,
+    "torchao": TorchAo,
 }
 TITLES = {
     "float": "float32 (torch)",
     "kvant": "kvant",
+    "kvant-fast": 'kvant, effort "fast"',
+    "kvant-best": 'kvant, effort "best"',
+    "kvant-8-bits": "kvant, all activations in 8 bits",
     "nncf": "NNCF (OpenVINO)",
     "onnxruntime": "ONNX Runtime (QDQ)",
+    "torchao": "torchao (PT2E)",
     "torch.ao": "torch.ao (FX)",
 }

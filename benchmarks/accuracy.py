@@ -118,7 +118,8 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
             f"{found['AP']:.4f}",
             "",
             "",
-            f"{found['bytes'] / 1e6:.2f} MB",
+            f"{found['int8xint8']:.0%}" if "int8xint8" in found else "",
+            f"{found['bytes'] / 1e6:.2f} MB" if found["bytes"] else "",
             f"{found['ms']:.0f} ms",
             "",
             "",
@@ -126,7 +127,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
         if name != "float":
             row[2] = f"{found['AP'] - reference['AP']:+.4f}"
             row[3] = "{heat:.1f}, {paf:.1f} dB".format(**found["sqnr_db"])
-            row[6:] = [f"{found['quantize_seconds']:.0f} s", f"{found['quantize_extra_mb']} MB"]
+            row[7:] = [f"{found['quantize_seconds']:.0f} s", f"{found['quantize_extra_mb']} MB"]
         lines.append(row)
     return lines
 
@@ -136,6 +137,7 @@ COLUMNS = [
     "AP",
     "against float",
     "SQNR of heat maps, PAFs",
+    "int8 x int8",
     "size",
     "time a picture",
     "quantized in",

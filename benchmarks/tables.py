@@ -80,7 +80,7 @@ def accuracy_table(report: Report) -> str:
     photos = f"{report['val_photos']} val photos, calibrated on {report['calibration_photos']} train photos"
     lines = [table, "", f"{photos}. {conditions(report)}"]
     if "kvant" in report["results"]:
-        lines += ["", f"Multiplications in kvant's file: {shares_text(report['results']['kvant'])}."]
+        lines += ["", f"Multiplications in kvant's default file: {shares_text(report['results']['kvant'])}."]
     return "\n".join(lines)
 
 

@@ -27,8 +27,10 @@ def _run(script: str, output: Path, *options: str) -> Any:
 
 @pytest.mark.slow
 def test_accuracy(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
     found = _run("accuracy.py", tmp_path, "--calibration=4", "--photos=3")
-    assert list(found["results"]) == ["float", "kvant", "nncf", "onnxruntime"]
+    kvant = ["kvant", "kvant-fast", "kvant-best", "kvant-8-bits"]
+    assert list(found["results"]) == ["float", *kvant, "nncf", "onnxruntime", "torchao"]
     assert all(0 <= result["AP"] <= 1 and result["ms"] > 0 for result in found["results"].values())
     assert found["results"]["kvant"]["int8xint8"] > 0
 
