@@ -18,8 +18,8 @@ from kvant.capture import capture, prepare
 from kvant.format import from_bytes, to_bytes
 from kvant.graph import ops
 from kvant.quantization import learned, schemes
-from kvant.quantization.api import make_plan
 from kvant.quantization.convert import convert
+from kvant.quantization.decide import make_plan
 from kvant.quantization.progress import Progress
 from kvant.quantization.statistics import collect
 from kvant.runtime import QuantizedModel

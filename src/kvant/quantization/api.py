@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from kvant.capture import capture, prepare
-from kvant.errors import CalibrationError, RecipeError
-from kvant.graph import Graph, TensorType, ops, validate
+from kvant.errors import CalibrationError
+from kvant.graph import Graph, TensorType, validate
 from kvant.quantization.convert import convert
-from kvant.quantization.correct import correct, float_means
 from kvant.quantization.datafree import MOST_SAMPLES, without_data
+from kvant.quantization.decide import make_plan
 from kvant.quantization.embeddings import split_tables
-from kvant.quantization.equalize import equalize
 from kvant.quantization.generate import generate
-from kvant.quantization.observers import AnyObserver
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
-from kvant.quantization.refine import refine, refine_small, weight_noise
-from kvant.quantization.schemes import Arithmetic
-from kvant.quantization.sensitivity import DIRECTIONS, widen
-from kvant.quantization.simulate import Plan
-from kvant.quantization.staircase import place, staircases
-from kvant.quantization.statistics import Channels, Sample, Statistics, collect, observe
-from kvant.quantization.ties import makes_values
-from kvant.quantization.types import activation_types
-from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
+from kvant.quantization.statistics import Sample, Statistics, collect
 from kvant.quantization.workers import one_thread_each
-from kvant.quantization.yardstick import Yardstick
-from kvant.runtime import QuantizedModel, count_macs
-
-# Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
-WEIGHT_MARGIN_DB = 8.0
-# Int8 weights may fall short of the target by this much before some get more bits, and then exceed it by this much.
-TOLERATED_DB = 1.0
-REFINED_DB = 2.0
+from kvant.runtime import QuantizedModel
 
 
 def quantize(
@@ -141,184 +122,3 @@ def _tensor(name: str, type: TensorType, value: Any) -> torch.Tensor:
     if str(tensor.dtype).removeprefix("torch.") != type.dtype:
         raise CalibrationError(f"calibration input {name!r} is {tensor.dtype}, the model takes {type.dtype}")
     return tensor.detach().cpu()
-
-
-def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
-    """Decide everything: scales between layers, weights, biases, and the type of each activation."""
-    recipe.check_rules(graph)
-    graph, places = place(graph, seen, recipe)
-    several = recipe.effort == "best" and recipe.equalize and not recipe.center
-    ways = [
-        _decide(graph, places, seen, recipe, show, by_noise) for by_noise in ((False, True) if several else (False,))
-    ]
-    return ways[0] if len(ways) == 1 else _best_of(ways, seen, recipe)
-
-
-def _best_of(plans: list[Plan], seen: Statistics, recipe: Recipe) -> Plan:
-    """Of plans for one network the one with the most multiplications in 8 bits that is accurate enough."""
-    held = _split(seen.samples)[1]
-    enough = math.inf if recipe.target_sqnr is None else recipe.target_sqnr - TOLERATED_DB
-
-    def worth(plan: Plan) -> tuple[float, float]:
-        return min(Yardstick(plan.graph, held).measure(plan), enough), share_of_int8(plan)
-
-    return max(plans, key=worth)
-
-
-def share_of_int8(plan: Plan) -> float:
-    """The share of the multiplications both of whose factors have at most 8 bits."""
-    counts = count_macs(convert(plan))
-    short = sum(each.count for each in counts if not {"int16", "float32"} & set(each.dtypes))
-    return short / max(sum(each.count for each in counts), 1)
-
-
-def _decide(
-    graph: Graph, places: dict[str, str], seen: Statistics, recipe: Recipe, show: Progress, by_noise: bool
-) -> Plan:
-    """A plan by one way to equalize."""
-    channels, observers = seen.channels, dict(seen.observers)
-    if recipe.equalize:
-        graph, channels = _equalized(graph, seen, observers, recipe, by_noise)
-    tables, levels = staircases(graph, places, observers, recipe)
-    narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
-    plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
-    fitted, held = _split(seen.samples)
-    trial = Trial(fitted, Yardstick(graph, held), recipe, show)
-    plan = trial.corrected(plan) if recipe.effort == "fast" else _choose_weights(plan, trial)
-    plan.types = narrow
-    if recipe.target_sqnr is not None:
-        directions = 1 if recipe.effort == "fast" else DIRECTIONS
-        plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show, directions)
-    return plan if plan.types == wide else trial.corrected(plan)
-
-
-class Trial:
-    """Samples that biases and weights are fitted to, and a yardstick of samples held out, on which choices are made."""
-
-    def __init__(self, fitted: list[Sample], yardstick: Yardstick, recipe: Recipe, show: Progress) -> None:
-        self.fitted = fitted
-        self.yardstick = yardstick
-        self.recipe = recipe
-        self.show = show
-        self._means: dict[str, torch.Tensor] = {}
-
-    def correct(self, plan: Plan, *, compensate: bool = False) -> Plan:
-        """Biases (and weights) of ``plan`` corrected, if the recipe wants it."""
-        if not self.recipe.correct_bias:
-            return plan
-        if not self._means:
-            self._means = float_means(plan.graph, self.fitted)
-        return correct(plan, self.fitted, self._means, self.show, compensate=compensate)
-
-    def corrected(self, plan: Plan) -> Plan:
-        """``plan`` with corrected biases, if they leave less noise on the samples held out.
-
-        Where 8 bits clip what is rare and large, the mean error comes from a few places, and a bias moves all.
-        """
-        anew = self.correct(plan)
-        return anew if anew is plan or self.yardstick.measure(anew) > self.yardstick.measure(plan) else plan
-
-
-def _split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples to fit on, and samples held out to decide on; too few to part serve for both."""
-    if len(samples) < 4:
-        return samples, samples
-    count = max(len(samples) // 4, min(len(samples) // 2, 3))
-    return samples[:-count], samples[-count:]
-
-
-def _choose_weights(plan: Plan, trial: Trial) -> Plan:
-    """Correct biases; where int8 weights are what limits accuracy, round them anew, and give some of them more bits."""
-    if not plan.weights:
-        return plan
-    recipe, yardstick, target = trial.recipe, trial.yardstick, trial.recipe.target_sqnr or 0.0
-    nearest = trial.corrected(plan)
-    before = yardstick.measure(nearest)
-    if before >= target + WEIGHT_MARGIN_DB:
-        return nearest
-    noise = _refinable(nearest, weight_noise(nearest, yardstick, trial.show)) if recipe.fine_weights else {}
-    best = nearest
-    if recipe.compensate and recipe.correct_bias:
-        start = refine_small(nearest, noise)
-        anew = trial.correct(replace(start, biases=plan.biases), compensate=True)
-        best = anew if yardstick.measure(anew) > before else nearest
-    if noise and yardstick.measure_whole(best) < target - TOLERATED_DB:
-        return refine(nearest, noise, yardstick, target + REFINED_DB, trial.correct)
-    return best
-
-
-def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:
-    """The noise of those layers whose weights are the int8 that nobody asked to be anything else."""
-    return {name: value for name, value in noise.items() if plan.weights[name].scheme.plain}
-
-
-def _equalized(
-    graph: Graph, seen: Statistics, observers: dict[str, AnyObserver], recipe: Recipe, by_noise: bool
-) -> tuple[Graph, dict[str, Channels]]:
-    """Equalize, then observe anew, on the kept samples, the tensors that changed."""
-    result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise)
-    if not result.moves:
-        return graph, seen.channels
-    channels = dict(seen.channels)
-    for name, (offset, divisor) in result.moves.items():
-        if name in channels:
-            channels[name] = channels[name].moved(offset, divisor)
-    changed = set(result.moves) & makes_values(graph)
-    again = observe(result.graph, seen.samples, changed, recipe.observer)
-    for name in changed:
-        observers[name] = _at_least(again[name], channels.get(name))
-    return result.graph, channels
-
-
-def _at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
-    """Extend the extremes seen on a few samples to those that all data reached before equalization."""
-    if channels is not None:
-        observer.low = min(observer.low, float(channels.low.min()))
-        observer.high = max(observer.high, float(channels.high.max()))
-    return observer
-
-
-def _reals(graph: Graph, recipe: Recipe) -> dict[str, Arithmetic]:
-    """How weighted nodes that take float32 multiply, by the node's output."""
-    found = {node.output: recipe.layer_arithmetic(node) for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
-    return {name: arithmetic for name, arithmetic in found.items() if arithmetic != "integer"}
-
-
-def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dict[str, QuantizedWeight]:
-    """The integer weight of every weighted node, by the node's output."""
-    nodes = {node.output: node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
-    schemes = {name: recipe.weight_scheme(node) for name, node in nodes.items()}
-    if not recipe.correct_bias and any(scheme.rounding == "learned" for scheme in schemes.values()):
-        raise RecipeError(
-            "WeightScheme(rounding='learned') learns along with the correction of biases; use correct_bias=True, or "
-            "rounding='half_even'"
-        )
-    values = {name: graph.constants[node.inputs[1]] for name, node in nodes.items()}
-    shared = network_scales(values, schemes)
-    moments = {
-        name: _moment(values[name], channels[node.inputs[0]].moment(), getattr(node.op, "groups", 1))
-        for name, node in nodes.items()
-        if node.inputs[0] in channels and schemes[name].range in ("mse", "cosine")
-    }
-    return {
-        name: unquantized(values[name], node, half=recipe.layer_arithmetic(node) == "float16")
-        if recipe.layer_arithmetic(node) in ("float", "float16")
-        else quantize_weight(values[name], moments.get(name), schemes[name], name=name, network_scale=shared.get(name))
-        for name, node in nodes.items()
-    }
-
-
-def _moment(weight: np.ndarray, moment: np.ndarray, groups: int) -> np.ndarray | None:
-    """The second moment of the input that each weight multiplies: (O, C / groups, 1...)."""
-    if moment.size != weight.shape[1] * groups:
-        return None
-    rows = np.repeat(moment.reshape(groups, weight.shape[1]), weight.shape[0] // groups, axis=0)
-    return rows.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.ndim - 2))
-
-
-def _biases(graph: Graph) -> dict[str, np.ndarray]:
-    return {
-        node.output: graph.constants[node.inputs[2]]
-        for node in graph.nodes
-        if isinstance(node.op, ops.WEIGHTED) and len(node.inputs) > 2
-    }

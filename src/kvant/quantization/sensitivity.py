@@ -134,7 +134,7 @@ def noise_of(
             for name, values in tensors.items():
                 if name not in leaves:
                     # A gradient is looked at when it passes: all of them at once would be as large as the activations.
-                    values.register_hook(partial(add, name, values.detach()))
+                    values.register_hook(partial(add, name, values.detach()))  # type: ignore[no-untyped-call]
             for direction in range(directions):
                 loss = yardstick.random_direction(at, outputs, generator)
                 more = direction + 1 < directions
