@@ -74,7 +74,7 @@ class Finish {
  public:
   explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
         bounded_(work.bounded),
-        simple_(bytes_ && bounded_ && work.addend == nullptr),
+        simple_(bounded_ && work.addend == nullptr && (bytes_ || work.outputs == V * kLanes)),
         outputs_(work.outputs) {
     const kvant_target &target = *work.target;
 #pragma GCC unroll 4
@@ -88,12 +88,20 @@ class Finish {
     bounded_ ? store_as<true>(values, y) : store_as<false>(values, y);
   }
 
-  // Bytes, nothing added, products that fit int32.
-  bool simple() const { return simple_; }
-  void store_simple(const Floats (&values)[V], uint8_t *y) const {
+  // Nothing added, products that fit int32; 16-bit integers: no lane unused.
+  bool simple_bytes() const { return simple_ && bytes_; }
+  bool simple_shorts() const { return simple_ && !bytes_; }
+  void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const {
     const Vector first = _mm512_packs_epi32(settle<true, 0>(values), settle<true, 1>(values));
     const Vector second = _mm512_packs_epi32(settle<true, 2>(values), settle<true, 3>(values));
     store_bytes(_mm512_packus_epi16(_mm512_adds_epi16(first, zero_), _mm512_adds_epi16(second, zero_)), y);
+  }
+  void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const {
+    const Vector first = _mm512_packs_epi32(settle<true, 0>(values), settle<true, 1>(values));
+    store_all_shorts<V == 1>(_mm512_adds_epi16(first, zero_), y);
+    if (V < 3) return;
+    const Vector second = _mm512_packs_epi32(settle<true, 2>(values), settle<true, 3>(values));
+    store_all_shorts<V == 3>(_mm512_adds_epi16(second, zero_), y + 64);
   }
 
  private:
@@ -125,9 +133,20 @@ class Finish {
     _mm512_mask_storeu_epi8(y, (__mmask64{1} << outputs_) - 1, result);
   }
 
-  void store_shorts(Vector packed, int64_t outputs, uint8_t *y) const {
+  Vector bounded_shorts(Vector packed) const {
     const Vector order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    const Vector result = _mm512_min_epi16(_mm512_max_epi16(_mm512_permutexvar_epi64(order, packed), low_), high_);
+    return _mm512_min_epi16(_mm512_max_epi16(_mm512_permutexvar_epi64(order, packed), low_), high_);
+  }
+
+  template <bool kHalf>
+  void store_all_shorts(Vector packed, uint8_t *y) const {
+    const Vector result = bounded_shorts(packed);
+    if (!kHalf) return _mm512_storeu_si512(y, result);
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), _mm512_castsi512_si256(result));
+  }
+
+  void store_shorts(Vector packed, int64_t outputs, uint8_t *y) const {
+    const Vector result = bounded_shorts(packed);
     if (outputs >= 32) return _mm512_storeu_si512(y, result);
     _mm512_mask_storeu_epi16(y, (__mmask32{1} << outputs) - 1, result);
   }

@@ -4,7 +4,7 @@
 // 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
 // load_floats, splat, rounded (to an integer, within bounds) and load_integers (as floats, no more than there are), the
 // product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel: in every case, or fast in the
-// simple case that most layers are.
+// two simple cases that most layers are, bytes and 16-bit integers.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
@@ -112,7 +112,9 @@ __attribute__((noinline)) void finish_any(const DirectWork &work, const Finish<V
   }
 }
 
-template <typename Product, int64_t P, int64_t V>
+// `kShorts`: results are simple 16-bit integers. They have a tile of their own, as one more way out of the tile of bytes makes
+// GCC 12 spill there too.
+template <typename Product, bool kShorts, int64_t P, int64_t V>
 __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   Vector sums[P][V];
 #pragma GCC unroll 4
@@ -125,22 +127,23 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &fin
   for (int64_t r = 0; r < work.runs; ++r) {
     accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &stream);
   }
-  if (!finish.simple()) {
-    Vector whole[P][V];
+  if (kShorts || finish.simple_bytes()) {
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) {
+      Floats values[V];
 #pragma GCC unroll 4
-      for (int64_t v = 0; v < V; ++v) whole[p][v] = sums[p][v];
+      for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
+      kShorts ? finish.store_simple_shorts(values, pixels.y[p]) : finish.store_simple_bytes(values, pixels.y[p]);
     }
-    return finish_any<P, V>(work, finish, whole, pixels);
+    return;
   }
+  Vector whole[P][V];
 #pragma GCC unroll 16
   for (int64_t p = 0; p < P; ++p) {
-    Floats values[V];
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
-    finish.store_simple(values, pixels.y[p]);
+    for (int64_t v = 0; v < V; ++v) whole[p][v] = sums[p][v];
   }
+  finish_any<P, V>(work, finish, whole, pixels);
 }
 
 // Sums of one stretch after the other: int32 within a stretch, int64 across them.
@@ -182,7 +185,8 @@ template <typename Product>
 struct Narrow {
   template <int64_t P, int64_t V>
   static void run(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
-    tile<Product, P, V>(work, finish, pixels);
+    if (finish.simple_shorts()) return tile<Product, true, P, V>(work, finish, pixels);
+    tile<Product, false, P, V>(work, finish, pixels);
   }
 };
 

@@ -70,13 +70,14 @@ template <int64_t V>
 class Finish {
  public:
   explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
-        simple_(bytes_ && work.bounded && work.addend == nullptr && work.outputs == V * kLanes),
+        simple_(work.bounded && work.addend == nullptr && work.outputs == V * kLanes),
         outputs_(work.outputs) {
     const kvant_target &target = *work.target;
     for (int64_t v = 0; v < V; ++v) multipliers_[v] = load_floats(work.multipliers + v * kLanes);
     high_ = _mm256_set1_ps(static_cast<float>(target.high - target.zero_point));
     zero_ = _mm256_set1_epi16(static_cast<int16_t>(target.zero_point));
     low_ = _mm256_set1_epi16(static_cast<int16_t>(target.low));
+    high_shorts_ = _mm256_set1_epi16(static_cast<int16_t>(target.high));
     low_bytes_ = _mm_set1_epi8(static_cast<char>(target.low));
     high_bytes_ = _mm_set1_epi8(static_cast<char>(target.high));
   }
@@ -90,19 +91,32 @@ class Finish {
     store_bytes(_mm256_castsi256_si128(bytes), y);
   }
 
-  // Bytes, nothing added, products that fit int32, no lane unused. Saturation brings them near the bounds.
-  bool simple() const { return simple_; }
-  void store_simple(const Floats (&values)[V], uint8_t *y) const {
-    const Vector first = _mm256_cvtps_epi32(_mm256_mul_ps(values[0], multipliers_[0]));
-    const Vector second = _mm256_cvtps_epi32(_mm256_mul_ps(values[V - 1], multipliers_[V - 1]));
-    const Vector words = _mm256_adds_epi16(_mm256_packs_epi32(first, second), zero_);  // 4 of each in either half
+  // Nothing added, products that fit int32, no lane unused. Saturation brings them near the bounds.
+  bool simple_bytes() const { return simple_ && bytes_; }
+  bool simple_shorts() const { return simple_ && !bytes_; }
+  void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const {
+    const Vector words = words_of(values);
     const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
     const __m128i mixed = _mm_shuffle_epi32(_mm_packus_epi16(low, high), 0xd8);
     const __m128i bytes = _mm_min_epu8(_mm_max_epu8(mixed, low_bytes_), high_bytes_);
     V == 2 ? _mm_storeu_si128(reinterpret_cast<__m128i *>(y), bytes) : _mm_storel_epi64(reinterpret_cast<__m128i *>(y), bytes);
   }
 
+  void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const {
+    const Vector bounded = _mm256_min_epi16(_mm256_max_epi16(words_of(values), low_), high_shorts_);
+    const Vector shorts = _mm256_permute4x64_epi64(bounded, 0xd8);
+    if (V == 2) return _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), shorts);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(y), _mm256_castsi256_si128(shorts));
+  }
+
  private:
+  // 4 of each vector in either half.
+  Vector words_of(const Floats (&values)[V]) const {
+    const Vector first = _mm256_cvtps_epi32(_mm256_mul_ps(values[0], multipliers_[0]));
+    const Vector second = _mm256_cvtps_epi32(_mm256_mul_ps(values[V - 1], multipliers_[V - 1]));
+    return _mm256_adds_epi16(_mm256_packs_epi32(first, second), zero_);
+  }
+
   Vector settle(Floats values, Floats multipliers) const {
     return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_mul_ps(values, multipliers), high_));
   }
@@ -125,7 +139,7 @@ class Finish {
   int64_t outputs_;
   Floats multipliers_[V];
   Floats high_;
-  Vector zero_, low_;
+  Vector zero_, low_, high_shorts_;
   __m128i low_bytes_, high_bytes_;
 };
 

@@ -86,8 +86,11 @@ class Finish {
     store_as<int16_t>(values, y);
   }
 
-  bool simple() const { return simple_; }
-  void store_simple(const Floats (&values)[V], uint8_t *y) const { store(values, y); }
+  // Nothing added.
+  bool simple_bytes() const { return simple_ && bytes_; }
+  bool simple_shorts() const { return simple_ && !bytes_; }
+  void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const { store_as<uint8_t>(values, y); }
+  void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const { store_as<int16_t>(values, y); }
 
  private:
   template <typename Out>
