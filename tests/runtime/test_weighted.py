@@ -58,6 +58,25 @@ def test_conv_equals_torch_float64_sums(dtype, weights, groups, strides, begin, 
     assert np.mean(result == expected) > 0.999
 
 
+# Whole vectors of every instruction set, one to four of the widest, and what fills none; tiles of pixels and the rest.
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+@pytest.mark.parametrize("outputs", [4, 8, 16, 20, 32, 48, 64, 80])
+def test_16_bit_results_equal_integer_arithmetic(dtype, outputs):
+    rng = np.random.default_rng(0)
+    x_type, y_type = typed(dtype), typed("int16", 1e-5 if dtype == "uint8" else 2e-3)
+    x, weight = random_integers(rng, (1, 6, 3, 13), dtype), random_integers(rng, (outputs, 6, 1, 1), "int8")
+    weight = np.maximum(weight, -127)
+    bias, scales = rng.integers(-500, 500, outputs), rng.uniform(1e-4, 1e-3, outputs).astype(np.float32)
+    op = ops.Conv((1, 1), (0, 0), (0, 0), (1, 1), 1)
+    result = run(weighted_graph(op, x.shape, x_type, weight, bias, y_type, scales), x)
+    centred = x.astype(np.int64) - x_type.quantization.zero_point
+    sums = np.einsum("oc,nchw->nohw", weight[:, :, 0, 0].astype(np.int64), centred) + bias[:, None, None]
+    expected = requantized(sums, 0.05, scales, y_type)
+    assert (expected == 32767).any() and (expected == -32768).any() and len(np.unique(expected)) > 50
+    assert np.abs(result.astype(int) - expected).max() <= 1
+    assert np.mean(result == expected) > 0.99
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
 @pytest.mark.parametrize(
     ("stride", "pad", "extra", "dilation", "groups"), [(2, 1, 1, 1, 1), (3, 0, 2, 2, 2), (1, 1, 0, 1, 4)]
