@@ -33,26 +33,34 @@ WEIGHT_MARGIN_DB = 8.0
 # Int8 weights may fall short of the target by this much before some get more bits, and then exceed it by this much.
 TOLERATED_DB = 1.0
 REFINED_DB = 2.0
+# The other way to equalize is taken if 8-bit activations then have this much less noise.
+BETTER_DB = 1.0
+# Plans that fall short of the target by this much are still accurate enough to be chosen for their speed.
+ENOUGH_DB = 2.0
 
 
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
     """Decide everything: scales between layers, weights, biases, and the type of each activation."""
     recipe.check_rules(graph)
     graph, places = place(graph, seen, recipe)
-    several = recipe.effort == "best" and recipe.equalize and not recipe.center
-    ways = [
-        _decide(graph, places, seen, recipe, show, by_noise) for by_noise in ((False, True) if several else (False,))
-    ]
-    return ways[0] if len(ways) == 1 else _best_of(ways, seen, recipe)
+    start = Start(graph, places, seen, recipe, show)
+    if recipe.effort == "fast" or not start.equalized or recipe.center:
+        return start.finish()
+    before = start.in_8_bits()
+    if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
+        return start.finish()
+    other = Start(graph, places, seen, recipe, show, by_noise=True)
+    if recipe.effort == "best":
+        return _best_of([start.finish(), other.finish()], start.trial.yardstick, recipe)
+    return (other if other.in_8_bits() > before + BETTER_DB else start).finish()
 
 
-def _best_of(plans: list[Plan], seen: Statistics, recipe: Recipe) -> Plan:
+def _best_of(plans: list[Plan], yardstick: Yardstick, recipe: Recipe) -> Plan:
     """Of plans for one network the one with the most multiplications in 8 bits that is accurate enough."""
-    held = _split(seen.samples)[1]
-    enough = math.inf if recipe.target_sqnr is None else recipe.target_sqnr - TOLERATED_DB
+    enough = math.inf if recipe.target_sqnr is None else recipe.target_sqnr - ENOUGH_DB
 
     def worth(plan: Plan) -> tuple[float, float]:
-        return min(Yardstick(plan.graph, held).measure(plan), enough), share_of_int8(plan)
+        return min(yardstick.measure(plan), enough), share_of_int8(plan)
 
     return max(plans, key=worth)
 
@@ -64,24 +72,49 @@ def share_of_int8(plan: Plan) -> float:
     return short / max(sum(each.count for each in counts), 1)
 
 
-def _decide(
-    graph: Graph, places: dict[str, str], seen: Statistics, recipe: Recipe, show: Progress, by_noise: bool
-) -> Plan:
-    """A plan by one way to equalize."""
-    channels, observers = seen.channels, dict(seen.observers)
-    if recipe.equalize:
-        graph, channels = _equalized(graph, seen, observers, recipe, by_noise)
-    tables, levels = staircases(graph, places, observers, recipe)
-    narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
-    plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
-    fitted, held = _split(seen.samples)
-    trial = Trial(fitted, Yardstick(graph, held), recipe, show)
-    plan = trial.corrected(plan) if recipe.effort == "fast" else _choose_weights(plan, trial)
-    plan.types = narrow
-    if recipe.target_sqnr is not None:
-        directions = 1 if recipe.effort == "fast" else DIRECTIONS
-        plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, show, directions)
-    return plan if plan.types == wide else trial.corrected(plan)
+class Start:
+    """What is decided before anything is measured, by one way to equalize: scales, weights to nearest, two types each.
+
+    Attributes:
+        equalized: whether scale moved anywhere.
+        plan: with 16 bits for all activations.
+        narrow: the types that the recipe asks for.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        places: dict[str, str],
+        seen: Statistics,
+        recipe: Recipe,
+        show: Progress,
+        *,
+        by_noise: bool = False,
+    ) -> None:
+        channels, observers, given = seen.channels, dict(seen.observers), graph
+        if recipe.equalize:
+            graph, channels = _equalized(graph, seen, observers, recipe, by_noise)
+        self.equalized = graph is not given
+        tables, levels = staircases(graph, places, observers, recipe)
+        self.narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
+        self.plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
+        fitted, held = _split(seen.samples)
+        self.trial = Trial(fitted, Yardstick(graph, held), recipe, show)
+
+    def in_8_bits(self) -> float:
+        """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins."""
+        plan = replace(self.plan, types=self.narrow)
+        return self.trial.yardstick.measure(self.trial.corrected(plan))
+
+    def finish(self) -> Plan:
+        """Everything decided."""
+        trial, recipe, wide = self.trial, self.trial.recipe, self.plan.types
+        plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
+        plan = replace(plan, types=self.narrow)
+        if recipe.target_sqnr is not None:
+            directions = 1 if recipe.effort == "fast" else DIRECTIONS
+            plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, trial.show, directions)
+        return plan if plan.types == wide else trial.corrected(plan)
 
 
 class Trial:

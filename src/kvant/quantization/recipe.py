@@ -94,8 +94,9 @@ class Recipe:
             Weights of other schemes keep theirs.
         samples: how many calibration samples are kept for equalization, correction and measurement.
         effort: time for accuracy. "fast" rounds weights to nearest, keeps half as many samples, and measures roughly.
-            "best" keeps twice as many, tries several ways to equalize, and takes the file that multiplies most in
-            8 bits among those that reach ``target_sqnr``, or the most accurate one if none does.
+            "best" keeps twice as many, decides everything by two ways to equalize, and takes what multiplies most in
+            8 bits and is within 2 dB of ``target_sqnr``, or what is most accurate if nothing is. "default" takes the
+            way that starts with less noise in 8 bits.
 
     Example:
         >>> recipe = Recipe(WeightScheme(bits=4), rules=(Rule("head*", weights=WeightScheme(bits=8)),))

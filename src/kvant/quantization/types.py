@@ -51,7 +51,7 @@ def activation_types(
         narrow[group] = wide[group]
         if scheme.bits < 16 and group not in wanted:
             chosen = choose_range(seen, scheme)
-            if scheme.bits == 8 and scheme.range == "mse":
+            if scheme.bits == 8 and scheme.range == "mse" and scheme.granularity == "tensor":
                 chosen = _with_room(chosen, samples, ends.get(group, set()))
             narrow[group] = activation_type(chosen, scheme.bits, scheme.form)
     return _by_name(narrow, group_of), _by_name(wide, group_of)
