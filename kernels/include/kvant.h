@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 5
+#define KVANT_ABI_VERSION 6
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -63,6 +63,8 @@ KVANT_API int32_t kvant_abi_version(void);
 KVANT_API const char *kvant_isa(void); /* "avx512vnni", "avxvnni", "avx2", "neondot", "portable"; KVANT_ISA lowers it */
 KVANT_API int32_t kvant_num_threads(void);
 KVANT_API int32_t kvant_set_num_threads(int32_t count); /* 1 to 1024; 0 is as many as the process may use */
+/* Calls of this thread use no other thread if `alone` is not 0; for it kvant_num_threads() is 1 then. */
+KVANT_API int32_t kvant_stay_on_thread(int32_t alone);
 
 /* Element-wise work. */
 /* x is (outer, channels, inner), y is (outer, inner, channels). */

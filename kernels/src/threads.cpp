@@ -207,12 +207,14 @@ Pool *acquire_pool() {
 
 void release_pool() { pthread_rwlock_unlock(&process->lock); }
 
+thread_local bool is_alone = false;
+
 }  // namespace
 
 int32_t parallel(int64_t items, int64_t grain, const Work &work) {
   if (items <= 0) return KVANT_OK;
   grain = std::max<int64_t>(1, grain);
-  if (items < 2 * grain) return work(0, items);
+  if (is_alone || items < 2 * grain) return work(0, items);
   Pool *pool = acquire_pool();
   const int64_t threads = pool == nullptr ? 1 : pool->threads();
   // Some chunks for each thread, so that one that is held up leaves its share to the others.
@@ -223,7 +225,10 @@ int32_t parallel(int64_t items, int64_t grain, const Work &work) {
   return status;
 }
 
+void stay_on_thread(bool alone) { is_alone = alone; }
+
 int32_t num_threads() {
+  if (is_alone) return 1;
   const Pool *pool = acquire_pool();
   const int32_t threads = pool == nullptr ? 1 : pool->threads();
   release_pool();
@@ -246,6 +251,11 @@ bool set_num_threads(int32_t count) {
 }  // namespace kvant
 
 extern "C" int32_t kvant_num_threads(void) { return kvant::num_threads(); }
+
+extern "C" int32_t kvant_stay_on_thread(int32_t alone) {
+  kvant::stay_on_thread(alone != 0);
+  return KVANT_OK;
+}
 
 extern "C" int32_t kvant_set_num_threads(int32_t count) {
   return kvant::set_num_threads(count) ? KVANT_OK : KVANT_BAD_ARGUMENT;

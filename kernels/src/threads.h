@@ -13,6 +13,7 @@ namespace kvant {
 int32_t parallel(int64_t items, int64_t grain, const std::function<int32_t(int64_t, int64_t)> &work);
 
 int32_t num_threads();
+void stay_on_thread(bool alone);
 bool set_num_threads(int32_t count);
 
 }  // namespace kvant

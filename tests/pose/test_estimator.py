@@ -16,22 +16,16 @@ import kvant
 from kvant.errors import FormatError, ImageError, InputError
 from kvant.pose import (
     FOUR_SCALES,
-    PARTS,
-    DecoderSettings,
-    InputSpec,
-    NetworkSpec,
     Person,
     PoseEstimator,
-    PoseOutput,
     draw_people,
     network_spec,
     prepare,
 )
 from kvant.pose.layout import Float32Array
-from kvant.pose.preprocess import Picture
-from kvant.pose.spec import FIELDS
 
 from .scenes import render, standing
+from .user import LENIENT, UserFile, noise
 
 SPEC = network_spec("openpose-mobilenet-thin")
 PEOPLE = [standing(20, 30, 110, 300), standing(270, 60, 120, 240)]
@@ -148,43 +142,6 @@ def test_a_torch_network_must_be_known_or_described() -> None:
     with pytest.raises(InputError, match="nothing says which network UserNetwork is"):
         PoseEstimator(network)
     same(PoseEstimator(network, network="openpose-vgg").detect(PICTURE), pixels=4)
-
-
-class UserFile(nn.Module):
-    """Fields first, every channel in another order than OpenPose's, RGB in."""
-
-    SPEC = NetworkSpec(
-        "user",
-        InputSpec.normalized((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
-        PoseOutput(("paf", "heat"), heat_maps=("background", *PARTS[::-1]), fields=FIELDS[::-1]),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.features = nn.Conv2d(3, 16, 8, stride=8)
-        self.paf, self.heat = nn.Conv2d(16, 38, 3, padding=1), nn.Conv2d(16, 19, 3, padding=1)
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = torch.relu(self.features(image))
-        return self.paf(features), self.heat(features)
-
-
-@pytest.fixture(scope="module")
-def user_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("user") / "user.kvant"
-    images = [torch.from_numpy(prepare(noise(seed, 96, 128), UserFile.SPEC, 96)[0]) for seed in range(4)]
-    net = UserFile().eval()
-    kvant.quantize(net, images[0], calibration=images, metadata=UserFile.SPEC.metadata()).save(path)
-    return path
-
-
-def noise(seed: int, height: int, width: int) -> Picture:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-
-
-# Untrained networks show noise: so that some of it counts as people, next to nothing is asked of them.
-LENIENT = DecoderSettings(part_threshold=0.01, limb_threshold=-1.0, min_confidence=0.0, max_peaks=8)
 
 
 def test_a_network_of_ones_own_travels_whole_in_its_file(user_file: Path) -> None:

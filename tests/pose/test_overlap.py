@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvant.pose.overlap import ahead
+from kvant.pose.overlap import ahead, at_once
 
 
 def test_order_is_kept() -> None:
@@ -99,3 +99,54 @@ def test_an_error_while_closing_is_not_lost() -> None:
 
     with pytest.raises(OSError, match="still open"):
         list(ahead(Items()))
+
+
+def test_results_keep_the_order_of_the_items() -> None:
+    def later_if_even(value: int) -> int:
+        time.sleep(0.002 * (value % 2 == 0))
+        return -value
+
+    assert list(at_once(later_if_even, range(50), workers=4)) == [-value for value in range(50)]
+    assert list(at_once(abs, [], workers=2)) == []
+
+
+def test_workers_work_at_the_same_time_and_each_starts_once() -> None:
+    both, started = threading.Barrier(2, timeout=10), []
+
+    def wait(_: int) -> str:
+        both.wait()
+        return threading.current_thread().name
+
+    names = list(at_once(wait, range(8), 2, lambda: started.append(threading.current_thread().name)))
+    assert set(names) == set(started)
+    assert len(started) == len(set(started)) == 2
+
+
+def test_no_more_than_two_items_a_worker_are_taken_at_once() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for value in range(100):
+            taken.append(value)
+            yield value
+
+    found = at_once(abs, items(), workers=2)
+    next(found)
+    assert len(taken) == 4
+    found.close()
+    assert len(taken) == 4
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_of_the_function_comes_in_its_turn(error: type[BaseException]) -> None:
+    def fails_at_three(value: int) -> int:
+        if value == 3:
+            raise error("three")
+        return value
+
+    before, found = threading.active_count(), []
+    with pytest.raises(error, match="three"):
+        for value in at_once(fails_at_three, range(10), workers=3):
+            found.append(value)
+    assert found == [0, 1, 2]
+    assert threading.active_count() == before

@@ -107,3 +107,42 @@ def test_each_channel_may_have_its_own_scale() -> None:
     picture = np.full((16, 16, 3), (51, 102, 204), np.uint8)
     expected = [(0.8 - 0.5) / 0.1, (0.4 - 0.4) / 0.2, (0.2 - 0.3) / 0.4]
     np.testing.assert_allclose(prepare(picture, mine, 16)[0][0, :, 3, 3], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(994, 1768), (992, 1760), (736, 1000), (737, 1001), (480, 640), (1472, 1000)])
+def test_shrinking_averages_areas(size: tuple[int, int]) -> None:
+    """Against averages in float64; pictures that are halved first come as close to them as area sampling itself."""
+    random = np.random.default_rng(size[0])
+    smooth = random.uniform(0, 255, (size[0] // 40 + 2, size[1] // 40 + 2, 3))
+    rows, columns = (np.linspace(0, length - 1.001, pixels) for length, pixels in zip(smooth.shape, size, strict=False))
+    picture = _bilinear(smooth, rows, columns) + random.uniform(-20, 20, (*size, 3))
+    picture = np.clip(picture, 0, 255).astype(np.uint8)
+    array, geometry = prepare(picture, THIN, height=184)
+    height, width = geometry.resized
+    expected = np.einsum("ir,rcz,jc->zij", _areas(size[0], height), picture, _areas(size[1], width), optimize=True)
+    found = array[0, :, :height, :width]
+    assert np.abs(found - expected).mean() < 2.5
+    assert np.abs(found.mean() - expected.mean()) < 0.5
+
+
+def _areas(pixels: int, count: int) -> np.ndarray:
+    """The matrix that averages `pixels` over `count` equal parts."""
+    edges = np.arange(count + 1) * (pixels / count)
+    begin = np.maximum(edges[:-1, np.newaxis], np.arange(pixels))
+    end = np.minimum(edges[1:, np.newaxis], np.arange(pixels) + 1)
+    return np.maximum(end - begin, 0) * (count / pixels)
+
+
+def _bilinear(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    top, left = rows.astype(int), columns.astype(int)
+    dy, dx = (rows - top)[:, np.newaxis, np.newaxis], (columns - left)[np.newaxis, :, np.newaxis]
+    upper = values[top][:, left] * (1 - dx) + values[top][:, left + 1] * dx
+    lower = values[top + 1][:, left] * (1 - dx) + values[top + 1][:, left + 1] * dx
+    return upper * (1 - dy) + lower * dy
+
+
+def test_fine_patterns_become_grey() -> None:
+    stripes = np.zeros((736, 736, 3), np.uint8)
+    stripes[:, ::2] = 254
+    array, _ = prepare(stripes, THIN, height=272)
+    np.testing.assert_allclose(array, 127, atol=1)

@@ -12,10 +12,13 @@ import cv2
 import numpy as np
 import pytest
 
+import kvant
 from kvant.errors import SaveError, VideoError
 from kvant.pose import Person, PoseEstimator, Video, network_spec, process_video
+from kvant.pose.video import Frame
 
 from .scenes import render, standing
+from .user import LENIENT, noise
 
 FRAMES, HEIGHT, WIDTH = 12, 96, 128
 
@@ -107,6 +110,35 @@ class TestProcessing:
         assert report.rate == pytest.approx(FRAMES / report.seconds)
         found = Person.from_dict(records[6]["people"][0]).keypoints
         assert np.abs(found[:, :2] - person_at(0.5)[:, :2]).max() < 4
+
+    @pytest.mark.parametrize("threads", [1, 2, 3])
+    def test_frames_side_by_side_are_what_each_gives_alone(
+        self, threads: int, user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        estimator = PoseEstimator(user_file, height=96, settings=LENIENT)
+        frames = [noise(number, 100, 120) for number in range(20)]
+        alone = [[person.to_dict() for person in estimator.detect(frame)] for frame in frames]
+        assert sum(map(len, alone)) > 20
+        monkeypatch.setattr(
+            Video, "__iter__", lambda _: iter([Frame(number, 0.0, frame) for number, frame in enumerate(frames)])
+        )
+        found: set[int] = set()
+        plain = estimator.model.__call__
+
+        def watched(array: np.ndarray) -> Any:
+            found.add(kvant.num_threads())
+            return plain(array)
+
+        before = kvant.num_threads()
+        kvant.set_num_threads(threads)
+        estimator.run = watched
+        with Video(write_video(tmp_path / "any.avi")) as video:
+            process_video(estimator, video, lines=tmp_path / "a.jsonl")
+        assert found == {1}
+        assert kvant.num_threads() == threads
+        kvant.set_num_threads(before)
+        records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+        assert [record["people"] for record in records] == alone
 
     @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".mov"])
     def test_the_drawn_video(self, suffix: str, source: Path, tmp_path: Path) -> None:

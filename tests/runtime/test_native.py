@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 from ctypes import byref, c_float, c_int32, c_int64, c_void_p
 
 import numpy as np
@@ -177,6 +178,28 @@ def test_thread_counts():
     for wrong in (-1, 1025, 2**40):
         with pytest.raises(BackendError, match="threads"):
             native.set_num_threads(wrong)
+
+
+def test_a_thread_that_stays_alone_leaves_the_others_theirs():
+    native.set_num_threads(2)
+    model = QuantizedModel(small_network(), backend="native")
+    x = image((2, 3, 64, 80))
+    found = []
+
+    def alone():
+        native.stay_on_thread()
+        found.append((native.num_threads(), model(x)["heat"]))
+        native.stay_on_thread(False)
+        found.append((native.num_threads(), model(x)["heat"]))
+
+    thread = threading.Thread(target=alone)
+    thread.start()
+    thread.join()
+    assert [count for count, _ in found] == [1, 2]
+    assert native.num_threads() == 2
+    for _, heat in found:
+        np.testing.assert_array_equal(heat, model(x)["heat"])
+    native.set_num_threads(0)
 
 
 def test_a_forked_child_starts_its_own_threads():

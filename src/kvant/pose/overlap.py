@@ -1,13 +1,16 @@
-"""Doing the next thing while the last one is still being worked on."""
+"""Doing the next thing while the last one is still being worked on, and several things at once."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Full, Queue
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 _CHECK_SECONDS = 0.1  # how soon a thread that waits for room notices that nobody wants what it makes
 
 
@@ -35,6 +38,32 @@ def ahead(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
     finally:
         stop.set()
         thread.join()
+
+
+def at_once(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, start: Callable[[], None] | None = None
+) -> Generator[Result, None, None]:
+    """Yield `function` of each of `items`, in their order; so many threads work on it, each calls `start` first.
+
+    At most two items a worker are taken before the first result of them is wanted. An exception of `function` is raised
+    here, in its turn. When the generator is closed, or left by an exception, what was not begun is not done, and the
+    threads have ended when this returns.
+
+    >>> list(at_once(abs, [-1, 2], workers=2))
+    [1, 2]
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, "kvant-at-once", start) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 class _End:

@@ -77,21 +77,37 @@ def _fit(rows: int, columns: int, height: int, stride: int) -> Geometry:
 
 
 def _resize(image: Picture, size: tuple[int, int]) -> Picture:
-    # Averaging over areas keeps fine patterns from aliasing when a picture shrinks; it is no good for enlarging.
-    shrinks = size[0] < image.shape[0]
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    halved = _halved(image, size)
+    resized = cv2.resize(halved, size[::-1], interpolation=_interpolation(image, halved, size))
     return resized.astype(np.uint8, copy=False)
 
 
+def _halved(image: Picture, size: tuple[int, int]) -> Picture:
+    """The picture at half its size, as often as it is even and stays large enough: averages of 2 x 2 are cheap."""
+    while image.shape[0] >= 2 * size[0] and image.shape[0] % 2 == image.shape[1] % 2 == 0:
+        half = image.shape[1] // 2, image.shape[0] // 2
+        image = cv2.resize(image, half, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return image
+
+
+def _interpolation(image: Picture, halved: Picture, size: tuple[int, int]) -> int:
+    # Averaging over areas keeps fine patterns from aliasing when a picture shrinks; it is no good for enlarging. Below
+    # a factor of two what was halved has no such patterns any more, and interpolating is ten times as fast.
+    if size[0] >= halved.shape[0]:
+        return cv2.INTER_CUBIC
+    return cv2.INTER_LINEAR if halved is not image and halved.shape[0] < 2 * size[0] else cv2.INTER_AREA
+
+
 def _to_input(resized: Picture, geometry: Geometry, spec: NetworkSpec) -> Float32Array:
-    (rows, columns), (height, width) = geometry.resized, geometry.padded
-    canvas = np.full((height, width, 3), spec.input.padding, np.uint8)
-    canvas[:rows, :columns] = resized
-    if spec.input.channel_order == "RGB":
-        canvas = canvas[:, :, ::-1]
-    values = canvas.transpose(2, 0, 1)[np.newaxis].astype(np.float32, order="C")
-    values *= _per_channel(spec.input.scale)
-    values += _per_channel(spec.input.offset)
+    rows, columns = geometry.resized
+    values = np.full((1, 3, *geometry.padded), spec.input.padding, np.float32)
+    planes = cv2.split(resized)
+    for target, plane in zip(values[0], planes[::-1] if spec.input.channel_order == "RGB" else planes, strict=True):
+        target[:rows, :columns] = plane
+    if spec.input.scale != 1:
+        values *= _per_channel(spec.input.scale)
+    if spec.input.offset != 0:
+        values += _per_channel(spec.input.offset)
     return values
 
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from kvant.errors import BackendError, InputError
 from kvant.runtime import steps
 from kvant.runtime.native import calls, library, methods
-from kvant.runtime.native.library import isa, num_threads, set_num_threads
+from kvant.runtime.native.library import isa, num_threads, set_num_threads, stay_on_thread
 from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, choose, of_signs
 from kvant.runtime.native.packed import Packed, packed_bytes
 from kvant.runtime.native.trial import MEASURE, Trial, wanted
 
-__all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads"]
+__all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads", "stay_on_thread"]
 
 Array = npt.NDArray[Any]
 _BAD_INDEX = 5

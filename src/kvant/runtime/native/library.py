@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvant.errors import BackendError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
 _HOW = "Install kvant with a C++17 compiler at hand, or set KVANT_LIBRARY to a built libkvant.so (docs/kernels.md)."
@@ -112,7 +112,9 @@ _STEPS = (
 )  # fmt: skip
 NUMBER = {name: number for number, name in enumerate(_STEPS)}
 MOST_ARGUMENTS = 15
-_FUNCTIONS = (*_STEPS, "run", "pack_conv", "conv_bytes", "num_threads", "set_num_threads", "abi_version")
+_FUNCTIONS = (
+    *_STEPS, "run", "pack_conv", "conv_bytes", "num_threads", "set_num_threads", "stay_on_thread", "abi_version",
+)  # fmt: skip
 
 
 def _candidates() -> list[Path]:
@@ -158,7 +160,7 @@ def isa() -> str:
 
 
 def num_threads() -> int:
-    """How many threads the native back end uses, the calling one included."""
+    """How many threads the native back end uses for a call of this thread, the calling one included."""
     return int(load_library().kvant_num_threads())
 
 
@@ -174,6 +176,20 @@ def set_num_threads(count: int) -> None:
     """
     if load_library().kvant_set_num_threads(c_int32(count) if -1 < count <= 1024 else c_int32(-1)) != 0:
         raise BackendError(f"cannot use {count} threads; give 1 to 1024, or 0 for as many as there are cores")
+
+
+def stay_on_thread(alone: bool = True) -> None:
+    """Let calls of the calling thread use no other one: several of them then do more together than by turns.
+
+    >>> stay_on_thread()
+    >>> num_threads()
+    1
+    >>> stay_on_thread(False)
+
+    Raises:
+        BackendError: the native library is missing.
+    """
+    load_library().kvant_stay_on_thread(c_int32(alone))
 
 
 STATUS = {
