@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.graph import Graph
-from kvant.runtime.memory import ALIGNMENT
+from kvant.runtime.memory import block
 from kvant.runtime.native.methods import Choice
 from kvant.runtime.plan import CACHED_PLANS, Placement, Plan
 from kvant.runtime.steps import Step, Work
@@ -42,9 +42,8 @@ class Frame:
     def __init__(self, plan: Plan, graph: Graph, backend: Backend) -> None:
         self.plan = plan
         self.bytes = plan.arena_bytes
-        arena = np.empty(plan.arena_bytes + ALIGNMENT, np.uint8)
-        skip = -arena.ctypes.data % ALIGNMENT
-        stored = {name: _view(placement, arena, skip, graph) for name, placement in plan.placements.items()}
+        arena = block(plan.arena_bytes)
+        stored = {name: _view(placement, arena, graph) for name, placement in plan.placements.items()}
         self.views = {
             name: stored[name] if placement.axes is None else stored[name].transpose(placement.axes)
             for name, placement in plan.placements.items()
@@ -60,11 +59,11 @@ class Frame:
         self._run()
 
 
-def _view(placement: Placement, arena: npt.NDArray[np.uint8], skip: int, graph: Graph) -> Array:
+def _view(placement: Placement, arena: npt.NDArray[np.uint8], graph: Graph) -> Array:
     if placement.constant is not None:
         # The back ends read elements as they lie in memory; a file's arrays may start at any byte.
         return np.require(graph.constants[placement.constant], requirements=["C", "A"]).reshape(placement.shape)
-    return view_of(placement, arena[skip + placement.offset :])
+    return view_of(placement, arena[placement.offset :])
 
 
 def view_of(placement: Placement, storage: npt.NDArray[np.uint8]) -> Array:

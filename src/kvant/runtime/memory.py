@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import bisect
+import mmap
+
+import numpy as np
+import numpy.typing as npt
 
 ALIGNMENT = 64
+_HUGE = 2 * 2**20  # bytes of a huge page, with which the processor finds addresses faster
 
 
 def aligned(size: int) -> int:
     """``size`` rounded up to whole cache lines, at least one."""
     return max(1, -(-size // ALIGNMENT)) * ALIGNMENT
+
+
+def block(size: int) -> npt.NDArray[np.uint8]:
+    """``size`` bytes straight from the system, at the start of a page; they go back when nothing refers to them.
+
+    From malloc, blocks of ever new sizes would leave holes that only smaller ones fit into, and memory would grow.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        storage = np.empty(size + ALIGNMENT, np.uint8)
+        return storage[-storage.ctypes.data % ALIGNMENT :][:size]
+    # Private: a forked child must not write into its parent's activations.
+    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= 2 * _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8, size)
 
 
 class Arena:
