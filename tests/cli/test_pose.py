@@ -51,7 +51,7 @@ ESTIMATOR = PoseEstimator(see, network="openpose-mobilenet-thin", height=HEIGHT)
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in name only: what would be read from it is `see`."""
-    monkeypatch.setattr(kvant.pose.estimator, "load", lambda path, backend: see)
+    monkeypatch.setattr(kvant.pose.estimator, "load", lambda path, **_: see)
     monkeypatch.setattr(NetworkSpec, "build", lambda spec, weights: FloatNetwork())
     path = tmp_path / "pose.kvant"
     path.write_bytes(b"nothing")
@@ -123,6 +123,20 @@ class TestRun:
         assert result.exit_code == 0, result.output
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["colour.pose.jpg", "grey.pose.jpg"]
         assert (tmp_path / "out" / "grey.pose.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+
+    def test_the_memory_budget_reaches_the_file(
+        self, run: Kvant, file: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        budgets = []
+        monkeypatch.setattr(
+            kvant.pose.estimator, "load", lambda path, backend, memory_budget: budgets.append(memory_budget) or see
+        )
+        one = ["pose", "run", file, album / "colour.png", "-o", tmp_path / "out", *NETWORK]
+        assert run(*one).exit_code == 0
+        assert run(*one, "--memory-budget", "speed").exit_code == 0
+        assert run(*one, "--memory-budget", "1000").exit_code == 0
+        assert run(*one, "--memory-budget", "much").exit_code == 2
+        assert budgets == [None, "speed", 1000]
 
     def test_mistakes(self, run: Kvant, fail: Callable[..., str], file: Path, album: Path, tmp_path: Path) -> None:
         out = ("-o", tmp_path / "out")

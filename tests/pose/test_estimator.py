@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import kvant
-from kvant.errors import FormatError, ImageError, InputError
+from kvant.errors import BackendError, FormatError, ImageError, InputError
 from kvant.pose import (
     FOUR_SCALES,
     Person,
@@ -176,6 +176,19 @@ def test_threads_that_share_a_file_get_what_one_gets(user_file: Path) -> None:
         for _ in range(4):
             found = list(pool.map(estimator.detect, pictures))
             assert [[person.to_dict() for person in people] for people in found] == expected
+
+
+def test_a_memory_budget_changes_no_result(user_file: Path) -> None:
+    picture = noise(9, 100, 120)
+    plain, *others = (
+        PoseEstimator(user_file, height=96, settings=LENIENT, memory_budget=budget) for budget in (None, 0, "speed")
+    )
+    expected = [person.to_dict() for person in plain.detect(picture)]
+    assert expected
+    for other in others:
+        assert [person.to_dict() for person in other.detect(picture)] == expected
+    with pytest.raises(BackendError, match="memory_budget='most'"):
+        PoseEstimator(user_file, memory_budget="most")
 
 
 def test_a_file_that_does_not_say_what_it_holds(tmp_path: Any) -> None:

@@ -66,10 +66,22 @@ Pictures = Annotated[
 
 
 def open_file(
-    file: Path, network: str | None, height: int, scales: str, backend: options.Backend | None
+    file: Path,
+    network: str | None,
+    height: int,
+    scales: str,
+    backend: options.Backend | None,
+    memory_budget: str | None = None,
 ) -> pose.PoseEstimator:
     """The estimator of a .kvant file."""
-    return pose.PoseEstimator(file, network=network, height=height, scales=parse_scales(scales), backend=backend)
+    return pose.PoseEstimator(
+        file,
+        network=network,
+        height=height,
+        scales=parse_scales(scales),
+        backend=backend,
+        memory_budget=options.to_budget(memory_budget),
+    )
 
 
 def open_float(estimator: pose.PoseEstimator, weights: Path | None) -> pose.PoseEstimator:

@@ -44,6 +44,7 @@ def run(
     scales: Scales = "1",
     kind: FormatOption = Format.PNG,
     as_json: Annotated[bool, typer.Option("--json", help="Write key points to DIR/people.json as well.")] = False,
+    memory_budget: options.MemoryBudget = None,
     backend: options.BackendOption = None,
 ) -> None:
     """Find people in pictures and draw their skeletons.
@@ -51,7 +52,7 @@ def run(
     A picture that cannot be read is named and skipped; the exit code is 1 then.
     """
     paths = pose.find_pictures(pictures)
-    estimator = open_file(file, network, height, scales, backend)
+    estimator = open_file(file, network, height, scales, backend, memory_budget)
     folder.mkdir(parents=True, exist_ok=True)
     targets = output_names(paths, folder, kind)
     records: dict[str, list[dict[str, Any]]] = {}

@@ -23,10 +23,11 @@ def serve(
     network: Network = None,
     height: Height = 368,
     scales: Scales = "1",
+    memory_budget: options.MemoryBudget = None,
     backend: options.BackendOption = None,
 ) -> None:
     """Serve a page on which a picture shows the skeletons of float and int8, until Ctrl-C."""
-    estimator = open_file(file, network, height, scales, backend)
+    estimator = open_file(file, network, height, scales, backend, memory_budget)
     reference = open_float(estimator, weights)
     models = pose.PageModels(reference, estimator, file.stat().st_size)
     limits = pose.PageLimits(upload_mb * 1_000_000, megapixels * 1_000_000)

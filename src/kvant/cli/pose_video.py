@@ -36,6 +36,7 @@ def video(
     network: Network = None,
     height: Height = 368,
     scales: Scales = "1",
+    memory_budget: options.MemoryBudget = None,
     backend: options.BackendOption = None,
 ) -> None:
     """Find people in a video and draw their skeletons.
@@ -47,7 +48,7 @@ def video(
     for target in (drawn, lines):
         if target is not None:
             options.check_writable(target)
-    estimator = open_file(file, network, height, scales, backend)
+    estimator = open_file(file, network, height, scales, backend, memory_budget)
     with pose.Video(int(source) if source.isdecimal() else source) as opened:
         total = min(filter(None, (opened.frames, frames)), default=None)
         with _stops_with_ctrl_c(opened), output.progress("frames", total) as advance:

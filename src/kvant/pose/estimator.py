@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class PoseEstimator:
             fast, `FOUR_SCALES` finds more.
         settings: choices of the decoder.
         backend: of a file: "native" or "reference".
+        memory_budget: of a file: bytes that its laid out weights may take, or "speed" for no bound; see `kvant.load`.
+            Results are the same bits. `openpose-vgg` gains much by "speed", `openpose-mobilenet-thin` nothing.
 
     Raises:
         FormatError: the file is no .kvant file, or does not say which network it holds, and neither does `network`.
@@ -65,9 +67,10 @@ class PoseEstimator:
         scales: Sequence[float] = ONE_SCALE,
         settings: DecoderSettings | None = None,
         backend: str | None = None,
+        memory_budget: int | Literal["speed"] | None = None,
     ) -> None:
         if isinstance(model, str | PathLike):
-            model = load(model, backend=backend)
+            model = load(model, backend=backend, memory_budget=memory_budget)
         self.model = model
         self.network = _network(model, network)
         self.height = height
