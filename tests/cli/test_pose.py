@@ -278,7 +278,7 @@ def slow(array):
     time.sleep(0.3)
     return see(array)
 
-kvant.pose.estimator.load = lambda path, backend: slow
+kvant.pose.estimator.load = lambda path, **_: slow
 sys.argv = ["kvant", "pose", "video", "x.kvant", {os.fspath(walk)!r}, "-o", "out.mp4", "--json", "out.jsonl",
             "--network", "openpose-mobilenet-thin", "--height", "{HEIGHT}"]
 main()
