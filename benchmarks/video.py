@@ -1,6 +1,8 @@
 """Speed of `kvant pose video` beside the bare network: the demo's file and sample video, every frame.
 
-What takes turns: the network alone, on inputs that are ready; with reading and JSON lines; and with the drawn video.
+What takes turns: the network alone, on an input that is ready, one frame after the other by all threads; the same with
+a frame for each thread, which is how videos are run; with reading and JSON lines; and with the drawn video. Shares are
+of the first one.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +19,35 @@ from _common import REPOSITORY, arguments, conditions, print_table, write_json
 
 import kvant
 from kvant.pose import PoseEstimator, Video, prepare, process_video
+from kvant.runtime import native
 
 DEMO = REPOSITORY / "build" / "demo"
 TITLES = {
     "network": "bare network",
+    "side_by_side": "bare network, a frame for each thread",
     "lines": "read, run, JSON lines",
     "drawn": "read, run, draw, JSON lines, encode",
 }
 COLUMNS = ["", "frames/s", "time a frame", "of the bare network's speed"]
 
 
-def bare_network(estimator: PoseEstimator, frames: int) -> float:
+def bare_network(estimator: PoseEstimator, frames: int, at_once: int = 1) -> float:
     """Milliseconds a frame of the network alone."""
     with Video(DEMO / "sample_video.mp4") as video:
         first = next(iter(video)).picture
     array, _ = prepare(first, estimator.network, estimator.height)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            estimator.model(array)
+
     start = time.perf_counter()
-    for _ in range(frames):
-        estimator.model(array)
-    return 1000 * (time.perf_counter() - start) / frames
+    if at_once == 1:
+        run(frames)
+    else:
+        with ThreadPoolExecutor(at_once, initializer=native.stay_on_thread) as pool:
+            list(pool.map(run, [frames // at_once] * at_once))
+    return 1000 * (time.perf_counter() - start) / (frames // at_once * at_once)
 
 
 def whole_video(estimator: PoseEstimator, frames: int, drawn: bool) -> float:
@@ -60,6 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     bare_network(estimator, 3)
     for _ in range(options.rounds):
         times["network"].append(bare_network(estimator, options.frames))
+        times["side_by_side"].append(bare_network(estimator, options.frames, options.threads))
         times["lines"].append(whole_video(estimator, options.frames, drawn=False))
         times["drawn"].append(whole_video(estimator, options.frames, drawn=True))
     return {**report, "ms": {name: round(statistics.median(found), 2) for name, found in times.items()}}
