@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvant.pose import DecoderSettings, Geometry, Maps, Person, decode_people
+from kvant.pose.decode import _smoothed
 from kvant.pose.layout import Float32Array
 
 from .scenes import identity, render, standing
@@ -153,3 +154,13 @@ def test_many_peaks_are_bounded() -> None:
 def test_wrong_shapes_are_refused(heat: tuple[int, ...], paf: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected heat maps 19 x h x w"):
         decode_people([Maps(np.zeros(heat, np.float32), np.zeros(paf, np.float32), identity(32, 32))])
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 60])
+@pytest.mark.parametrize("sigma", [0.1, 0.8, 5.0])
+def test_smoothing_is_a_gaussian(count: int, sigma: float) -> None:
+    matrix = np.random.default_rng(count).normal(size=(count, 9))
+    distance = np.arange(count)[:, np.newaxis] - np.arange(count)
+    gaussian = np.exp(-0.5 * (distance / sigma) ** 2)
+    expected = gaussian / gaussian.sum(axis=1, keepdims=True) @ matrix
+    np.testing.assert_allclose(_smoothed(matrix, sigma), expected, atol=1e-8)

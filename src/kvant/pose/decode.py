@@ -7,6 +7,7 @@ Everything but the joining is vectorized over all candidates, and no map is ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -174,13 +175,22 @@ def _interpolation(size: int, covered: float, count: int, sigma: float) -> Float
     for cell in (first, first + 1, first + 2, first + 3):
         weight = _cubic(np.abs(position - cell))
         np.add.at(matrix, (np.arange(count), np.clip(cell, 0, size - 1)), weight)
-    if sigma > 0:
-        distance = np.arange(count)[:, np.newaxis] - np.arange(count)
-        gaussian = np.exp(-0.5 * (distance / sigma) ** 2)
-        matrix = gaussian / gaussian.sum(axis=1, keepdims=True) @ matrix
-    result = matrix.astype(np.float32)
+    result = (_smoothed(matrix, sigma) if sigma > 0 else matrix).astype(np.float32)
     result.setflags(write=False)
     return result
+
+
+def _smoothed(matrix: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+    """Rows averaged with their neighbours by a Gaussian; what is left out is far below the precision of float32."""
+    count = len(matrix)
+    reach = min(count - 1, math.ceil(6.5 * sigma))
+    total, weights = np.zeros_like(matrix), np.zeros((count, 1))
+    for offset in range(-reach, reach + 1):
+        weight = math.exp(-0.5 * (offset / sigma) ** 2)
+        rows = slice(max(0, -offset), count - max(0, offset))
+        total[rows] += weight * matrix[max(0, offset) : count - max(0, -offset)]
+        weights[rows] += weight
+    return total / weights
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
