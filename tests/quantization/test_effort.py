@@ -50,7 +50,7 @@ def test_best_effort_has_no_fewer_multiplications_in_8_bits_and_holds_the_target
 
 
 def test_effort_is_checked_and_keeps_more_or_fewer_samples() -> None:
-    assert [kvant.Recipe(effort=effort).kept_samples for effort in ("fast", "default", "best")] == [8, 16, 32]
+    assert [kvant.Recipe(effort=effort).kept_samples for effort in ("fast", "default", "best")] == [8, 16, 128]
     with pytest.raises(RecipeError, match="effort"):
         kvant.Recipe(effort="most")  # type: ignore[arg-type]
     assert kvant.Recipe.from_toml(kvant.Recipe(effort="best").to_toml()).effort == "best"

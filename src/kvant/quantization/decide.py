@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from kvant.errors import RecipeError
-from kvant.graph import Graph, ops
-from kvant.quantization.convert import convert
+from kvant.graph import Graph, TensorType, ops
 from kvant.quantization.correct import correct, float_means
 from kvant.quantization.equalize import equalize
 from kvant.quantization.observers import AnyObserver
@@ -22,11 +20,11 @@ from kvant.quantization.sensitivity import DIRECTIONS, widen
 from kvant.quantization.simulate import Plan
 from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Channels, Sample, Statistics, observe
-from kvant.quantization.ties import makes_values
-from kvant.quantization.types import activation_types
+from kvant.quantization.ties import makes_values, ties
+from kvant.quantization.tune import tune
+from kvant.quantization.types import activation_schemes, activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.yardstick import Yardstick
-from kvant.runtime import count_macs
 
 # Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
 WEIGHT_MARGIN_DB = 8.0
@@ -35,8 +33,6 @@ TOLERATED_DB = 1.0
 REFINED_DB = 2.0
 # The other way to equalize is taken if 8-bit activations then have this much less noise.
 BETTER_DB = 1.0
-# Plans that fall short of the target by this much are still accurate enough to be chosen for their speed.
-ENOUGH_DB = 2.0
 
 
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
@@ -50,26 +46,7 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
         return start.finish()
     other = Start(graph, places, seen, recipe, show, by_noise=True)
-    if recipe.effort == "best":
-        return _best_of([start.finish(), other.finish()], start.trial.yardstick, recipe)
     return (other if other.in_8_bits() > before + BETTER_DB else start).finish()
-
-
-def _best_of(plans: list[Plan], yardstick: Yardstick, recipe: Recipe) -> Plan:
-    """Of plans for one network the one with the most multiplications in 8 bits that is accurate enough."""
-    enough = math.inf if recipe.target_sqnr is None else recipe.target_sqnr - ENOUGH_DB
-
-    def worth(plan: Plan) -> tuple[float, float]:
-        return min(yardstick.measure(plan), enough), share_of_int8(plan)
-
-    return max(plans, key=worth)
-
-
-def share_of_int8(plan: Plan) -> float:
-    """The share of the multiplications both of whose factors have at most 8 bits."""
-    counts = count_macs(convert(plan))
-    short = sum(each.count for each in counts if not {"int16", "float32"} & set(each.dtypes))
-    return short / max(sum(each.count for each in counts), 1)
 
 
 class Start:
@@ -98,19 +75,28 @@ class Start:
         tables, levels = staircases(graph, places, observers, recipe)
         self.narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
         self.plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
-        fitted, held = _split(seen.samples)
-        self.trial = Trial(fitted, Yardstick(graph, held), recipe, show)
+        self.movable = _movable(graph, self.plan.types, recipe)
+        fitted, held = _split(seen.samples[: recipe.measured_samples])
+        more = seen.samples[recipe.measured_samples :]
+        self.trial = Trial(fitted, more, Yardstick(graph, held), recipe, show)
 
     def in_8_bits(self) -> float:
-        """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins."""
-        plan = replace(self.plan, types=self.narrow)
-        return self.trial.yardstick.measure(self.trial.corrected(plan))
+        """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins.
+
+        Biases are corrected on the middles of samples: good enough to tell one way from the other, for less time.
+        """
+        trial, plan = self.trial, replace(self.plan, types=self.narrow)
+        middles = [trial.yardstick.parts.middle(sample) for sample in trial.fitted]
+        quick = Trial(middles, [], trial.yardstick, trial.recipe, trial.show)
+        return quick.yardstick.measure(quick.corrected(plan))
 
     def finish(self) -> Plan:
         """Everything decided."""
         trial, recipe, wide = self.trial, self.trial.recipe, self.plan.types
         plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
         plan = replace(plan, types=self.narrow)
+        if recipe.effort == "best":
+            plan = trial.tuned(plan, self.movable)
         if recipe.target_sqnr is not None:
             directions = 1 if recipe.effort == "fast" else DIRECTIONS
             plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, trial.show, directions)
@@ -120,8 +106,11 @@ class Start:
 class Trial:
     """Samples that biases and weights are fitted to, and a yardstick of samples held out, on which choices are made."""
 
-    def __init__(self, fitted: list[Sample], yardstick: Yardstick, recipe: Recipe, show: Progress) -> None:
+    def __init__(
+        self, fitted: list[Sample], more: list[Sample], yardstick: Yardstick, recipe: Recipe, show: Progress
+    ) -> None:
         self.fitted = fitted
+        self.learnt = [*fitted, *more]
         self.yardstick = yardstick
         self.recipe = recipe
         self.show = show
@@ -142,6 +131,28 @@ class Trial:
         """
         anew = self.correct(plan)
         return anew if anew is plan or self.yardstick.measure(anew) > self.yardstick.measure(plan) else plan
+
+    def tuned(self, plan: Plan, movable: set[str]) -> Plan:
+        """``plan`` after it learned, if that leaves less noise on the samples held out and there was too much before.
+
+        Args:
+            movable: the tensors whose scales may become any number.
+        """
+        before, target = self.yardstick.measure(plan), self.recipe.target_sqnr
+        if target is not None and before >= target:
+            return plan
+        anew = tune(plan, self.learnt, self.yardstick, movable, self.show)
+        return anew if self.yardstick.measure(anew) > before else plan
+
+
+def _movable(graph: Graph, types: dict[str, TensorType], recipe: Recipe) -> set[str]:
+    """The tensors whose scales may become any number: not powers of two, and not one for the whole network."""
+    group_of = ties(graph)
+    schemes = activation_schemes(graph, group_of, recipe)
+    free = {
+        group for group, scheme in schemes.items() if scheme.form != "power_of_two" and scheme.granularity != "network"
+    }
+    return {name for name in types if group_of.get(name) in free}
 
 
 def _split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:

@@ -67,6 +67,11 @@ class Grid:
             up = (share > 0) if rounding == "ceil" else torch.zeros_like(inner, dtype=torch.bool)
         return self._outer(torch.where(up, upper, lower), self.shift, self.factors)
 
+    def clamp(self, x: torch.Tensor, beyond: float) -> torch.Tensor:
+        """A whole weight ``x`` (rows, weights of a row) kept within the grid and ``beyond`` on either side."""
+        inner = self._inner(x, self.shift, self.factors).clamp(self.low - beyond, self.high + beyond)
+        return self._outer(inner, self.shift, self.factors)
+
     def neighbours(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The integers below and above a whole weight ``x`` (rows, weights of a row); equal outside and on the grid."""
         lower, upper = self._around(self._inner(x, self.shift, self.factors))

@@ -16,7 +16,7 @@ import torch
 
 from kvant.capture import Executor
 from kvant.quantization.progress import Progress
-from kvant.quantization.sensitivity import noise_of, run_middle, smallest
+from kvant.quantization.sensitivity import noise_of, smallest
 from kvant.quantization.simulate import Plan
 from kvant.quantization.weights import fine_weight
 from kvant.quantization.yardstick import Yardstick
@@ -81,7 +81,7 @@ def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress) -> Noise:
     exact = _float_weights(plan)
     errors = {name: torch.from_numpy(weight.dequantize() - exact[name]) for name, weight in plan.weights.items()}
     found = noise_of(
-        lambda sample: (run_middle(executor, sample), tensors),
+        lambda sample: (executor.run(yardstick.parts.middle(sample), gradients=True), tensors),
         lambda name, _: errors[name],
         yardstick,
         show.track(yardstick.samples, "measuring weights"),

@@ -14,9 +14,8 @@ from functools import partial
 
 import torch
 
-from kvant.capture import Executor, Observe
-from kvant.errors import InputError, ShapeError
-from kvant.graph import Graph, TensorType, is_symbol
+from kvant.capture import Executor
+from kvant.graph import Graph, TensorType
 from kvant.quantization.progress import Progress
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
@@ -27,9 +26,6 @@ from kvant.runtime import count_macs
 
 Tensors = dict[str, torch.Tensor]
 
-# Height and width of what is differentiated, and the multiple of pixels at which it begins.
-MIDDLE = 256
-ALIGNED = 32
 # Random directions for each sample.
 DIRECTIONS = 3
 # Widening stops when rounding of activations costs less than this beside what int8 weights alone cost.
@@ -88,7 +84,7 @@ def group_noise(
 
     def run(sample: Sample) -> tuple[list[torch.Tensor], Tensors]:
         tape = _Tape(rounded)
-        return run_middle(executor, sample, tape), tape.seen
+        return executor.run(yardstick.parts.middle(sample), tape, gradients=True), tape.seen
 
     def error(name: str, values: torch.Tensor) -> torch.Tensor | None:
         type = plan.types[name]
@@ -149,35 +145,6 @@ def noise_of(
         for name, effect in found.items():
             noise[name] = noise.get(name, 0.0) + effect
     return noise
-
-
-def run_middle(executor: Executor, sample: Sample, observe: Observe | None = None) -> list[torch.Tensor]:
-    """Outputs, to be differentiated, for the middle of a large sample where the graph takes other sizes.
-
-    What an error costs is a matter of neighbourhoods; all that a large picture makes needs much memory.
-    """
-    middle = _middle(executor.graph, sample)
-    if middle is not sample:
-        try:
-            return executor.run(middle, observe, gradients=True)
-        except (InputError, ShapeError):
-            pass  # This network does not take the size: it gets the whole sample.
-    return executor.run(sample, observe, gradients=True)
-
-
-def _middle(graph: Graph, sample: Sample) -> Sample:
-    """The middle of maps (N, C, H, W) whose height and width are free, where these are larger than ``MIDDLE``."""
-    cut, any_cut = [], False
-    for entry, values in zip(graph.inputs, sample, strict=True):
-        if len(entry.shape) == 4:
-            for axis in (2, 3):
-                size = values.shape[axis]
-                if is_symbol(entry.shape[axis]) and size > MIDDLE:
-                    # Aligned, so that strides fall as they do on the whole.
-                    start = (size - MIDDLE) // 2 // ALIGNED * ALIGNED
-                    values, any_cut = values.narrow(axis, start, MIDDLE), True
-        cut.append(values)
-    return cut if any_cut else sample
 
 
 class _Tape:

@@ -9,6 +9,7 @@ import torch
 
 from kvant.capture import Executor
 from kvant.graph import Graph
+from kvant.quantization.parts import Parts
 from kvant.quantization.simulate import Plan, Simulation
 from kvant.quantization.statistics import Sample
 from kvant.quantization.workers import in_order
@@ -32,12 +33,14 @@ class Yardstick:
     Attributes:
         samples: lists of tensors in the order of the graph's inputs.
         wanted: the float network's outputs for each sample.
+        parts: takes parts of samples, where gradients are wanted.
     """
 
     def __init__(self, graph: Graph, samples: Sequence[Sample]) -> None:
         executor = Executor(graph)
         self.samples = list(samples)
         self.wanted = list(in_order(executor.run, self.samples))
+        self.parts = Parts(graph, self.samples[0])
         outputs = {
             index: [sample[index] for sample in self.wanted]
             for index, first in enumerate(self.wanted[0])
@@ -45,6 +48,11 @@ class Yardstick:
         }
         self._whole = {index: _factors(values, by_channel=False) for index, values in outputs.items()}
         self._channels = {index: _factors(values, by_channel=True) for index, values in outputs.items()}
+        self._typical = [
+            (index, _by_position(factors[index], values))
+            for index, values in outputs.items()
+            for factors in (self._whole, self._channels)
+        ]
 
     def measure(self, plan: Plan) -> float:
         """Signal to noise in dB at the worst output of the network as ``plan`` has it, weak channels included."""
@@ -79,6 +87,29 @@ class Yardstick:
             shape = (1, -1, *[1] * (output.dim() - 2)) if output.dim() > 1 else (1,)
             parts.append((output * factors[at].reshape(shape) * torch.randn(output.shape, generator=generator)).sum())
         return torch.stack(parts).sum().div(len(parts) ** 0.5)
+
+    def loss(self, outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Noise over signal of another sample, to be differentiated: over all values and over channels, added up.
+
+        Args:
+            outputs: what the quantized network gives.
+            wanted: what the float network gives.
+        """
+        return torch.stack([_relative(outputs[at] - wanted[at], factors) for at, factors in self._typical]).sum()
+
+
+def _relative(wrong: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """The sum over channels of mean squares times ``factors`` (C); the mean factor where there are other channels."""
+    if wrong.dim() < 2:
+        return wrong.square().mean() * factors.sum()
+    means = wrong.square().mean([axis for axis in range(wrong.dim()) if axis != 1])
+    return (means * factors).sum() if len(means) == len(factors) else means.mean() * factors.sum()
+
+
+def _by_position(factors: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What the mean square of a channel is multiplied by, for the sum of squares of all samples by ``factors``."""
+    counts = [output.numel() / len(each) for each, output in zip(factors, wanted, strict=True)]
+    return torch.stack([each.square() * count for each, count in zip(factors, counts, strict=True)]).sum(0)
 
 
 def _factors(wanted: list[torch.Tensor], by_channel: bool) -> list[torch.Tensor]:
