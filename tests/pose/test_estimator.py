@@ -178,6 +178,21 @@ def test_threads_that_share_a_file_get_what_one_gets(user_file: Path) -> None:
             assert [[person.to_dict() for person in people] for people in found] == expected
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 9])
+def test_several_pictures_at_once_are_what_each_is_alone(user_file: Path, count: int) -> None:
+    estimator = PoseEstimator(user_file, height=96, settings=LENIENT)
+    pictures = [noise(seed, 90 + seed, 120) for seed in range(count)]
+    expected = [[person.to_dict() for person in estimator.detect(picture)] for picture in pictures]
+    before = kvant.num_threads()
+    kvant.set_num_threads(3)
+    threads = list(estimator.each(lambda picture: (estimator.detect(picture), kvant.num_threads())[1], pictures))
+    found = estimator.detect_batch(iter(pictures))
+    kvant.set_num_threads(before)
+    assert [[person.to_dict() for person in people] for people in found] == expected
+    # Where there are too few pictures for all threads, each gets all of them.
+    assert threads == [3 if count < 3 else 1] * count
+
+
 def test_a_memory_budget_changes_no_result(user_file: Path) -> None:
     picture = noise(9, 100, 120)
     plain, *others = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,18 +58,33 @@ def run(
     targets = output_names(paths, folder, kind)
     records: dict[str, list[dict[str, Any]]] = {}
     broken = BrokenPictures()
-    with output.progress("pictures", len(paths)) as advance:
-        for path, target in zip(paths, targets, strict=True):
+    jobs = list(zip(paths, targets, strict=True))
+    with (
+        output.progress("pictures", len(paths)) as advance,
+        closing(estimator.each(partial(_draw_one, estimator), jobs)) as results,
+    ):
+        for (path, target), found in zip(jobs, results, strict=True):
             with broken.skipped():
-                picture = pose.read_image(path)
-                people = estimator.detect(picture)
-                write_picture(target, estimator.draw(picture, people))
-                records[str(path)] = [person.to_dict() for person in people]
-                print(f"{output.clean(path)}: {output.people(len(people))}, {output.clean(target)}")
+                if isinstance(found, Exception):
+                    raise found
+                records[str(path)] = [person.to_dict() for person in found]
+                print(f"{output.clean(path)}: {output.people(len(found))}, {output.clean(target)}")
             advance()
     if as_json:
         write_atomically(folder / "people.json", [json.dumps(records, indent=2).encode()])
     broken.finish()
+
+
+def _draw_one(estimator: pose.PoseEstimator, job: tuple[Path, Path]) -> list[pose.Person] | ImageError | InputError:
+    """Work on one picture; returns the people in it, or why it cannot be read."""
+    path, target = job
+    try:
+        picture = pose.read_image(path)
+        people = estimator.detect(picture)
+        write_picture(target, estimator.draw(picture, people))
+    except (ImageError, InputError) as error:
+        return error
+    return people
 
 
 class BrokenPictures:

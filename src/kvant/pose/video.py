@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -18,10 +18,9 @@ import numpy as np
 
 from kvant.errors import VideoError
 from kvant.format import replacing
-from kvant.pose.overlap import ahead, at_once
+from kvant.pose.overlap import ahead
 from kvant.pose.person import Person
 from kvant.pose.pictures import Picture
-from kvant.runtime import QuantizedModel, native
 
 if TYPE_CHECKING:
     from kvant.pose.estimator import PoseEstimator
@@ -118,8 +117,7 @@ def process_video(
 ) -> VideoReport:
     """Find people in every frame; one thread reads, this one draws and writes, others run the network.
 
-    With a file on the native back end they are as many as `kvant.num_threads()`, each with a frame of its own: that
-    takes less time than one frame after the other by all threads. Any other network sees one frame at a time.
+    Several frames are in the network at once where it allows that, see `PoseEstimator.each`.
 
     Args:
         drawn: the video to write, with skeletons; its ending chooses container and codec, see `CODECS`.
@@ -138,7 +136,9 @@ def process_video(
         out = stack.enter_context(_text_file(lines)) if lines is not None else None
         writer = stack.enter_context(_drawn_video(drawn, video.rate)) if drawn is not None else None
         frames = stack.enter_context(closing(ahead(islice(video, limit))))
-        found = stack.enter_context(closing(_detect(estimator, frames)))
+        found = stack.enter_context(
+            closing(estimator.each(lambda frame: (frame, estimator.detect(frame.picture)), frames))
+        )
         for frame, there in found:
             done, people = done + 1, people + len(there)
             if out is not None:
@@ -167,17 +167,6 @@ def _check_targets(video: Video, *targets: str | os.PathLike[str] | None) -> Non
     for target in targets:
         if target is not None and not video.is_camera and os.path.realpath(target) == os.path.realpath(video.name):
             raise VideoError(f"{video.name} is the video that is read; give another name for what is written")
-
-
-def _detect(estimator: PoseEstimator, frames: Iterable[Frame]) -> Generator[tuple[Frame, list[Person]], None, None]:
-    """The frames with their people, in order."""
-
-    def detect(frame: Frame) -> tuple[Frame, list[Person]]:
-        return frame, estimator.detect(frame.picture)
-
-    if isinstance(estimator.model, QuantizedModel) and estimator.model.backend == "native":
-        return at_once(detect, frames, native.num_threads(), native.stay_on_thread)
-    return at_once(detect, frames, workers=1)
 
 
 def _line(frame: Frame, people: list[Person]) -> str:
