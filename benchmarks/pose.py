@@ -50,7 +50,7 @@ Infer = Callable[[Float32Array], Any]
 
 def file_of(network: str) -> Path:
     """The file that is measured."""
-    return FILES / network / ("accurate.kvant" if network == THIN else "model.kvant")
+    return FILES / network / ("four-scales.kvant" if network == THIN else "model.kvant")
 
 
 def prepare_file(job: dict[str, Any]) -> dict[str, Any]:
