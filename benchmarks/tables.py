@@ -20,6 +20,7 @@ import imagenet
 import installed
 import kernels
 import sentences
+import soak
 import startup
 import video
 from _common import REPOSITORY
@@ -154,6 +155,17 @@ def video_table(report: Report) -> str:
     return f"{markdown(video.COLUMNS, video.rows(report))}\n\n{how}. {conditions(report)}"
 
 
+def soak_table(report: Report) -> str:
+    """Memory and time over many detections."""
+    shown = soak.rows(report)[soak.WARM_UP - 1 :: soak.WARM_UP]
+    how = (
+        f"From the second quarter to the last: memory {report['memory_growth']:+.1%}, "
+        f"time {report['time_growth']:+.1%}; "
+        f"memory within {report['memory_spread']:.1%} of its median"
+    )
+    return f"{markdown(soak.COLUMNS, shown)}\n\n{how}. {conditions(report)}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo/summary.json", demo_table),
     "accuracy": ("benchmarks/accuracy.json", accuracy_table),
@@ -166,6 +178,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "runtime": ("benchmarks/runtime.json", runtime_table),
     "pose": ("benchmarks/pose.json", pose_table),
     "video": ("benchmarks/video.json", video_table),
+    "soak": ("benchmarks/soak.json", soak_table),
     "startup": ("benchmarks/startup.json", startup_table),
     "installed": ("benchmarks/installed.json", installed_table),
     "kernels": ("benchmarks/kernels.json", kernels_table),

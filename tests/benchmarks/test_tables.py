@@ -106,3 +106,14 @@ def test_pages_have_their_tables(tables: Any) -> None:
         assert all(f"<!-- table: {name} -->" in texts[page] for name in ("demo", "accuracy"))
     for name in tables.TABLES:
         assert any(f"<!-- table: {name} -->" in text for text in texts.values()), name
+
+
+def test_soak(tables: Any, tmp_path: Path) -> None:
+    blocks = [{"mb": 100.0 + number, "ms": 10.0, "people": 1} for number in range(20)]
+    spread = {"memory_growth": 0.012, "time_growth": -0.05, "memory_spread": 0.03, "time_spread": 0.1}
+    _write(tmp_path, "benchmarks/soak.json", {"detections": 10_000, "blocks": blocks, **spread})
+    text = tables.rewrite("<!-- table: soak -->\nold\n<!-- end -->", tmp_path)
+    assert "| 2500 | 104.0 MB | 10.00 ms |" in text
+    assert "| 10000 | 119.0 MB | 10.00 ms |" in text
+    assert "memory +1.2%, time -5.0%; memory within 3.0% of its median" in text
+    assert "old" not in text
