@@ -204,7 +204,7 @@ ENGINES: dict[str, Callable[[Path, int], Engine]] = {
     "kvant": Kvant,
     "kvant-fast": partial(Kvant, effort="fast"),
     "kvant-best": partial(Kvant, effort="best"),
-    "kvant-8-bits": partial(Kvant, effort="best", target_sqnr=None, center=True),
+    "kvant-8-bits": partial(Kvant, effort="best", target_sqnr=None),
     "nncf": OpenVino,
     "onnxruntime": OnnxRuntime,
     "torchao": TorchAo,

@@ -33,6 +33,8 @@ TOLERATED_DB = 1.0
 REFINED_DB = 2.0
 # The other way to equalize is taken if 8-bit activations then have this much less noise.
 BETTER_DB = 1.0
+# What tuning is trusted to give back: so much less than the wanted signal to noise is asked for before it.
+TUNED_DB = 3.0
 
 
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
@@ -94,13 +96,27 @@ class Start:
         """Everything decided."""
         trial, recipe, wide = self.trial, self.trial.recipe, self.plan.types
         plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
-        plan = replace(plan, types=self.narrow)
-        if recipe.effort == "best":
-            plan = trial.tuned(plan, self.movable)
-        if recipe.target_sqnr is not None:
-            directions = 1 if recipe.effort == "fast" else DIRECTIONS
-            plan.types = widen(plan, wide, trial.yardstick, recipe.target_sqnr, trial.show, directions)
-        return plan if plan.types == wide else trial.corrected(plan)
+        plan = self._widened(replace(plan, types=self.narrow), recipe.target_sqnr)
+        if recipe.effort != "best":
+            return plan
+        if recipe.target_sqnr is None:
+            return trial.tuned(plan, self.movable)
+        # Tuning gives signal back: with it fewer activations may need 16 bits.
+        fewer = trial.tuned(
+            self._widened(replace(plan, types=self.narrow), recipe.target_sqnr - TUNED_DB), self.movable
+        )
+        least = min(trial.yardstick.measure(plan), recipe.target_sqnr) - TOLERATED_DB
+        return fewer if trial.yardstick.measure(fewer) >= least else trial.tuned(plan, self.movable)
+
+    def _widened(self, plan: Plan, target: float | None) -> Plan:
+        """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
+        trial, wide = self.trial, self.plan.types
+        types = plan.types
+        if target is not None:
+            directions = 1 if trial.recipe.effort == "fast" else DIRECTIONS
+            types = widen(plan, wide, trial.yardstick, target, trial.show, directions)
+        plan = replace(plan, types=types)
+        return plan if types == wide else trial.corrected(plan)
 
 
 class Trial:

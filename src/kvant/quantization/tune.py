@@ -37,9 +37,9 @@ LEAST_STEPS = 40
 # How far the largest step moves: weights and biases in steps of their grids, scales of activations and of
 # weights' channels as a share of themselves.
 WEIGHT_RATE = 0.003
-BIAS_RATE = 0.004
-SCALE_RATE = 0.001
-ROW_RATE = 0.002
+BIAS_RATE = 0.006
+SCALE_RATE = 0.0015
+ROW_RATE = 0.003
 # The part of the steps in which the rate rises; then it falls to nothing by a cosine.
 _WARM_UP = 0.05
 # How far a weight may lie from the integer it rounds to, where that is not the nearest and at the ends of the grid.
