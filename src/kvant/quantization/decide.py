@@ -94,7 +94,7 @@ class Start:
 
     def finish(self) -> Plan:
         """Everything decided."""
-        trial, recipe, wide = self.trial, self.trial.recipe, self.plan.types
+        trial, recipe = self.trial, self.trial.recipe
         plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
         plan = self._widened(replace(plan, types=self.narrow), recipe.target_sqnr)
         if recipe.effort != "best":
