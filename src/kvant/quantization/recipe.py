@@ -97,9 +97,9 @@ class Recipe:
             Weights of other schemes keep theirs.
         samples: how many calibration samples are kept for equalization, correction and measurement.
         effort: time for accuracy. "fast" rounds weights to nearest, keeps half as many samples, and measures roughly.
-            "best" looks at twice as many and, where 8 bits everywhere miss ``target_sqnr``, lets weights, biases and
-            scales learn from the float network on eight times as many, without labels: minutes, and far more of the
-            network in 8 bits.
+            "best" looks at twice as many, makes do with 3 dB less for more multiplications in 8 bits, and where far
+            more is missing lets weights, biases and scales learn from the float network on eight times as many
+            samples, without labels: minutes.
 
     Example:
         >>> recipe = Recipe(WeightScheme(bits=4), rules=(Rule("head*", weights=WeightScheme(bits=8)),))

@@ -40,8 +40,6 @@ WEIGHT_RATE = 0.003
 BIAS_RATE = 0.006
 SCALE_RATE = 0.0015
 ROW_RATE = 0.003
-# The rates are for plans of so many dB of signal to noise; where there is less noise to mend, less has to move.
-RATE_DB = 8.0
 # The part of the steps in which the rate rises; then it falls to nothing by a cosine.
 _WARM_UP = 0.05
 # How far a weight may lie from the integer it rounds to, where that is not the nearest and at the ends of the grid.
@@ -62,13 +60,12 @@ def tune(plan: Plan, samples: Sequence[Sample], yardstick: Yardstick, movable: C
     if plan.tables or steps < LEAST_STEPS:
         return plan
     learner = _Learner(plan, yardstick, movable)
-    largest = min(1.0, 10 ** ((RATE_DB - yardstick.measure(plan)) / 20))
     generator = torch.Generator().manual_seed(0)
     order = _shuffled(len(samples), generator)
     for step in show.track(range(steps), "tuning"):
         learner.step(
             [yardstick.parts.random(samples[next(order)], generator) for _ in range(BATCH)],
-            largest * _rate(step / steps),
+            _rate(step / steps),
         )
     return learner.plan()
 
