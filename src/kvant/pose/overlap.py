@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from queue import Full, Queue
 from typing import TypeVar
+
+from kvant.runtime import results_in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,18 +53,8 @@ def at_once(
     >>> list(at_once(abs, [-1, 2], workers=2))
     [1, 2]
     """
-    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers, "kvant-at-once", start) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from results_in_order(pool, function, items, most=2 * workers)
 
 
 class _End:

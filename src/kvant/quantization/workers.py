@@ -6,14 +6,15 @@ thread for each sample gives the same file on every number of threads, and waste
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
+
+from kvant.runtime import results_in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,15 +53,5 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     if workers is None or workers[1] == 1:
         yield from map(function, items)
         return
-    pool, ahead = workers
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+    pool, count = workers
+    yield from results_in_order(pool, function, items, most=count + 1)

@@ -12,9 +12,10 @@ from kvant.format import read_file
 from kvant.runtime import native
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.model import QuantizedModel
+from kvant.runtime.ordered import results_in_order
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT
 
-__all__ = ["Multiplications", "QuantizedModel", "count_macs", "load", "native"]
+__all__ = ["Multiplications", "QuantizedModel", "count_macs", "load", "native", "results_in_order"]
 
 
 def load(
