@@ -11,7 +11,7 @@ from torch import nn
 
 import kvant
 from kvant import ActivationScheme, Recipe, WeightScheme
-from kvant.capture import capture
+from kvant.capture import Executor, capture
 from kvant.format import to_bytes
 from kvant.quantization import tune
 from kvant.quantization.parts import Parts
@@ -129,7 +129,7 @@ def test_parts_are_taken_where_the_network_takes_them() -> None:
 
     large = [torch.rand(1, 3, 320, 288)]
     free = capture(nn.Conv2d(3, 4, 3).eval(), (large[0],), {})
-    parts = Parts(free, large)
+    parts = Parts(Executor(free), large)
     assert parts.middle(large)[0].shape == (1, 3, 256, 256)
     assert (parts.middle(large)[0] == large[0][:, :, 32:288, 0:256]).all()
     generator = torch.Generator().manual_seed(0)
@@ -138,4 +138,4 @@ def test_parts_are_taken_where_the_network_takes_them() -> None:
     small = [torch.rand(1, 3, 64, 300)]
     assert parts.middle(small)[0].shape == (1, 3, 64, 256)
     whole = capture(Fixed().eval(), (large[0],), {})
-    assert Parts(whole, large).middle(large) is large
+    assert Parts(Executor(whole), large).middle(large) is large

@@ -6,7 +6,7 @@ import torch
 
 from kvant.capture import Executor
 from kvant.errors import InputError, ShapeError
-from kvant.graph import Graph, is_symbol
+from kvant.graph import is_symbol
 from kvant.quantization.statistics import Sample
 
 # Height and width of a part, and the multiple of pixels at which it begins, so that strides fall as on the whole.
@@ -20,19 +20,19 @@ class Parts:
     A part is a square of ``SIDE`` of maps (N, C, H, W) whose height and width are free, where these are larger.
 
     Args:
-        graph: float graph.
+        executor: of the float graph.
         sample: one by which it is tried whether the graph takes parts.
     """
 
-    def __init__(self, graph: Graph, sample: Sample) -> None:
+    def __init__(self, executor: Executor, sample: Sample) -> None:
         self.axes: list[list[int]] = [
             [axis for axis in (2, 3) if len(shape) == 4 and is_symbol(shape[axis])]
-            for shape in (entry.shape for entry in graph.inputs)
+            for shape in (entry.shape for entry in executor.graph.inputs)
         ]
         middle = self.middle(sample)
         if middle is not sample:
             try:
-                Executor(graph).run(middle)
+                executor.run(middle)
             except (InputError, ShapeError):
                 self.axes = [[] for _ in self.axes]
 

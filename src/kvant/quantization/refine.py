@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import torch
 
 from kvant.capture import Executor
@@ -43,7 +42,7 @@ def refine_small(plan: Plan, noise: Noise) -> Plan:
 
 def with_fine(plan: Plan, names: Iterable[str]) -> Plan:
     """``plan`` with 14-bit weights, rounded to nearest, in the layers with these outputs."""
-    exact = _float_weights(plan)
+    exact = plan.float_weights()
     return replace(plan, weights=plan.weights | {name: fine_weight(exact[name]) for name in names})
 
 
@@ -78,7 +77,7 @@ def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress) -> Noise:
     constants = {node.output: node.inputs[1] for node in graph.nodes if node.output in plan.weights}
     weights = executor.differentiate(constants.values())
     tensors = {name: weights[constant] for name, constant in constants.items()}
-    exact = _float_weights(plan)
+    exact = plan.float_weights()
     errors = {name: torch.from_numpy(weight.dequantize() - exact[name]) for name, weight in plan.weights.items()}
     found = noise_of(
         lambda sample: (executor.run(yardstick.parts.middle(sample), gradients=True), tensors),
@@ -87,9 +86,3 @@ def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress) -> Noise:
         show.track(yardstick.samples, "measuring weights"),
     )
     return dict.fromkeys(plan.weights, 0.0) | found
-
-
-def _float_weights(plan: Plan) -> dict[str, np.ndarray]:
-    """The float32 weight of every weighted layer, by its output."""
-    graph = plan.graph
-    return {node.output: graph.constants[node.inputs[1]] for node in graph.nodes if node.output in plan.weights}

@@ -36,6 +36,11 @@ class Plan:
     tables: dict[str, ops.Pointwise] = field(default_factory=dict)
     reals: dict[str, Arithmetic] = field(default_factory=dict)
 
+    def float_weights(self) -> dict[str, np.ndarray]:
+        """The float32 weight that each of ``weights`` stands for, by the node's output."""
+        constants = self.graph.constants
+        return {node.output: constants[node.inputs[1]] for node in self.graph.nodes if node.output in self.weights}
+
     def simulated_graph(self) -> Graph:
         """The float graph whose weights are the reals that the integers stand for, with its staircases."""
         graph = self.graph.copy()

@@ -135,9 +135,7 @@ class _Learner:
         self.group_of = ties(plan.graph)
         layers = {node.output: node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
         self.constants = {name: node.inputs[1:] for name, node in layers.items()}
-        exact = {
-            node.output: plan.graph.constants[node.inputs[1]] for node in plan.graph.nodes if node.output in layers
-        }
+        exact = plan.float_weights()
         self.weights = {
             name: _weight(plan.weights[name], exact[name])
             for name, node in layers.items()
@@ -182,7 +180,7 @@ class _Learner:
         sums: list[torch.Tensor | None] = [None] * len(leaves)
         for found in in_order(gradients, parts):
             sums = [_sum(before, more) for before, more in zip(sums, found, strict=True)]
-        self._follow(sums)
+        self._follow(leaves, sums)
         for group in self.adam.param_groups:
             group["lr"] = rate * group["largest"]
         self.adam.step()
@@ -193,30 +191,31 @@ class _Learner:
                 self.start.weights[name].grid.clamp(each.value.flatten(1), _REACH).reshape(each.value.shape)
             )
 
-    def _follow(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        """Give everything its gradient, from those by what the network computes with, in the order of the leaves."""
+    def _follow(self, leaves: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+        """Give everything its gradient, from those by the leaves, which are what the network computes with."""
         parameters = [*self.weights.values(), *self.biases.values(), *self.scales.values()]
         for each, gradient in zip(parameters, gradients, strict=True):
             each.follow(gradient)
-        for name, gradient in zip(self.weights, gradients, strict=False):
+        for name, weight, gradient in zip(self.weights, leaves, gradients, strict=False):
             if name in self.rows and gradient is not None:
-                weight = torch.from_numpy(self._weight(name).dequantize())
-                self.rows[name].follow((gradient * weight).flatten(1).sum(1))
+                self.rows[name].follow((gradient * weight.detach()).flatten(1).sum(1))
 
     def plan(self) -> Plan:
         """The plan as it is by now."""
         types = {name: self._type(self.group_of.get(name, name), type) for name, type in self.start.types.items()}
         weights = self.start.weights | {name: self._weight(name) for name in self.weights}
-        biases = {name: (each.value * each.slope).numpy() for name, each in self.biases.items()}
-        return replace(self.start, types=types, weights=weights, biases=biases)
+        return replace(self.start, types=types, weights=weights, biases=self._biases())
 
     def _present(self) -> list[torch.Tensor]:
         """Weights and biases as they are by now, in the network that is differentiated."""
         now = {self.constants[name][0]: self._weight(name).dequantize() for name in self.weights}
-        now |= {self.constants[name][1]: (each.value * each.slope).numpy() for name, each in self.biases.items()}
+        now |= {self.constants[name][1]: bias for name, bias in self._biases().items()}
         for name, value in now.items():
             self.rough.set_constant(name, value)
         return list(self.rough.differentiate(now).values())
+
+    def _biases(self) -> dict[str, np.ndarray]:
+        return {name: (each.value * each.slope).numpy() for name, each in self.biases.items()}
 
     def _weight(self, name: str) -> QuantizedWeight:
         before, value = self.start.weights[name], self.weights[name].value

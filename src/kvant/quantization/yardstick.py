@@ -40,7 +40,7 @@ class Yardstick:
         executor = Executor(graph)
         self.samples = list(samples)
         self.wanted = list(in_order(executor.run, self.samples))
-        self.parts = Parts(graph, self.samples[0])
+        self.parts = Parts(executor, self.samples[0])
         outputs = {
             index: [sample[index] for sample in self.wanted]
             for index, first in enumerate(self.wanted[0])
