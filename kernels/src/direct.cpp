@@ -77,6 +77,16 @@ struct Block {
   int64_t lanes;    // offset of its first bias
 };
 
+// Where among the lanes of its block an output lies. Packing sums of 32 bits to bytes puts fours of one vector after the
+// other beside each other; outputs that were dealt out like that come together in their order.
+int64_t lane_of(const Block &block, int64_t output) {
+  constexpr int64_t kFour = 4;
+  const DirectLoops &loops = direct_loops();
+  if (!loops.woven || block.vectors != loops.vectors) return output;
+  const int64_t four = output / kFour;
+  return four % block.vectors * loops.lanes + four / block.vectors * kFour + output % kFour;
+}
+
 class Direct : public Algorithm {
  public:
   explicit Direct(const kvant_conv_layer &layer);
@@ -190,7 +200,8 @@ void Direct::pack_block(const kvant_conv_layer &layer, const Block &block) {
       Element *to = weights + (run * groups_ + element / kElements) * width * kElements;
       for (int64_t i = 0; i < block.outputs; ++i) {
         const int16_t *from = values + (i * depth() + c) * taps + tap;
-        for (int64_t e = 0; e < kElements; ++e) to[i * kElements + e] = static_cast<Element>(from[e * taps]);
+        Element *own = to + lane_of(block, i) * kElements;
+        for (int64_t e = 0; e < kElements; ++e) own[e] = static_cast<Element>(from[e * taps]);
       }
     }
   }
@@ -233,9 +244,10 @@ void Direct::fold(const kvant_conv_layer &layer, const Block &block, int64_t ind
   const int64_t output = block.first_output + index;
   const int64_t share = bytes_ ? layer.zero_point - direct_loops().offset : 0;
   const uint64_t folded = static_cast<uint64_t>(share) * static_cast<uint64_t>(sum);
-  bias_.data()[block.lanes + index] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
-  narrow_bias_.data()[block.lanes + index] = static_cast<int32_t>(bias_.data()[block.lanes + index]);
-  multipliers_.data()[block.lanes + index] = layer.multipliers[output];
+  const int64_t lane = block.lanes + lane_of(block, index);
+  bias_.data()[lane] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
+  narrow_bias_.data()[lane] = static_cast<int32_t>(bias_.data()[lane]);
+  multipliers_.data()[lane] = layer.multipliers[output];
   bounded_ = bounded_ && std::abs(layer.multipliers[output]) < 0.99f;
 }
 
@@ -245,7 +257,7 @@ void Direct::pack_output(const kvant_conv_layer &layer, const Block &block, int6
   const int64_t width = block.vectors * direct_loops().lanes;
   const int64_t group = output / (layer.outputs / layer.groups) % merged_;  // among the merged ones
   const int16_t *values = layer.values + output * depth() * taps;
-  uint8_t *to = weights_.data() + block.weights + index * kGroupBytes;
+  uint8_t *to = weights_.data() + block.weights + lane_of(block, index) * kGroupBytes;
   int64_t sum = 0;
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t run = rows_ ? tap / layer.kernel[1] : tap;

@@ -42,6 +42,7 @@ struct DirectLoops {
   int64_t lanes;                 // outputs of one vector
   int64_t vectors;               // most vectors of a block
   int64_t pixels[kMostVectors];  // of a tile, by vectors of the block less one
+  bool woven;                    // blocks of most vectors deal out their outputs to the vectors by fours, see lane_of
   void (*bytes)(const DirectWork &work);   // uint8 less `offset`, times int8, sums modulo 2^32; may be null
   int32_t offset;
   void (*shorts)(const DirectWork &work);  // int16 times int16, sums modulo 2^32

@@ -10,7 +10,7 @@ namespace avx2 {
 
 extern const DirectLoops kDirectLoops;
 const DirectLoops kDirectLoops = {
-    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, nullptr, 0, run<Narrow<Shorts>>, run<Wide>,
+    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, true, nullptr, 0, run<Narrow<Shorts>>, run<Wide>,
 };
 
 }  // namespace avx2

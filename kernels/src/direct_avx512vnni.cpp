@@ -45,11 +45,42 @@ inline Floats rounded(Floats value, Floats low, Floats high) {
 inline __mmask16 first_lanes(int64_t count) {
   return count >= kLanes ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1 << count) - 1);
 }
-inline Floats load_integers(const uint8_t *from, int64_t count) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(count), from)));
+inline Floats floats_of_bytes(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
+inline Floats floats_of_shorts(__m256i shorts) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(shorts)); }
+// Four vectors are woven: each takes the fours of outputs that are four fours apart.
+template <int64_t V>
+inline void load_integers(const uint8_t *from, int64_t count, Floats (&values)[V]) {
+  if (V < 4) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) {
+      values[v] = floats_of_bytes(_mm_maskz_loadu_epi8(first_lanes(count - v * kLanes), from + v * kLanes));
+    }
+    return;
+  }
+  const Vector order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const Vector all = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(~__mmask64{0} >> (64 - count), from));
+  values[0] = floats_of_bytes(_mm512_castsi512_si128(all));
+  values[V > 1 ? 1 : 0] = floats_of_bytes(_mm512_extracti32x4_epi32(all, 1));
+  values[V > 2 ? 2 : 0] = floats_of_bytes(_mm512_extracti32x4_epi32(all, 2));
+  values[V - 1] = floats_of_bytes(_mm512_extracti32x4_epi32(all, 3));
 }
-inline Floats load_integers(const int16_t *from, int64_t count) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), from)));
+template <int64_t V>
+inline void load_integers(const int16_t *from, int64_t count, Floats (&values)[V]) {
+  if (V < 4) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) {
+      values[v] = floats_of_shorts(_mm256_maskz_loadu_epi16(first_lanes(count - v * kLanes), from + v * kLanes));
+    }
+    return;
+  }
+  const __mmask64 real = ~__mmask64{0} >> (64 - count);
+  const Vector low = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(real), from);
+  const Vector high = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(real >> 32), from + 32);
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < V; ++v) {
+    const Vector order = _mm512_add_epi64(_mm512_setr_epi64(0, 4, 8, 12, 0, 0, 0, 0), _mm512_set1_epi64(v));
+    values[v] = floats_of_shorts(_mm512_castsi512_si256(_mm512_permutex2var_epi64(low, order, high)));
+  }
 }
 
 // The compiler spills accumulators around the intrinsics (GCC 12); it does not around one instruction of its own.
@@ -75,6 +106,8 @@ class Finish {
   explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
         bounded_(work.bounded),
         simple_(bounded_ && work.addend == nullptr && (bytes_ || work.outputs == V * kLanes)),
+        all_(simple_ && bytes_ && work.outputs == V * kLanes && work.target->zero_point == 0 && work.target->low == 0 &&
+             work.target->high == 255),
         outputs_(work.outputs) {
     const kvant_target &target = *work.target;
 #pragma GCC unroll 4
@@ -91,31 +124,48 @@ class Finish {
   // Nothing added, products that fit int32; 16-bit integers: no lane unused.
   bool simple_bytes() const { return simple_ && bytes_; }
   bool simple_shorts() const { return simple_ && !bytes_; }
+  bool all_bytes() const { return all_; }
   void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const {
-    const Vector first = _mm512_packs_epi32(settle<true, 0>(values), settle<true, 1>(values));
-    const Vector second = _mm512_packs_epi32(settle<true, 2>(values), settle<true, 3>(values));
-    store_bytes(_mm512_packus_epi16(_mm512_adds_epi16(first, zero_), _mm512_adds_epi16(second, zero_)), y);
+    const Words words = words_of<true>(values);
+    store_bytes(_mm512_packus_epi16(_mm512_adds_epi16(words.first, zero_), _mm512_adds_epi16(words.second, zero_)), y);
+  }
+  // No lane unused, and saturation is the only bound.
+  void store_all_bytes(const Floats (&values)[V], uint8_t *y) const {
+    const Words words = words_of<true>(values);
+    const Vector bytes = in_order(_mm512_packus_epi16(words.first, words.second));
+    if (V == 4) return _mm512_storeu_si512(y, bytes);
+    _mm512_mask_storeu_epi8(y, (__mmask64{1} << (V % 4 * kLanes)) - 1, bytes);
   }
   void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const {
-    const Vector first = _mm512_packs_epi32(settle<true, 0>(values), settle<true, 1>(values));
-    store_all_shorts<V == 1>(_mm512_adds_epi16(first, zero_), y);
+    const Words words = shorts_of(words_of<true>(values));
+    V == 1 ? _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), _mm512_castsi512_si256(words.first))
+           : _mm512_storeu_si512(y, words.first);
     if (V < 3) return;
-    const Vector second = _mm512_packs_epi32(settle<true, 2>(values), settle<true, 3>(values));
-    store_all_shorts<V == 3>(_mm512_adds_epi16(second, zero_), y + 64);
+    V == 3 ? _mm256_storeu_si256(reinterpret_cast<__m256i *>(y + 64), _mm512_castsi512_si256(words.second))
+           : _mm512_storeu_si512(y + 64, words.second);
   }
 
  private:
+  // Each 128 bits: four of one vector, four of the next.
+  struct Words {
+    Vector first, second;
+  };
+
   template <bool kBounded>
-  void store_as(const Floats (&values)[V], uint8_t *y) const {
-    const Vector first = _mm512_packs_epi32(settle<kBounded, 0>(values), settle<kBounded, 1>(values));
-    const Vector second = _mm512_packs_epi32(settle<kBounded, 2>(values), settle<kBounded, 3>(values));
-    store_words(_mm512_adds_epi16(first, zero_), _mm512_adds_epi16(second, zero_), y);
+  Words words_of(const Floats (&values)[V]) const {
+    return {_mm512_packs_epi32(settle<kBounded, 0>(values), settle<kBounded, 1>(values)),
+            _mm512_packs_epi32(settle<kBounded, 2>(values), settle<kBounded, 3>(values))};
   }
 
-  void store_words(Vector first, Vector second, uint8_t *y) const {
-    if (bytes_) return store_bytes(_mm512_packus_epi16(first, second), y);
-    store_shorts(first, outputs_, y);
-    if (V > 2) store_shorts(second, outputs_ - 32, y + 64);
+  template <bool kBounded>
+  void store_as(const Floats (&values)[V], uint8_t *y) const {
+    const Words words = words_of<kBounded>(values);
+    if (bytes_) {
+      return store_bytes(_mm512_packus_epi16(_mm512_adds_epi16(words.first, zero_), _mm512_adds_epi16(words.second, zero_)), y);
+    }
+    const Words shorts = shorts_of(words);
+    store_shorts(shorts.first, outputs_, y);
+    if (V > 2) store_shorts(shorts.second, outputs_ - 32, y + 64);
   }
 
   template <bool kBounded, int64_t I>
@@ -126,32 +176,39 @@ class Finish {
     return _mm512_cvtps_epi32(kBounded ? product : _mm512_min_ps(product, _mm512_set1_ps(kLargest)));
   }
 
-  void store_bytes(Vector packed, uint8_t *y) const {
+  // Four vectors are woven, which packing undoes.
+  static Vector in_order(Vector bytes) {
     const Vector order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const Vector result = _mm512_min_epu8(_mm512_max_epu8(_mm512_permutexvar_epi32(order, packed), low_), high_);
+    return V == 4 ? bytes : _mm512_permutexvar_epi32(order, bytes);
+  }
+
+  void store_bytes(Vector packed, uint8_t *y) const {
+    const Vector result = _mm512_min_epu8(_mm512_max_epu8(in_order(packed), low_), high_);
     if (outputs_ == 64) return _mm512_storeu_si512(y, result);
     _mm512_mask_storeu_epi8(y, (__mmask64{1} << outputs_) - 1, result);
   }
 
-  Vector bounded_shorts(Vector packed) const {
+  // In order, with the zero point, within the bounds.
+  Words shorts_of(Words words) const {
+    const Vector first = bounded_shorts(words.first), second = bounded_shorts(words.second);
+    if (V == 4) {
+      return {_mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second),
+              _mm512_permutex2var_epi64(first, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), second)};
+    }
     const Vector order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    return _mm512_min_epi16(_mm512_max_epi16(_mm512_permutexvar_epi64(order, packed), low_), high_);
+    return {_mm512_permutexvar_epi64(order, first), _mm512_permutexvar_epi64(order, second)};
   }
 
-  template <bool kHalf>
-  void store_all_shorts(Vector packed, uint8_t *y) const {
-    const Vector result = bounded_shorts(packed);
-    if (!kHalf) return _mm512_storeu_si512(y, result);
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), _mm512_castsi512_si256(result));
+  Vector bounded_shorts(Vector words) const {
+    return _mm512_min_epi16(_mm512_max_epi16(_mm512_adds_epi16(words, zero_), low_), high_);
   }
 
-  void store_shorts(Vector packed, int64_t outputs, uint8_t *y) const {
-    const Vector result = bounded_shorts(packed);
-    if (outputs >= 32) return _mm512_storeu_si512(y, result);
-    _mm512_mask_storeu_epi16(y, (__mmask32{1} << outputs) - 1, result);
+  static void store_shorts(Vector shorts, int64_t outputs, uint8_t *y) {
+    if (outputs >= 32) return _mm512_storeu_si512(y, shorts);
+    _mm512_mask_storeu_epi16(y, (__mmask32{1} << outputs) - 1, shorts);
   }
 
-  bool bytes_, bounded_, simple_;
+  bool bytes_, bounded_, simple_, all_;
   int64_t outputs_;
   Floats multipliers_[V];
   Vector zero_, low_, high_;
@@ -171,6 +228,7 @@ const DirectLoops kDirectLoops = {
     kLanes,
     kVectors,
     {TilePixels<1>::kCount, TilePixels<2>::kCount, TilePixels<3>::kCount, TilePixels<4>::kCount},
+    true,
     run<Narrow<Bytes>>,
     0,
     run<Narrow<Shorts>>,

@@ -29,7 +29,7 @@ namespace avxvnni {
 
 extern const DirectLoops kDirectLoops;
 const DirectLoops kDirectLoops = {
-    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, run<Narrow<Bytes>>, 0, run<Narrow<Shorts>>, run<Wide>,
+    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, true, run<Narrow<Bytes>>, 0, run<Narrow<Shorts>>, run<Wide>,
 };
 
 }  // namespace avxvnni

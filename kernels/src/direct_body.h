@@ -2,9 +2,9 @@
 // which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, kAhead (bytes of weights that
 // are fetched ahead; 0: the processor does that itself), the types Vector (kLanes
 // 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
-// load_floats, splat, rounded (to an integer, within bounds) and load_integers (as floats, no more than there are), the
-// product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel: in every case, or fast in the
-// two simple cases that most layers are, bytes and 16-bit integers.
+// load_floats, splat, rounded (to an integer, within bounds) and load_integers (a block's as floats, no more than there
+// are, in the order of its lanes), the product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel:
+// in every case, or fast in the simple cases that most layers are, bytes, all of the bytes from 0 to 255, and 16-bit integers.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
@@ -82,12 +82,12 @@ void add_and_store_as(const DirectWork &work, const Sums (*sums)[V], int64_t fir
   const Finish<V> finish(last);
   for (int64_t p = 0; p < count; ++p) {
     const T *added = reinterpret_cast<const T *>(work.added + (first + p) * work.added_stride);
-    Floats values[V];
+    Floats values[V], others[V];
+    load_integers(added, work.outputs, others);
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) {
       const Floats own = rounded(floats_of(sums[p][v]) * load_floats(work.multipliers + v * kLanes), low, high);
-      const Floats other = load_integers(added + v * kLanes, work.outputs - v * kLanes) - zero;
-      values[v] = own * multiplier + other * added_multiplier;
+      values[v] = own * multiplier + (others[v] - zero) * added_multiplier;
     }
     finish.store(values, work.y + (first + p) * work.y_stride);
   }
@@ -112,9 +112,18 @@ __attribute__((noinline)) void finish_any(const DirectWork &work, const Finish<V
   }
 }
 
-// `kShorts`: results are simple 16-bit integers. They have a tile of their own, as one more way out of the tile of bytes makes
-// GCC 12 spill there too.
-template <typename Product, bool kShorts, int64_t P, int64_t V>
+// The simple cases. All but bytes have a tile of their own, as one more way out of the tile of bytes makes GCC 12 spill
+// there too.
+enum class Simple { kBytes, kAllBytes, kShorts };
+
+template <Simple kSimple, int64_t V>
+inline void store_simple(const Finish<V> &finish, const Floats (&values)[V], uint8_t *y) {
+  if (kSimple == Simple::kShorts) return finish.store_simple_shorts(values, y);
+  if (kSimple == Simple::kAllBytes) return finish.store_all_bytes(values, y);
+  finish.store_simple_bytes(values, y);
+}
+
+template <typename Product, Simple kSimple, int64_t P, int64_t V>
 __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   Vector sums[P][V];
 #pragma GCC unroll 4
@@ -127,13 +136,13 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &fin
   for (int64_t r = 0; r < work.runs; ++r) {
     accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &stream);
   }
-  if (kShorts || finish.simple_bytes()) {
+  if (kSimple != Simple::kBytes || finish.simple_bytes()) {
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) {
       Floats values[V];
 #pragma GCC unroll 4
       for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
-      kShorts ? finish.store_simple_shorts(values, pixels.y[p]) : finish.store_simple_bytes(values, pixels.y[p]);
+      store_simple<kSimple>(finish, values, pixels.y[p]);
     }
     return;
   }
@@ -185,8 +194,9 @@ template <typename Product>
 struct Narrow {
   template <int64_t P, int64_t V>
   static void run(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
-    if (finish.simple_shorts()) return tile<Product, true, P, V>(work, finish, pixels);
-    tile<Product, false, P, V>(work, finish, pixels);
+    if (finish.simple_shorts()) return tile<Product, Simple::kShorts, P, V>(work, finish, pixels);
+    if (finish.all_bytes()) return tile<Product, Simple::kAllBytes, P, V>(work, finish, pixels);
+    tile<Product, Simple::kBytes, P, V>(work, finish, pixels);
   }
 };
 

@@ -31,7 +31,7 @@ namespace neondot {
 
 extern const DirectLoops kDirectLoops;
 const DirectLoops kDirectLoops = {
-    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, run<Narrow<Bytes>>, kOffset, run<Narrow<Shorts>>, run<Wide>,
+    kLanes, kVectors, {TilePixels<1>::kCount, TilePixels<2>::kCount}, false, run<Narrow<Bytes>>, kOffset, run<Narrow<Shorts>>, run<Wide>,
 };
 
 }  // namespace neondot

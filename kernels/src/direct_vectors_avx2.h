@@ -51,11 +51,20 @@ inline __m128i load_some(const T *from, int64_t count) {
   if (count > 0) __builtin_memcpy(bytes, from, static_cast<uint64_t>(count) * sizeof(T));
   return _mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes));
 }
-inline Floats load_integers(const uint8_t *from, int64_t count) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_some(from, count)));
+inline Floats floats_of_bytes(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
+inline Floats floats_of_shorts(__m128i shorts) { return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(shorts)); }
+template <int64_t V>
+inline void load_integers(const uint8_t *from, int64_t count, Floats (&values)[V]) {
+  const __m128i first = load_some(from, count), second = V == 2 ? load_some(from + kLanes, count - kLanes) : first;
+  const __m128i woven = V == 2 ? _mm_shuffle_epi32(_mm_unpacklo_epi64(first, second), 0xd8) : first;
+  values[0] = floats_of_bytes(woven);
+  if (V == 2) values[V - 1] = floats_of_bytes(_mm_srli_si128(woven, 8));
 }
-inline Floats load_integers(const int16_t *from, int64_t count) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_some(from, count)));
+template <int64_t V>
+inline void load_integers(const int16_t *from, int64_t count, Floats (&values)[V]) {
+  const __m128i first = load_some(from, count), second = V == 2 ? load_some(from + kLanes, count - kLanes) : first;
+  values[0] = floats_of_shorts(V == 2 ? _mm_unpacklo_epi64(first, second) : first);
+  if (V == 2) values[V - 1] = floats_of_shorts(_mm_unpackhi_epi64(first, second));
 }
 
 struct Shorts {
@@ -71,6 +80,7 @@ class Finish {
  public:
   explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
         simple_(work.bounded && work.addend == nullptr && work.outputs == V * kLanes),
+        all_(work.target->zero_point == 0 && work.target->low == 0 && work.target->high == 255),
         outputs_(work.outputs) {
     const kvant_target &target = *work.target;
     for (int64_t v = 0; v < V; ++v) multipliers_[v] = load_floats(work.multipliers + v * kLanes);
@@ -84,7 +94,7 @@ class Finish {
 
   void store(const Floats (&values)[V], uint8_t *y) const {
     const Vector second = V == 2 ? settle(values[V - 1], multipliers_[V - 1]) : _mm256_setzero_si256();
-    const Vector packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(settle(values[0], multipliers_[0]), second), 0xd8);
+    const Vector packed = in_order(_mm256_packs_epi32(settle(values[0], multipliers_[0]), second));
     const Vector shorts = _mm256_max_epi16(_mm256_adds_epi16(packed, zero_), low_);
     if (!bytes_) return store_shorts(shorts, y);
     const Vector bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(shorts, shorts), 0xd8);
@@ -93,28 +103,38 @@ class Finish {
 
   // Nothing added, products that fit int32, no lane unused. Saturation brings them near the bounds.
   bool simple_bytes() const { return simple_ && bytes_; }
+  bool all_bytes() const { return simple_ && bytes_ && all_; }
   bool simple_shorts() const { return simple_ && !bytes_; }
   void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const {
-    const Vector words = words_of(values);
-    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
-    const __m128i mixed = _mm_shuffle_epi32(_mm_packus_epi16(low, high), 0xd8);
-    const __m128i bytes = _mm_min_epu8(_mm_max_epu8(mixed, low_bytes_), high_bytes_);
-    V == 2 ? _mm_storeu_si128(reinterpret_cast<__m128i *>(y), bytes) : _mm_storel_epi64(reinterpret_cast<__m128i *>(y), bytes);
+    const __m128i bytes = bytes_of(_mm256_adds_epi16(words_of(values), zero_));
+    store_whole(_mm_min_epu8(_mm_max_epu8(bytes, low_bytes_), high_bytes_), y);
   }
+  void store_all_bytes(const Floats (&values)[V], uint8_t *y) const { store_whole(bytes_of(words_of(values)), y); }
 
   void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const {
-    const Vector bounded = _mm256_min_epi16(_mm256_max_epi16(words_of(values), low_), high_shorts_);
-    const Vector shorts = _mm256_permute4x64_epi64(bounded, 0xd8);
+    const Vector words = _mm256_adds_epi16(words_of(values), zero_);
+    const Vector shorts = in_order(_mm256_min_epi16(_mm256_max_epi16(words, low_), high_shorts_));
     if (V == 2) return _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), shorts);
     _mm_storeu_si128(reinterpret_cast<__m128i *>(y), _mm256_castsi256_si128(shorts));
   }
 
  private:
-  // 4 of each vector in either half.
+  // Two vectors are woven, which packing undoes; of one, either half has its 4 outputs.
+  static Vector in_order(Vector packed) { return V == 2 ? packed : _mm256_permute4x64_epi64(packed, 0xd8); }
+
+  static __m128i bytes_of(Vector words) {
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    return V == 2 ? bytes : _mm_shuffle_epi32(bytes, 0xd8);
+  }
+
+  static void store_whole(__m128i bytes, uint8_t *y) {
+    V == 2 ? _mm_storeu_si128(reinterpret_cast<__m128i *>(y), bytes) : _mm_storel_epi64(reinterpret_cast<__m128i *>(y), bytes);
+  }
+
   Vector words_of(const Floats (&values)[V]) const {
     const Vector first = _mm256_cvtps_epi32(_mm256_mul_ps(values[0], multipliers_[0]));
     const Vector second = _mm256_cvtps_epi32(_mm256_mul_ps(values[V - 1], multipliers_[V - 1]));
-    return _mm256_adds_epi16(_mm256_packs_epi32(first, second), zero_);
+    return _mm256_packs_epi32(first, second);
   }
 
   Vector settle(Floats values, Floats multipliers) const {
@@ -135,7 +155,7 @@ class Finish {
     __builtin_memcpy(y, whole, 2 * static_cast<uint64_t>(outputs_));
   }
 
-  bool bytes_, simple_;
+  bool bytes_, simple_, all_;
   int64_t outputs_;
   Floats multipliers_[V];
   Floats high_;

@@ -52,11 +52,12 @@ inline Floats rounded(Floats value, Floats low, Floats high) {
   value = value > high ? high : value;
   return (value + kRounder) - kRounder;
 }
-template <typename T>
-inline Floats load_integers(const T *from, int64_t count) {
-  Floats values{};
-  for (int64_t i = 0; i < kLanes && i < count; ++i) values[i] = static_cast<float>(from[i]);
-  return values;
+template <int64_t V, typename T>
+inline void load_integers(const T *from, int64_t count, Floats (&values)[V]) {
+  for (int64_t v = 0; v < V; ++v) {
+    values[v] = Floats{};
+    for (int64_t i = 0; i < kLanes && v * kLanes + i < count; ++i) values[v][i] = static_cast<float>(from[v * kLanes + i]);
+  }
 }
 
 struct Shorts {
@@ -88,8 +89,10 @@ class Finish {
 
   // Nothing added.
   bool simple_bytes() const { return simple_ && bytes_; }
+  bool all_bytes() const { return false; }
   bool simple_shorts() const { return simple_ && !bytes_; }
   void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const { store_as<uint8_t>(values, y); }
+  void store_all_bytes(const Floats (&values)[V], uint8_t *y) const { store_as<uint8_t>(values, y); }
   void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const { store_as<int16_t>(values, y); }
 
  private:
