@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 6
+#define KVANT_ABI_VERSION 7
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -29,7 +29,8 @@ typedef enum kvant_status {
   KVANT_BAD_ARGUMENT = 2, /* a negative size, an unknown dtype, bounds outside the type's range */
   KVANT_OVERFLOW = 3,     /* a product of sizes does not fit 63 bits */
   KVANT_NO_MEMORY = 4,
-  KVANT_BAD_INDEX = 5 /* kvant_gather: an index is out of range */
+  KVANT_BAD_INDEX = 5, /* kvant_gather: an index is out of range */
+  KVANT_NOT_FINITE = 6 /* kvant_quantize: NaN or infinity */
 } kvant_status;
 
 typedef enum kvant_dtype { KVANT_UINT8 = 0, KVANT_INT8 = 1, KVANT_INT16 = 2 } kvant_dtype;
@@ -67,9 +68,10 @@ KVANT_API int32_t kvant_set_num_threads(int32_t count); /* 1 to 1024; 0 is as ma
 KVANT_API int32_t kvant_stay_on_thread(int32_t alone);
 
 /* Element-wise work. */
-/* x is (outer, channels, inner), y is (outer, inner, channels). */
+/* x is (outer, channels, inner), y is (outer, inner, channels). If `refuses` is not 0, NaN and infinity are an error;
+   otherwise infinity is the bound next to it and NaN becomes any integer. */
 KVANT_API int32_t kvant_quantize(int64_t outer, int64_t channels, int64_t inner, const float *x, float scale,
-                                 const kvant_target *target, void *y);
+                                 int32_t refuses, const kvant_target *target, void *y);
 KVANT_API int32_t kvant_dequantize(int64_t count, const kvant_source *x, float scale, float *y);
 KVANT_API int32_t kvant_rescale(int64_t count, const kvant_source *x, float multiplier, const kvant_target *target,
                                 void *y);

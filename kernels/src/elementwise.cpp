@@ -15,8 +15,9 @@ constexpr int64_t kGrain = 32768;
 template <typename Piece>
 int32_t in_pieces(int64_t count, Piece work) {
   return parallel(count, kGrain, [&](int64_t begin, int64_t end) -> int32_t {
-    for (int64_t i = begin; i < end; i += kChunk) work(i, std::min(kChunk, end - i));
-    return KVANT_OK;
+    int32_t worst = KVANT_OK;
+    for (int64_t i = begin; i < end; i += kChunk) worst = std::max(worst, work(i, std::min(kChunk, end - i)));
+    return worst;
   });
 }
 
@@ -62,18 +63,20 @@ void set_channel(const uint8_t *values, int64_t count, int64_t channels, uint8_t
   for (int64_t i = 0; i < count; ++i) to[i * channels] = from[i];
 }
 
-// Quantized and side by side. Pictures have three channels.
-void quantize_pixels(const float *x, const Planes &planes, float scale, const kvant_target *target, uint8_t *y) {
+// Quantized and side by side; false if x holds NaN or infinity. Pictures have three channels.
+bool quantize_pixels(const float *x, const Planes &planes, float scale, const kvant_target *target, uint8_t *y) {
   uint8_t values[3][2 * kChunk];
   const int64_t n = planes.count, size = size_of(target->dtype);
   const bool three = planes.channels == 3 && size == 1;
+  bool finite = true;
   for (int64_t c = 0; c < planes.channels; ++c) {
     uint8_t *own = values[three ? c : 0];
-    loops().quantize(n, x + c * planes.inner, scale, target, own);
+    finite = loops().quantize(n, x + c * planes.inner, scale, target, own) && finite;
     if (three) continue;
     (size == 1 ? set_channel<uint8_t> : set_channel<int16_t>)(own, n, planes.channels, y + c * size);
   }
   if (three) loops().interleave_three(n, values[0], values[1], values[2], y);
+  return finite;
 }
 
 }  // namespace
@@ -82,31 +85,37 @@ void quantize_pixels(const float *x, const Planes &planes, float scale, const kv
 using namespace kvant;
 
 extern "C" int32_t kvant_quantize(int64_t outer, int64_t channels, int64_t inner, const float *x, float scale,
-                                  const kvant_target *target, void *y) {
+                                  int32_t refuses, const kvant_target *target, void *y) {
   KVANT_REQUIRE(x && target && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(scale > 0 && valid(target), KVANT_BAD_ARGUMENT);
   int64_t rows, count;
   KVANT_REQUIRE(product({outer, inner}, &rows) && product({rows, channels}, &count), KVANT_OVERFLOW);
+  const int32_t bad = refuses != 0 ? KVANT_NOT_FINITE : KVANT_OK;
   if (channels == 1 || inner == 1) {
-    return in_pieces(count, [=](int64_t i, int64_t n) { loops().quantize(n, x + i, scale, target, at(y, target, i)); });
+    return in_pieces(count, [=](int64_t i, int64_t n) -> int32_t {
+      return loops().quantize(n, x + i, scale, target, at(y, target, i)) ? KVANT_OK : bad;
+    });
   }
   return parallel(rows, divide_up(kGrain, channels), [=](int64_t begin, int64_t end) -> int32_t {
+    bool finite = true;
     for (int64_t row = begin; row < end;) {
       const int64_t image = row / inner, i = row % inner, n = std::min({kChunk, end - row, inner - i});
-      quantize_pixels(x + image * channels * inner + i, {channels, inner, n}, scale, target, at(y, target, row * channels));
+      const float *from = x + image * channels * inner + i;
+      finite = quantize_pixels(from, {channels, inner, n}, scale, target, at(y, target, row * channels)) && finite;
       row += n;
     }
-    return KVANT_OK;
+    return finite ? KVANT_OK : bad;
   });
 }
 
 extern "C" int32_t kvant_dequantize(int64_t count, const kvant_source *x, float scale, float *y) {
   KVANT_REQUIRE(x && x->data && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(count >= 0 && valid(x), KVANT_BAD_ARGUMENT);
-  return in_pieces(count, [=](int64_t i, int64_t n) {
+  return in_pieces(count, [=](int64_t i, int64_t n) -> int32_t {
     int32_t centred[kChunk];
     loops().centre32(n, at(x, i), x->dtype, 1, x->zero_point, centred);
     loops().to_float(n, centred, scale, y + i);
+    return KVANT_OK;
   });
 }
 
@@ -114,10 +123,11 @@ extern "C" int32_t kvant_rescale(int64_t count, const kvant_source *x, float mul
                                  void *y) {
   KVANT_REQUIRE(x && x->data && target && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(count >= 0 && valid(x) && valid(target), KVANT_BAD_ARGUMENT);
-  return in_pieces(count, [=](int64_t i, int64_t n) {
+  return in_pieces(count, [=](int64_t i, int64_t n) -> int32_t {
     int32_t centred[kChunk];
     loops().centre32(n, at(x, i), x->dtype, 1, x->zero_point, centred);
     loops().settle32(n, centred, multiplier, target, at(y, target, i));
+    return KVANT_OK;
   });
 }
 
@@ -131,8 +141,9 @@ extern "C" int32_t kvant_table(int64_t outer, int64_t channels, int64_t inner, c
   const uint8_t *tables = static_cast<const uint8_t *>(table);
   uint8_t *out = static_cast<uint8_t *>(y);
   if (channels == 1) {
-    return in_pieces(count, [=](int64_t i, int64_t n) {
+    return in_pieces(count, [=](int64_t i, int64_t n) -> int32_t {
       loops().table(n, at(x, i), x->dtype, tables, element_size, out + i * element_size);
+      return KVANT_OK;
     });
   }
   return parallel(rows, divide_up(kGrain, std::max<int64_t>(1, inner)), [=](int64_t begin, int64_t end) -> int32_t {

@@ -56,7 +56,8 @@ struct Loops {
 
   void (*widen_add)(int64_t count, const int32_t *values, int64_t *sums);
 
-  void (*quantize)(int64_t count, const float *x, float scale, const kvant_target *target, void *y);
+  // False if x holds NaN or infinity.
+  bool (*quantize)(int64_t count, const float *x, float scale, const kvant_target *target, void *y);
   void (*to_float)(int64_t count, const int32_t *x, float multiplier, float *y);
   // out[i] = a[i] * multiplier_a + or - b[i] * multiplier_b, and so on, before rounding.
   void (*binary)(int32_t function, int64_t count, const int32_t *a, const int32_t *b, float multiplier_a,

@@ -59,8 +59,22 @@ void settle_float(int64_t count, const float *__restrict values, const kvant_tar
   settle_as(count, target, y, [=](int64_t i) { return values[i]; });
 }
 
-void quantize(int64_t count, const float *__restrict x, float scale, const kvant_target *target, void *y) {
+// Of what is not finite the exponent has all its bits, so that as an integer it is no less than infinity's.
+bool all_finite(int64_t count, const float *__restrict x) {
+  constexpr int32_t kInfinity = 0x7f800000, kMagnitude = 0x7fffffff;
+  int32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    __builtin_memcpy(&bits, x + i, sizeof bits);
+    bits &= kMagnitude;
+    largest = largest > bits ? largest : bits;
+  }
+  return largest < kInfinity;
+}
+
+bool quantize(int64_t count, const float *__restrict x, float scale, const kvant_target *target, void *y) {
   settle_as(count, target, y, [=](int64_t i) { return x[i] / scale; });
+  return all_finite(count, x);
 }
 
 void interleave(int64_t count, const int16_t *__restrict first, const int16_t *__restrict second,

@@ -24,9 +24,9 @@ def own_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     in_arena = execute._view
     buffers: dict[tuple[int, int, int], weakref.ref[np.ndarray]] = {}
 
-    def view(placement: execute.Placement, arena: np.ndarray, skip: int, graph: object) -> np.ndarray:
+    def view(placement: execute.Placement, arena: np.ndarray, graph: object) -> np.ndarray:
         if placement.constant is not None:
-            return in_arena(placement, arena, skip, graph)  # type: ignore[arg-type]
+            return in_arena(placement, arena, graph)  # type: ignore[arg-type]
         # A tensor that shows another one in a new shape lies in the same bytes; so may one that comes later.
         key = (id(arena), placement.offset, placement.storage_bytes)
         buffer = buffers[key]() if key in buffers else None

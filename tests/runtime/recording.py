@@ -30,14 +30,16 @@ class Recorder(NativeBackend):
         super().__init__()
         self.cases: list[bytes] = []
 
-    def bind(self, work: Work) -> Callable[[], None]:
-        run = super().bind(work)
+    def bind(self, work: Work, given: Sequence[np.ndarray] = ()) -> Callable[..., None]:
+        run = super().bind(work, given)
         bound = [self._call(*piece) for piece in work]
 
-        def call() -> None:
+        def call(*values: np.ndarray) -> None:
+            for place, value in zip(given, values, strict=True):
+                np.copyto(place, value)
             memory = _Memory(work, bound)
             before = memory.image()
-            run()
+            run(*given)
             self.cases.append(memory.case(before))
 
         return call

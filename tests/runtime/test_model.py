@@ -14,7 +14,7 @@ import torch
 import kvant
 from kvant.errors import BackendError, GraphError, InputError, SaveError, VerificationError
 from kvant.format import Golden
-from kvant.graph import Graph, TensorType, ops
+from kvant.graph import Graph, TensorType, ops, validate
 from kvant.runtime import QuantizedModel
 from kvant.runtime.plan import CACHED_PLANS
 
@@ -91,6 +91,44 @@ BAD = [
     (lambda: (), "'image' is missing"),
     (lambda: (image(), image()), "2 inputs were given"),
 ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_refused_wherever_it_is(backend, value):
+    model = QuantizedModel(small_network(), backend=backend)
+    good = image((1, 3, 67, 131))
+    before = model(good)["heat"]
+    for index in (0, 5000, good.size // 2, good.size - 1):
+        bad = good.copy()
+        bad.reshape(-1)[index] = value
+        for inputs in (bad, bad.transpose(0, 1, 3, 2)):
+            with pytest.raises(InputError, match=r"'image' \(shape .*\) holds NaN or infinity"):
+                model(inputs)
+        with pytest.raises(InputError, match="NaN or infinity"):
+            model.run_all({"image": bad})
+    np.testing.assert_array_equal(model(good)["heat"], before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_that_others_see_too(backend):
+    """What is only quantized is read where the caller has it; this input is an output, and quantized in another shape."""
+    graph = Graph()
+    graph.add_input("x", (2, 6))
+    graph.add_node(ops.Quantize(), ["x"], "plain", typed("uint8", 0.05, 100))
+    graph.add_node(ops.Reshape((3, 4)), ["x"], "wide", TensorType("float32"))
+    graph.add_node(ops.Quantize(), ["wide"], "other", typed("int16", 0.05, 0))
+    graph.outputs = ("plain", "other", "wide")
+    graph.structure = [0, 1, 2]
+    validate(graph)
+    model = QuantizedModel(graph, backend=backend)
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(size=(2, 6)).astype(np.float32)
+        plain, other, wide = model(x.T.copy().T)
+        rounded = np.rint(x / np.float32(0.05))
+        np.testing.assert_array_equal(plain, rounded + 100)
+        np.testing.assert_array_equal(other, rounded.reshape(3, 4))
+        np.testing.assert_array_equal(wide, x.reshape(3, 4))
 
 
 @pytest.mark.parametrize(("make", "message"), BAD)

@@ -35,7 +35,7 @@ POINTER = c_void_p(64)  # never read: the arguments are refused before
 
 
 def test_null_pointers_are_refused(lib):
-    assert lib.kvant_quantize(*[c_int64(1)] * 3, None, c_float(1), TARGET, POINTER) == NULL
+    assert lib.kvant_quantize(*[c_int64(1)] * 3, None, c_float(1), c_int32(0), TARGET, POINTER) == NULL
     assert lib.kvant_rescale(c_int64(1), source(data=0), c_float(1), TARGET, POINTER) == NULL
     assert lib.kvant_conv(None, None, None, None, None, None) == NULL
     assert lib.kvant_matmul(*[c_int64(1)] * 4, None, None, None, None, c_float(1), None, None, None) == NULL

@@ -48,13 +48,13 @@ def test_an_element_behind_a_buffer_is_seen(sanitized):
     """The setup itself: the library reads one element more than there are."""
     code = (
         "import numpy as np\n"
-        "from ctypes import byref, c_float, c_int64, c_void_p\n"
+        "from ctypes import byref, c_float, c_int32, c_int64, c_void_p\n"
         "from kvant.runtime.native import library\n"
         "x, y, target = np.zeros({}, np.float32), np.zeros(10**5, np.uint8), library.Target(0, 0, 0, 255)\n"
         "pointers = [c_void_p(a.ctypes.data) for a in (x, y)]\n"
         "call = library.load_library().kvant_quantize\n"
         "sizes = c_int64(1), c_int64(1), c_int64(10**5)\n"
-        "assert call(*sizes, pointers[0], c_float(1), byref(target), pointers[1]) == 0\n"
+        "assert call(*sizes, pointers[0], c_float(1), c_int32(0), byref(target), pointers[1]) == 0\n"
     )
     exact = python(code.format(10**5), sanitized)
     assert exact.returncode == 0, exact.stderr

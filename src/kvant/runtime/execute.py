@@ -32,8 +32,13 @@ class Backend(Protocol):
     def prepare(self, plan: Sequence[Step], memory_budget: float) -> None:
         """Choose how to compute, from the steps at the example size; weights may take so many bytes."""
 
-    def bind(self, work: Sequence[tuple[Work, Sequence[Array], Array]]) -> Callable[[], None]:
-        """A function that does all of the work in order, each piece with its inputs and output."""
+    def bind(
+        self, work: Sequence[tuple[Work, Sequence[Array], Array]], given: Sequence[Array] = ()
+    ) -> Callable[..., None]:
+        """A function that does all of the work in order, each piece with its inputs and output.
+
+        It takes an array of the same shape and type for each of ``given``, which it reads in its place.
+        """
 
 
 class Frame:
@@ -48,15 +53,19 @@ class Frame:
             name: stored[name] if placement.axes is None else stored[name].transpose(placement.axes)
             for name, placement in plan.placements.items()
         }
-        self._run = backend.bind(
-            [(step.work, [stored[name] for name in step.inputs], stored[step.output]) for step in plan.steps]
-        )
+        work = [(step.work, [stored[name] for name in step.inputs], stored[step.output]) for step in plan.steps]
+        self._run = backend.bind(work, [stored[name] for name in plan.given])
 
     def run(self, inputs: Mapping[str, Array]) -> None:
-        """Compute every step; results are in ``views`` until the next run."""
+        """Compute every step; results are in ``views`` until the next run.
+
+        Raises:
+            InputError: an input holds NaN or infinity.
+        """
         for name, value in inputs.items():
-            np.copyto(self.views[name], value)
-        self._run()
+            if name not in self.plan.given:
+                np.copyto(self.views[name], value)
+        self._run(*(inputs[name] for name in self.plan.given))
 
 
 def _view(placement: Placement, arena: npt.NDArray[np.uint8], graph: Graph) -> Array:

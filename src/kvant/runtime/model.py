@@ -15,7 +15,7 @@ from kvant.errors import BackendError, InputError, VerificationError
 from kvant.format import Golden, write_file
 from kvant.graph import Graph, example_shapes
 from kvant.runtime.execute import Backend, FramePool
-from kvant.runtime.inputs import collect, is_torch, nest, to_torch
+from kvant.runtime.inputs import check_finite, collect, is_torch, nest, not_quantized, to_torch
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.native import Choice, NativeBackend
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT, Planner
@@ -63,6 +63,7 @@ class QuantizedModel:
         self.graph = graph
         self.metadata = dict(metadata or {})
         self.golden = list(golden)
+        self._to_check = not_quantized(graph)
         self._planner = Planner(graph, memory_limit)
         self._backend = _make_backend(backend)
         self._backend.prepare(self._example_steps(), _bytes(graph, memory_budget))
@@ -99,6 +100,8 @@ class QuantizedModel:
         return nest(self.graph.structure, outputs)
 
     def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        for name in self._to_check:
+            check_finite(name, inputs[name])
         plan = self._planner.plan({name: value.shape for name, value in inputs.items()})
         frame = self._frames.take(plan)
         frame.run(inputs)
@@ -113,6 +116,8 @@ class QuantizedModel:
             inputs: an array for every graph input, by name.
         """
         arrays = collect(self.graph, (), inputs)
+        for name in self._to_check:
+            check_finite(name, arrays[name])
         plan = self._planner.plan({name: value.shape for name, value in arrays.items()}, keep_all=True)
         frame = self._frames.take(plan)
         frame.run(arrays)

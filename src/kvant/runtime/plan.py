@@ -21,7 +21,7 @@ from kvant.runtime.fuse import fuse
 from kvant.runtime.inplace import Home, find_homes
 from kvant.runtime.lower import Context, lower, prepare
 from kvant.runtime.memory import Arena
-from kvant.runtime.steps import Step
+from kvant.runtime.steps import Quantize, Step
 
 Shape = tuple[int, ...]
 DEFAULT_MEMORY_LIMIT = 16 * 2**30
@@ -61,11 +61,13 @@ class Plan:
         steps: in execution order.
         placements: where every tensor lives that is written.
         arena_bytes: memory that all activations share.
+        given: inputs that are only quantized: they are read where the caller has them.
     """
 
     steps: tuple[Step, ...]
     placements: Mapping[str, Placement]
     arena_bytes: int
+    given: tuple[str, ...] = ()
 
 
 class Planner:
@@ -112,7 +114,7 @@ class Planner:
             context.steps = fuse(context)
         placements, arena_bytes = _place(context, keep_all)
         self._check_memory(arena_bytes)
-        return Plan(tuple(context.steps), placements, arena_bytes)
+        return Plan(tuple(context.steps), placements, arena_bytes, () if keep_all else _given(context))
 
     def _resolve(self, shapes: Mapping[str, Shape]) -> Context:
         try:
@@ -163,6 +165,16 @@ def _place(context: Context, keep_all: bool) -> tuple[dict[str, Placement], int]
         if of in offsets or of in context.graph.constants
     }
     return placed, arena.size
+
+
+def _given(context: Context) -> tuple[str, ...]:
+    """Inputs of which nothing is seen but by steps that quantize them."""
+    storage = _storage(context)
+    seen = {storage[name] for name in context.graph.outputs}
+    for step in context.steps:
+        direct = step.work.given if isinstance(step.work, Quantize) else ""
+        seen |= {storage[name] for name in step.inputs if name != direct}
+    return tuple(entry.name for entry in context.graph.inputs if entry.name not in seen)
 
 
 def _size(context: Context, name: str, homes: Mapping[str, Home]) -> int:

@@ -81,13 +81,17 @@ AnyWeights = Weights | FloatWeights | DynamicWeights
 
 @dataclass(frozen=True)
 class Quantize:
-    """float32 -> integers: (outer, channels, inner) -> (outer, inner, channels)."""
+    """float32 -> integers: (outer, channels, inner) -> (outer, inner, channels).
+
+    ``given`` names the graph's input that it reads, if it reads one: NaN and infinity are refused there.
+    """
 
     outer: int
     channels: int
     inner: int
     scale: float
     target: Target
+    given: str = ""
 
 
 @dataclass(frozen=True)

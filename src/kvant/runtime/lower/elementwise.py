@@ -20,7 +20,8 @@ def quantize(context: Context, node: Node, op: ops.Quantize) -> None:
     if order == natural(len(shape)) and len(shape) > 2 and _is_image(context, node.output):
         order = channels_last(len(shape))
         outer, channels, inner = shape[0], shape[1], math.prod(shape[2:])
-    work = steps.Quantize(outer, channels, inner, scale_of(output), target_of(output))
+    given = x if any(entry.name == x for entry in context.graph.inputs) else ""
+    work = steps.Quantize(outer, channels, inner, scale_of(output), target_of(output), given)
     context.emit(node, work, node.inputs, order=order)
 
 

@@ -9,10 +9,12 @@ from ctypes import byref, c_int64, c_void_p
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import BackendError, InputError
 from kvant.runtime import steps
+from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
 from kvant.runtime.native.library import isa, num_threads, set_num_threads, stay_on_thread
 from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, choose, of_signs
@@ -22,7 +24,7 @@ from kvant.runtime.native.trial import MEASURE, Trial, wanted
 __all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads", "stay_on_thread"]
 
 Array = npt.NDArray[Any]
-_BAD_INDEX = 5
+_BAD_INDEX, _NOT_FINITE = 5, 6
 
 
 class NativeBackend:
@@ -55,16 +57,24 @@ class NativeBackend:
         cost = Trial() if wanted() == MEASURE else _estimate
         self._chosen = choose(layers, memory_budget, packed_bytes, cost)
 
-    def bind(self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]]) -> Callable[[], None]:
-        """A function that does all of the work in order, in one call of the library."""
+    def bind(
+        self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]], given: Sequence[Array] = ()
+    ) -> Callable[..., None]:
+        """A function that does all of the work in order, in one call of the library; see ``Backend``."""
         self._pack([layer for piece, _, _ in work for layer in steps.convolutions(piece)])
         bound = [self._call(*piece) for piece in work]
         encoded = calls.encode(bound)
         address, failed = c_void_p(encoded.buffer_info()[0]), c_int64(0)
         run, count = self._library.kvant_run, c_int64(len(bound))
+        places = [calls.slots_of(array, bound) for array in given]
 
-        # The library gets addresses only: what they point to lives as long as this function, which refers to it.
-        def call(alive: object = (work, bound, encoded)) -> None:
+        # The library gets addresses only: what they point to lives as long as this function, which refers to it, or
+        # during the call.
+        def call(*values: Array) -> None:
+            aligned = [np.require(value, requirements=["C", "A"]) for value in values]
+            for slots, value in zip(places, aligned, strict=True):
+                for slot in slots:
+                    encoded[slot] = value.ctypes.data
             status = run(address, count, byref(failed))
             if status != 0:
                 raise _error(status, work[failed.value], bound[failed.value])
@@ -102,6 +112,8 @@ def _error(status: int, call: tuple[steps.Work, Sequence[Array], Array], bound: 
     work, inputs, _ = call
     name, arguments = bound
     bad = arguments[-1]
+    if status == _NOT_FINITE and isinstance(work, steps.Quantize):
+        return not_finite(work.given, inputs[0].shape)
     if status == _BAD_INDEX and isinstance(work, steps.Gather) and isinstance(bad, c_int64):
         return InputError(f"index {inputs[1].reshape(-1)[bad.value]} is out of range for an axis of {work.size}")
     return BackendError(f"the native library refused {name}: {library.STATUS.get(status, status)}")

@@ -40,6 +40,16 @@ def encode(calls: Sequence[Call]) -> array[int]:
     return slots
 
 
+def slots_of(array: Array, calls: Sequence[Call]) -> list[int]:
+    """Where ``encode`` puts the address of an argument."""
+    return [
+        number * (1 + library.MOST_ARGUMENTS) + 1 + position
+        for number, (_, arguments) in enumerate(calls)
+        for position, argument in enumerate(arguments)
+        if argument is array
+    ]
+
+
 def _slot(argument: Argument) -> int:
     if type(argument) is int:
         return argument & 0xFFFF_FFFF_FFFF_FFFF
@@ -69,7 +79,7 @@ def _integers(values: Sequence[int]) -> ctypes.Array[Any]:
 
 def _quantize(work: steps.Quantize, inputs: Sequence[Array], y: Array) -> Call:
     sizes: list[Argument] = [work.outer, work.channels, work.inner]
-    return "quantize", [*sizes, inputs[0], work.scale, _target(work.target), y]
+    return "quantize", [*sizes, inputs[0], work.scale, int(bool(work.given)), _target(work.target), y]
 
 
 def _dequantize(work: steps.Dequantize, inputs: Sequence[Array], y: Array) -> Call:

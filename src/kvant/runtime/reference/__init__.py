@@ -54,10 +54,14 @@ class ReferenceBackend:
     def prepare(self, plan: Sequence[steps.Step], memory_budget: float) -> None:
         """There is one way only."""
 
-    def bind(self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]]) -> Callable[[], None]:
-        """A function that does all of the work in order, each piece with its inputs and output."""
+    def bind(
+        self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]], given: Sequence[Array] = ()
+    ) -> Callable[..., None]:
+        """A function that does all of the work in order, each piece with its inputs and output; see ``Backend``."""
 
-        def run() -> None:
+        def run(*values: Array) -> None:
+            for place, value in zip(given, values, strict=True):
+                np.copyto(place, value)
             for piece, inputs, output in work:
                 with np.errstate(over="ignore"):  # an infinite product is clamped like any other
                     result = FUNCTIONS[type(piece)](piece, *inputs)

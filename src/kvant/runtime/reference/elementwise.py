@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kvant.runtime import steps
 from kvant.runtime.arithmetic import Float32, Target
+from kvant.runtime.inputs import check_finite
 
 Array = npt.NDArray[Any]
 
@@ -31,6 +32,8 @@ def requantize(accumulator: Array, multiplier: float | Float32, target: Target) 
 
 def quantize(work: steps.Quantize, x: Float32) -> Array:
     """``clamp(rne(x / scale) + zero_point)``, the division in float32."""
+    if work.given:
+        check_finite(work.given, x)
     planes = x.reshape(work.outer, work.channels, work.inner).transpose(0, 2, 1)
     return settle(planes / np.float32(work.scale), work.target)
 
