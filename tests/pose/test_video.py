@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import threading
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import kvant
 from kvant.errors import SaveError, VideoError
 from kvant.pose import Person, PoseEstimator, Video, network_spec, process_video
 from kvant.pose.video import Frame
+from kvant.pose.yuv import YuvPicture
 
 from .scenes import render, standing
 from .user import LENIENT, noise
@@ -79,7 +82,7 @@ class TestReading:
 
     @pytest.mark.parametrize("name", ["gone.mp4", "http://localhost:1/a.mp4", "frame_%03d.png", "rtsp://a"])
     def test_only_files_are_opened(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cv2, "VideoCapture", None)
+        monkeypatch.setattr(av, "open", None)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(VideoError, match="is not a file"):
             Video(name)
@@ -87,7 +90,7 @@ class TestReading:
     @pytest.mark.parametrize("content", [b"", b"not a video", bytes(10_000)])
     def test_files_that_are_no_video(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "a.mp4").write_bytes(content)
-        with pytest.raises(VideoError, match=r"a\.mp4 is not a video that OpenCV can read"):
+        with pytest.raises(VideoError, match=r"a\.mp4 is not a video that FFmpeg can read"):
             Video(tmp_path / "a.mp4")
 
     def test_a_camera_that_is_not_there(self) -> None:
@@ -103,8 +106,9 @@ class TestProcessing:
         records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
         assert [record["frame"] for record in records] == list(range(FRAMES))
         assert records[3]["seconds"] == 0.3
-        for record, picture in zip(records, pictures(source), strict=True):
-            assert record["people"] == [person.to_dict() for person in ESTIMATOR.detect(picture)]
+        with Video(source) as video:
+            for record, frame in zip(records, video, strict=True):
+                assert record["people"] == [person.to_dict() for person in ESTIMATOR.detect(frame.yuv)]
         assert done == list(range(1, FRAMES + 1))
         assert (report.frames, report.people) == (FRAMES, FRAMES)
         assert report.rate == pytest.approx(FRAMES / report.seconds)
@@ -116,7 +120,7 @@ class TestProcessing:
         self, threads: int, user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         estimator = PoseEstimator(user_file, height=96, settings=LENIENT)
-        frames = [noise(number, 100, 120) for number in range(20)]
+        frames = [YuvPicture.from_bgr(noise(number, 100, 120)) for number in range(20)]
         alone = [[person.to_dict() for person in estimator.detect(frame)] for frame in frames]
         assert sum(map(len, alone)) > 20
         monkeypatch.setattr(
@@ -222,31 +226,27 @@ class TestFailures:
         self.check_nothing_is_left(tmp_path, source, ESTIMATOR, OSError, "Input/output")
 
     def test_of_drawing(self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def broken(*_: object) -> None:
+        def broken(*_: object, **__: object) -> None:
             raise KeyboardInterrupt("now")
 
         monkeypatch.setattr(ESTIMATOR, "draw", broken)
         self.check_nothing_is_left(tmp_path, source, ESTIMATOR, KeyboardInterrupt, "now")
 
-    def test_of_a_full_disk(self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Writer:
-            """From the eighth frame on it does what OpenCV does on a full disk: nothing, and without a word."""
-
-            def __init__(self) -> None:
-                self.real = cv2_writer()
-                self.release, self.open = self.real.release, self.real.open
-                self.count = 0
-
-            def write(self, frame: np.ndarray) -> None:
-                self.count += 1
-                if self.count <= 7:
-                    self.real.write(frame)
-
-            fourcc = staticmethod(cv2.VideoWriter.fourcc)
-
-        cv2_writer = cv2.VideoWriter
-        monkeypatch.setattr(cv2, "VideoWriter", Writer)
-        self.check_nothing_is_left(tmp_path, source, ESTIMATOR, VideoError, "only 7 of 12 frames could be written")
+    @pytest.mark.parametrize("limit", [1500, 900, 100])
+    @pytest.mark.parametrize("kind", ["drawn", "lines"])
+    def test_of_a_full_disk(self, limit: int, kind: str, tmp_path: Path) -> None:
+        """A limit on the size of files stands in for it: nothing is written beyond, in the middle or at the end."""
+        source, target = write_video(tmp_path / "source.avi"), tmp_path / "old.mp4"
+        target.write_bytes(b"old")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with Video(source) as video, pytest.raises((VideoError, SaveError), match=r"old\.mp4.*File too large"):
+                process_video(ESTIMATOR, video, **{kind: target})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert target.read_bytes() == b"old"
+        assert left(tmp_path) == {"source.avi", "old.mp4"}
 
     def test_a_video_without_frames(self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Video, "__iter__", lambda video: iter(()))

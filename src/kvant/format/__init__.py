@@ -3,7 +3,7 @@
 A .kvant file is a valid safetensors file. docs/file-format.md describes it.
 """
 
-from kvant.format.atomic import replacing, write_atomically
+from kvant.format.atomic import explained, replacing, write_atomically
 from kvant.format.contents import Contents, FileInfo, Golden
 from kvant.format.file import FEATURES, VERSION, from_bytes, read_file, to_bytes, write_file
 
@@ -13,6 +13,7 @@ __all__ = [
     "Contents",
     "FileInfo",
     "Golden",
+    "explained",
     "from_bytes",
     "read_file",
     "replacing",

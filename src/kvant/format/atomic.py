@@ -22,7 +22,7 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
     Raises:
         SaveError: the folder does not exist or is not writable, the disk is full... The old file is untouched.
     """
-    with replacing(path) as temporary, _explained(path), temporary.open("wb") as file:
+    with replacing(path) as temporary, explained(path), temporary.open("wb") as file:
         for piece in pieces:
             file.write(piece)
 
@@ -40,26 +40,26 @@ def replacing(path: str | os.PathLike[str], suffix: str = ".tmp") -> Iterator[Pa
         SaveError: the folder does not exist or is not writable, the disk is full...
     """
     target = Path(os.path.realpath(path))
-    with _explained(path):
+    with explained(path):
         temporary = _create_beside(target, suffix)
     try:
         yield temporary
-        with _explained(path):
+        with explained(path):
             _flush(temporary)
             os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    with _explained(path, "The new file is in place, but its folder could not be flushed to the disk."):
+    with explained(path, "The new file is in place, but its folder could not be flushed to the disk."):
         _sync_folder(target.parent)
 
 
 @contextlib.contextmanager
-def _explained(
+def explained(
     path: str | os.PathLike[str], state: str = "A file that was there before is unchanged."
 ) -> Iterator[None]:
-    """Errors of the system as SaveError, with what that means for the user's file."""
+    """Errors of the system in the block as SaveError, which says what that means for the user's file at ``path``."""
     try:
         yield
     except OSError as error:

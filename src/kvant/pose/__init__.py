@@ -89,7 +89,7 @@ _LAZY = {
     "video": ("Video", "VideoReport", "process_video"),
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
-_EXTRAS = {"torch": "torch", "cv2": "pose"}
+_EXTRAS = {"torch": "torch", "cv2": "pose", "av": "pose"}
 
 
 def __getattr__(name: str) -> Any:

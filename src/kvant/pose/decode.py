@@ -8,7 +8,7 @@ Everything but the joining is vectorized over all candidates, and no map is ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,9 +21,12 @@ from kvant.pose.person import Person
 from kvant.pose.preprocess import Geometry
 
 Indices = NDArray[np.intp]
-# OpenBLAS starts threads above 2 ** 18.
-_MULTIPLICATIONS = 2**17
-_FIELD_OF_LIMB = np.array([limb.paf_x // 2 for limb in LIMBS])
+# OpenBLAS starts threads above so many. They spin while they wait for each other, which takes a hundred times longer
+# than the product where other processes want the processor too.
+_MULTIPLICATIONS = 2**18
+_NO_WEIGHT = 1e-8
+_PAF_X, _PAF_Y = (np.array([limb[index] for limb in LIMBS]) for index in (2, 3))
+_PARTS_OF_LIMB = np.array([limb[:2] for limb in LIMBS])
 
 
 @dataclass(frozen=True)
@@ -124,17 +127,14 @@ def _check_maps(maps: Sequence[Maps]) -> None:
 def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings) -> _Peaks:
     """Local maxima of the smoothed, interpolated heat maps, ordered by part, then by falling score."""
     size = [max(1, round(settings.upsampling * pixels / unit.stride)) for pixels in unit.resized]
-    smooth = np.zeros((len(PARTS), *size), np.float32)
-    for heat, _, geometry in maps:
-        cells = [pixels / geometry.stride for pixels in geometry.resized]
-        rows, columns = (
-            _interpolation(extent, covered, count, settings.smoothing * settings.upsampling)
-            for extent, covered, count in zip(heat.shape[1:], cells, size, strict=True)
-        )
-        smooth += _resample(heat[: len(PARTS)], rows, columns)
-    smooth = np.pad(smooth, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)
-    row = smooth.shape[2]
-    flat = smooth.ravel() / np.float32(len(maps))
+    # Rows x parts x columns, within a border that is lower than any peak.
+    smooth = np.full((size[0] + 2, len(PARTS), size[1] + 2), -1.0, np.float32)
+    inner = smooth[1:-1, :, 1:-1]
+    first, *others = (_resampled(each, size, settings.smoothing * settings.upsampling) for each in maps)
+    inner[:] = sum(others, start=first)
+    if len(maps) > 1:
+        inner /= np.float32(len(maps))
+    flat, row = smooth.ravel(), smooth[0].size
     # Few values pass the threshold, so looking up their neighbours beats comparing whole maps.
     at = np.flatnonzero(flat > settings.part_threshold)
     # Of a plateau only the last value, in reading order, is a peak.
@@ -142,32 +142,41 @@ def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings)
         at = at[(flat[at] >= flat[at - offset]) & (flat[at] > flat[at + offset])]
     dx = _vertex(flat[at - 1], flat[at], flat[at + 1])
     dy = _vertex(flat[at - row], flat[at], flat[at + row])
-    part, y, x = np.unravel_index(at, smooth.shape)
+    y, part, x = np.unravel_index(at, smooth.shape)
     shares = np.stack([(x - 0.5 + dx) / size[1], (y - 0.5 + dy) / size[0]], axis=1)
     covered = np.array(unit.resized[::-1]) / unit.stride
     return _highest(_Peaks(part, (shares * covered - 0.5).astype(np.float32), flat[at]), settings.max_peaks)
 
 
-def _resample(maps: Float32Array, rows: Float32Array, columns: Float32Array) -> Float32Array:
-    """`rows @ each map @ columns.T`, in pieces.
+def _resampled(maps: Maps, size: Sequence[int], sigma: float) -> Float32Array:
+    """The parts' heat maps, interpolated and smoothed: rows x parts x columns."""
+    heat = np.ascontiguousarray(maps.heat[: len(PARTS)].transpose(1, 0, 2))
+    cells = [pixels / maps.geometry.stride for pixels in maps.geometry.resized]
+    wide = np.empty((*heat.shape[:2], size[1]), np.float32)
+    flat = wide.reshape(-1, size[1])
+    for band in _interpolation(heat.shape[2], cells[1], size[1], sigma, len(flat)):
+        np.matmul(heat.reshape(len(flat), -1)[:, band.cells], band.weights.T, out=flat[:, band.results])
+    result = np.empty((size[0], *wide.shape[1:]), np.float32)
+    lines, flat = wide.reshape(len(wide), -1), result.reshape(size[0], -1)
+    for band in _interpolation(heat.shape[0], cells[0], size[0], sigma, lines.shape[1]):
+        np.matmul(band.weights, lines[band.cells], out=flat[band.results])
+    return result
 
-    They are so small that BLAS computes each on the calling thread: its threads spin while they wait for each other,
-    which takes a hundred times longer than the product where other processes want the processor too.
-    """
-    wide = np.concatenate([maps @ columns[piece].T for piece in _pieces(len(columns), maps[0].size)], axis=2)
-    return np.concatenate([rows[piece] @ wide for piece in _pieces(len(rows), wide[0].size)], axis=1)
 
+class _Band(NamedTuple):
+    """The weights of some results, results x cells, and which these are: others have no weight in them."""
 
-def _pieces(length: int, cost: int) -> list[slice]:
-    step = max(1, _MULTIPLICATIONS // cost)
-    return [slice(start, start + step) for start in range(0, length, step)]
+    results: slice
+    cells: slice
+    weights: Float32Array
 
 
 @lru_cache(maxsize=64)
-def _interpolation(size: int, covered: float, count: int, sigma: float) -> Float32Array:
-    """The count x size matrix that interpolates cubically, then smooths by a Gaussian of `sigma` of its results.
+def _interpolation(size: int, covered: float, count: int, sigma: float, columns: int) -> tuple[_Band, ...]:
+    """What interpolates cubically, then smooths by a Gaussian of `sigma` of its results, in bands.
 
-    Of the `size` cells, the first `covered` show the picture; the results divide it into `count` equal parts.
+    Of the `size` cells, the first `covered` show the picture; the results divide it into `count` equal parts. Each band
+    is so small that its product with `columns` columns is computed on the calling thread.
     """
     position = (np.arange(count) + 0.5) * (covered / count) - 0.5
     first = np.floor(position).astype(int) - 1
@@ -175,9 +184,23 @@ def _interpolation(size: int, covered: float, count: int, sigma: float) -> Float
     for cell in (first, first + 1, first + 2, first + 3):
         weight = _cubic(np.abs(position - cell))
         np.add.at(matrix, (np.arange(count), np.clip(cell, 0, size - 1)), weight)
-    result = (_smoothed(matrix, sigma) if sigma > 0 else matrix).astype(np.float32)
-    result.setflags(write=False)
-    return result
+    smoothed = _smoothed(matrix, sigma) if sigma > 0 else matrix
+    return tuple(_bands(np.where(np.abs(smoothed) < _NO_WEIGHT, 0, smoothed).astype(np.float32), columns))
+
+
+def _bands(matrix: Float32Array, columns: int) -> Iterator[_Band]:
+    start = 0
+    while start < len(matrix):
+        for length in (32, 16, 8, 4, 2, 1):
+            weights = matrix[start : start + length]
+            used = np.flatnonzero(weights.any(axis=0))
+            cells = slice(int(used[0]), int(used[-1]) + 1)
+            if length == 1 or columns * len(weights) * (cells.stop - cells.start) < _MULTIPLICATIONS:
+                break
+        weights = weights[:, cells].copy()
+        weights.setflags(write=False)
+        yield _Band(slice(start, start + len(weights)), cells, weights)
+        start += len(weights)
 
 
 def _smoothed(matrix: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
@@ -219,13 +242,12 @@ def _highest(peaks: _Peaks, count: int) -> _Peaks:
 def _connect(peaks: _Peaks, maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings) -> _Connections:
     """All pairs of peaks that their limb's field supports, best first."""
     limb, start, end = _pairs(peaks)
-    fields = [(_complex_fields(each.paf), each.geometry) for each in maps]
     steps = np.linspace(0, 1, settings.limb_points, dtype=np.float32)
     # Nearly all pairs are of two people. A few points in the middle are enough to see that, and take fewer look-ups.
     middle = steps[len(steps) // 3 : len(steps) - len(steps) // 3]
     may_fail = len(steps) - settings.limb_share * len(steps)
     for points in (middle, steps):
-        supports = _field_along(fields, unit, limb, peaks.xy[start], peaks.xy[end], points)
+        supports = _field_along(maps, unit, limb, peaks.xy[start], peaks.xy[end], points)
         # The least bit of slack: shares such as 0.8 are not exact in binary.
         kept = np.flatnonzero((supports <= settings.limb_threshold).sum(axis=1) <= may_fail + 1e-6)
         limb, start, end, supports = limb[kept], start[kept], end[kept], supports[kept]
@@ -239,16 +261,8 @@ def _connect(peaks: _Peaks, maps: Sequence[Maps], unit: Geometry, settings: Deco
     return _Connections(limb[kept], start[kept], end[kept], score[kept].astype(np.float32))
 
 
-def _complex_fields(paf: Float32Array) -> NDArray[np.complex64]:
-    """The field of each limb, x + iy, in the order of the channels: 19 x h x w."""
-    _, height, width = paf.shape
-    pairs = np.empty((len(LIMBS), height, width, 2), np.float32)
-    pairs[:] = paf.reshape(len(LIMBS), 2, height, width).transpose(0, 2, 3, 1)
-    return pairs.view(np.complex64)[..., 0]
-
-
 def _field_along(
-    fields: Sequence[tuple[NDArray[np.complex64], Geometry]],
+    maps: Sequence[Maps],
     unit: Geometry,
     limb: Indices,
     start: Float32Array,
@@ -259,44 +273,44 @@ def _field_along(
     along = end - start
     unit_vector = along / np.maximum(np.hypot(along[:, :1], along[:, 1:]), np.float32(1e-3))
     points = start[:, np.newaxis] + steps[:, np.newaxis] * along[:, np.newaxis]
-    channel = _FIELD_OF_LIMB[limb][:, np.newaxis]
-    total = np.zeros(points.shape[:2], np.complex64)
-    for field_maps, geometry in fields:
-        total += _sample(
-            field_maps, channel, points if geometry is unit else geometry.to_cells(unit.to_picture(points))
-        )
-    dot: Float32Array = total.real * unit_vector[:, :1] + total.imag * unit_vector[:, 1:]
-    return dot / np.float32(len(fields))
+    total = np.zeros(points.shape[:2], np.float32)
+    for _, paf, geometry in maps:
+        here = points if geometry is unit else geometry.to_cells(unit.to_picture(points))
+        x, y = _sample(paf, (_PAF_X[limb], _PAF_Y[limb]), here)
+        total += x * unit_vector[:, :1] + y * unit_vector[:, 1:]
+    dot: Float32Array = total / np.float32(len(maps))
+    return dot
 
 
 def _pairs(peaks: _Peaks) -> tuple[Indices, Indices, Indices]:
     """Every candidate of every limb: (limb, start peak, end peak)."""
     bounds = np.searchsorted(peaks.part, np.arange(len(PARTS) + 1))
-    blocks = []
-    for number, limb in enumerate(LIMBS):
-        starts = np.arange(bounds[limb.start], bounds[limb.start + 1])
-        ends = np.arange(bounds[limb.end], bounds[limb.end + 1])
-        count = len(starts) * len(ends)
-        blocks.append((np.full(count, number), np.repeat(starts, len(ends)), np.tile(ends, len(starts))))
-    limbs, starts, ends = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    return limbs, starts, ends
+    (first_start, first_end), (starts, ends) = bounds[_PARTS_OF_LIMB].T, np.diff(bounds)[_PARTS_OF_LIMB].T
+    counts = starts * ends
+    limb = np.repeat(np.arange(len(LIMBS)), counts)
+    number = np.arange(len(limb)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start, end = np.divmod(number, ends[limb])
+    return limb, first_start[limb] + start, first_end[limb] + end
 
 
-def _sample(maps: NDArray[np.complex64], channel: Indices, points: Float32Array) -> NDArray[np.complex64]:
-    """Bilinear values of `maps` (C x h x w) at `points` (n x m x 2, x and y in cells), channel n x 1."""
+def _sample(maps: Float32Array, channels: Sequence[Indices], points: Float32Array) -> list[Float32Array]:
+    """Bilinear values of `maps` (C x h x w) at `points` (n x m x 2, x, y in cells), for each n channels of several."""
     _, height, width = maps.shape
     x = np.clip(points[..., 0], 0, width - 1)
     y = np.clip(points[..., 1], 0, height - 1)
     left, top = x.astype(np.intp), y.astype(np.intp)
     dx, dy = x - left.astype(np.float32), y - top.astype(np.float32)
     right = np.minimum(left + 1, width - 1) - left
-    at = (channel * height + top) * width + left
-    below = at + (np.minimum(top + 1, height - 1) - top) * width
-    flat = maps.ravel()
-    upper = flat[at] * (1 - dx) + flat[at + right] * dx
-    lower = flat[below] * (1 - dx) + flat[below + right] * dx
-    value: NDArray[np.complex64] = upper * (1 - dy) + lower * dy
-    return value
+    below = (np.minimum(top + 1, height - 1) - top) * width
+    flat, place = maps.ravel(), top * width + left
+    values = []
+    for channel in channels:
+        at = place + (channel * (height * width))[:, np.newaxis]
+        upper = flat[at] * (1 - dx) + flat[at + right] * dx
+        at += below
+        lower = flat[at] * (1 - dx) + flat[at + right] * dx
+        values.append(upper * (1 - dy) + lower * dy)
+    return values
 
 
 def _assemble(connections: _Connections) -> list[_Group]:

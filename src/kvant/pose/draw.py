@@ -2,65 +2,100 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from kvant.pose.layout import JOINING_LIMBS, LIMBS, PART_COLOURS
+from kvant.pose.layout import JOINING_LIMBS, LIMBS, PART_COLOURS, Float32Array
 from kvant.pose.person import Person
 from kvant.pose.pictures import Picture
+from kvant.pose.yuv import YuvPicture, colour_of
 
 _SHIFT = 4  # OpenCV draws at fractions of a pixel when coordinates are multiplied by 2 ** shift
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+Shown = TypeVar("Shown", Picture, YuvPicture)
 
 
-def draw_people(image: Picture, people: Sequence[Person], opacity: float = 0.7) -> Picture:
-    """Return a copy of `image` (BGR, H x W x 3, uint8) with the skeletons of `people` on it.
+def draw_people(image: Shown, people: Sequence[Person], opacity: float = 0.7, out: Shown | None = None) -> Shown:
+    """Return a copy of `image` with the skeletons of `people` on it.
 
-    Lines and dots scale with the picture; `opacity` (0..1) blends them with it.
+    `image` is BGR, H x W x 3, uint8, or a `YuvPicture`. Lines and dots scale with the picture; `opacity` (0..1) blends
+    them with it. `out` is a copy of `image` to draw on, if there is one already.
 
     >>> draw_people(np.zeros((48, 64, 3), np.uint8), []).shape
     (48, 64, 3)
     """
-    drawn = image.copy()
-    width = max(2, round(0.008 * min(image.shape[:2])))
-    for person in people:
-        _draw_limbs(drawn, person, width)
-        _draw_parts(drawn, person, radius=0.75 * width)
-    # Of a large picture most is not drawn on, and blending a picture with itself takes longer than drawing.
-    for place in _touched(people, margin=width + 1):
-        drawn[place] = cv2.addWeighted(drawn[place], opacity, image[place], 1 - opacity, 0)
+    drawn = image.copy() if out is None else out
+    for canvas, plain, pen in zip(_planes(drawn), _planes(image), _pens(image), strict=True):
+        _draw(canvas, plain, people, pen, opacity)
     return drawn
 
 
-def _touched(people: Sequence[Person], margin: int) -> list[tuple[slice, slice]]:
+def _planes(image: Picture | YuvPicture) -> tuple[NDArray[np.uint8], ...]:
+    return image.planes if isinstance(image, YuvPicture) else (image,)
+
+
+class _Pen(NamedTuple):
+    """Width of a line, the colour of each part, and how many pixels here are one of the picture."""
+
+    width: float
+    colours: Sequence[Any]
+    scale: float = 1.0
+
+    def at(self, points: Float32Array) -> Float32Array:
+        """x, y in the picture -> x, y in what is drawn on; coordinates count from the centre of the first pixel."""
+        return (points + np.float32(0.5)) * np.float32(self.scale) - np.float32(0.5)
+
+
+def _pens(image: Picture | YuvPicture) -> list[_Pen]:
+    """What draws on each of the picture's planes."""
+    width = max(2, round(0.008 * min(image.shape[:2])))
+    if not isinstance(image, YuvPicture):
+        return [_Pen(width, PART_COLOURS)]
+    y, u, v = zip(*(colour_of(colour, image.colours) for colour in PART_COLOURS), strict=True)
+    return [_Pen(width, y), _Pen(width / 2, u, 0.5), _Pen(width / 2, v, 0.5)]
+
+
+def _draw(
+    drawn: NDArray[np.uint8], plain: NDArray[np.uint8], people: Sequence[Person], pen: _Pen, opacity: float
+) -> None:
+    """Draw on a copy of `plain`."""
+    for person in people:
+        points = [(round(x), round(y)) for x, y in (pen.at(person.keypoints[:, :2]) * 2**_SHIFT).tolist()]
+        _draw_limbs(drawn, person, points, pen)
+        _draw_parts(drawn, person, points, pen)
+    # Of a large picture most is not drawn on, and blending a picture with itself takes longer than drawing.
+    for place in _touched(people, pen):
+        cv2.addWeighted(drawn[place], opacity, plain[place], 1 - opacity, 0, dst=drawn[place])
+
+
+def _touched(people: Sequence[Person], pen: _Pen) -> list[tuple[slice, slice]]:
     """The rows and columns that skeletons lie in, if there are any."""
-    boxes = np.array([person.box for person in people if person.found.any()])
+    boxes = np.array([person.box for person in people if person.found.any()], np.float32)
     if not len(boxes):
         return []
-    left, top = np.maximum(0, np.floor(boxes[:, :2].min(axis=0)).astype(int) - margin)
-    right, bottom = np.maximum(0, np.ceil(boxes[:, 2:].max(axis=0)).astype(int) + margin + 1)
+    corners, margin = pen.at(boxes.reshape(-1, 2, 2)), math.ceil(pen.width) + 1
+    left, top = np.maximum(0, np.floor(corners[:, 0].min(axis=0)).astype(int) - margin)
+    right, bottom = np.maximum(0, np.ceil(corners[:, 1].max(axis=0)).astype(int) + margin + 1)
     return [(slice(top, bottom), slice(left, right))] if top < bottom and left < right else []
 
 
-def _fixed_point(xy: Sequence[float]) -> tuple[int, int]:
-    return round(xy[0] * 2**_SHIFT), round(xy[1] * 2**_SHIFT)
-
-
-def _draw_limbs(canvas: Picture, person: Person, width: int) -> None:
-    found, points = person.found, person.keypoints[:, :2].tolist()
+def _draw_limbs(canvas: NDArray[np.uint8], person: Person, points: Sequence[tuple[int, int]], pen: _Pen) -> None:
+    found, width = person.found, max(1, round(pen.width))
     for number, limb in enumerate(LIMBS):
         if number not in JOINING_LIMBS and found[limb.start] and found[limb.end]:
-            start, end = _fixed_point(points[limb.start]), _fixed_point(points[limb.end])
-            cv2.line(canvas, start, end, PART_COLOURS[limb.end], width, cv2.LINE_AA, _SHIFT)
+            colour = pen.colours[limb.end]
+            cv2.line(canvas, points[limb.start], points[limb.end], colour, width, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_parts(canvas: Picture, person: Person, radius: float) -> None:
-    size = round(radius * 2**_SHIFT)
+def _draw_parts(canvas: NDArray[np.uint8], person: Person, points: Sequence[tuple[int, int]], pen: _Pen) -> None:
+    radius = round(0.75 * pen.width * 2**_SHIFT)
     for part in np.flatnonzero(person.found).tolist():
-        centre = _fixed_point(person.keypoints[part, :2].tolist())
-        cv2.circle(canvas, centre, size, PART_COLOURS[part], cv2.FILLED, cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas, points[part], radius, pen.colours[part], cv2.FILLED, cv2.LINE_AA, _SHIFT)
 
 
 def side_by_side(left: Picture, right: Picture, titles: tuple[str, str] = ("", "")) -> Picture:

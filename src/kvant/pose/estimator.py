@@ -12,13 +12,14 @@ import numpy as np
 
 from kvant.errors import InputError
 from kvant.pose.decode import DecoderSettings, Maps, decode_people
-from kvant.pose.draw import draw_people
+from kvant.pose.draw import Shown, draw_people
 from kvant.pose.layout import Float32Array
 from kvant.pose.overlap import Item, Result, at_once
 from kvant.pose.person import Person
-from kvant.pose.pictures import Picture, as_picture
+from kvant.pose.pictures import as_picture
 from kvant.pose.preprocess import prepare
 from kvant.pose.spec import NETWORKS, NetworkSpec, network_spec
+from kvant.pose.yuv import AnyPicture, YuvPicture, known_picture
 from kvant.runtime import QuantizedModel, load, native
 
 if TYPE_CHECKING:
@@ -81,11 +82,12 @@ class PoseEstimator:
         self.run = as_function(model)
         check_sizes(height, self.scales, self.network.input.stride)
 
-    def detect(self, image: Picture) -> list[Person]:
+    def detect(self, image: AnyPicture) -> list[Person]:
         """Return the people in a picture, best first, in its coordinates.
 
-        `image` is BGR, H x W x 3, uint8; grey and BGRA are understood too. Raises ImageError for any other array,
-        InputError if the picture needs more memory than the model may take or the outputs are not the network's.
+        `image` is BGR, H x W x 3, uint8; grey, BGRA and a video's `YuvPicture` are understood too. Raises ImageError
+        for any other array, InputError if the picture needs more memory than the model may take or the outputs are not
+        the network's.
 
         >>> blank = lambda array: np.zeros((1, 57, array.shape[2] // 8, array.shape[3] // 8), np.float32)
         >>> PoseEstimator(blank, network="openpose-mobilenet-thin").detect(np.zeros((480, 640, 3), np.uint8))
@@ -93,7 +95,7 @@ class PoseEstimator:
         """
         return decode_people(self.maps(image), self.settings)
 
-    def detect_batch(self, images: Iterable[Picture]) -> list[list[Person]]:
+    def detect_batch(self, images: Iterable[AnyPicture]) -> list[list[Person]]:
         """Return the people of each picture, see `each`; pictures may have different sizes."""
         return list(self.each(self.detect, images))
 
@@ -119,12 +121,12 @@ class PoseEstimator:
         else:
             yield from at_once(function, chain(first, waiting), workers, native.stay_on_thread)
 
-    def maps(self, image: Picture) -> list[Maps]:
+    def maps(self, image: AnyPicture) -> list[Maps]:
         """Return the network's maps of a picture, one entry for each scale; `decode_people` takes them."""
-        picture = as_picture(image)
+        picture = known_picture(image)
         return [self._maps_at(picture, scale) for scale in self.scales]
 
-    def _maps_at(self, picture: Picture, scale: float) -> Maps:
+    def _maps_at(self, picture: AnyPicture, scale: float) -> Maps:
         array, geometry = prepare(picture, self.network, round(scale * self.height))
         outputs = self.run(array)
         try:
@@ -133,9 +135,9 @@ class PoseEstimator:
             raise InputError(f"the model's outputs are not those of {self.network.name}: {error}") from error
         return Maps(heat[0], paf[0], geometry)
 
-    def draw(self, image: Picture, people: Sequence[Person], opacity: float = 0.7) -> Picture:
-        """Return a copy of the picture, BGR, with the skeletons of `people` on it."""
-        return draw_people(as_picture(image), people, opacity)
+    def draw(self, image: Shown, people: Sequence[Person], opacity: float = 0.7, out: Shown | None = None) -> Shown:
+        """Return a copy of the picture, BGR, with the skeletons of `people` on it; see `draw_people`."""
+        return draw_people(image if isinstance(image, YuvPicture) else as_picture(image), people, opacity, out)
 
     def __repr__(self) -> str:
         return f"PoseEstimator({self.network.name}, height={self.height}, scales={self.scales})"

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from kvant.pose.layout import Float32Array
-from kvant.pose.pictures import Picture, as_picture
+from kvant.pose.pictures import Picture
 from kvant.pose.spec import NetworkSpec, PerChannel
+from kvant.pose.yuv import AnyPicture, Plane, YuvPicture, known_picture, to_bgr
 
 MAX_ASPECT = 8
 """Pictures wider than this many heights are scaled to this many times the wanted height instead: memory is finite."""
@@ -50,12 +51,12 @@ class Geometry:
         return ((points + np.float32(0.5)) * scale - np.float32(0.5)).astype(np.float32)
 
 
-def prepare(image: Picture, spec: NetworkSpec, height: int = 368) -> tuple[Float32Array, Geometry]:
+def prepare(image: AnyPicture, spec: NetworkSpec, height: int = 368) -> tuple[Float32Array, Geometry]:
     """Scale a picture to `height`, pad it to multiples of the stride, and lay it out as the network wants it.
 
-    `image` is what `as_picture` takes. Returns the input, 1 x 3 x height' x width' float32, and the geometry that maps
-    results back. The aspect ratio is kept, but a picture wider than 8 heights gets a smaller height'. Raises ImageError
-    for an array that is no picture, ValueError for a height below the stride.
+    `image` is what `as_picture` takes, or a `YuvPicture`. Returns the input, 1 x 3 x height' x width' float32, and the
+    geometry that maps results back. The aspect ratio is kept, but a picture wider than 8 heights gets a smaller
+    height'. Raises ImageError for an array that is no picture, ValueError for a height below the stride.
 
     >>> from kvant.pose.spec import network_spec
     >>> array, geometry = prepare(np.zeros((480, 640, 3), np.uint8), network_spec("openpose-mobilenet-thin"))
@@ -64,7 +65,7 @@ def prepare(image: Picture, spec: NetworkSpec, height: int = 368) -> tuple[Float
     """
     if height < spec.input.stride:
         raise ValueError(f"height must be at least {spec.input.stride}, got {height}")
-    picture = as_picture(image)
+    picture = known_picture(image)
     geometry = _fit(picture.shape[0], picture.shape[1], height, spec.input.stride)
     return _to_input(_resize(picture, geometry.resized), geometry, spec), geometry
 
@@ -76,31 +77,42 @@ def _fit(rows: int, columns: int, height: int, stride: int) -> Geometry:
     return Geometry((rows, columns), resized, padded, stride)
 
 
-def _resize(image: Picture, size: tuple[int, int]) -> Picture:
+def _resize(image: AnyPicture, size: tuple[int, int]) -> Picture:
+    if not isinstance(image, YuvPicture):
+        return _scale(image, size)
+    y = _scale(image.y, size)
+    # Colours are half as large as the picture already.
+    u, v = (_scale(plane, size, is_smooth=True) for plane in (image.u, image.v))
+    return to_bgr(y, u, v, image.colours)
+
+
+def _scale(image: Picture | Plane, size: tuple[int, int], is_smooth: bool = False) -> Picture | Plane:
+    """`is_smooth` says that the image was halved before."""
     halved = _halved(image, size)
-    resized = cv2.resize(halved, size[::-1], interpolation=_interpolation(image, halved, size))
-    return resized.astype(np.uint8, copy=False)
+    interpolation = _interpolation(halved, size, is_smooth or halved is not image)
+    return cv2.resize(halved, size[::-1], interpolation=interpolation).astype(np.uint8, copy=False)
 
 
-def _halved(image: Picture, size: tuple[int, int]) -> Picture:
-    """The picture at half its size, as often as it is even and stays large enough: averages of 2 x 2 are cheap."""
+def _halved(image: Picture | Plane, size: tuple[int, int]) -> Picture | Plane:
+    """The image at half its size, as often as it is even and stays large enough: averages of 2 x 2 are cheap."""
     while image.shape[0] >= 2 * size[0] and image.shape[0] % 2 == image.shape[1] % 2 == 0:
         half = image.shape[1] // 2, image.shape[0] // 2
         image = cv2.resize(image, half, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     return image
 
 
-def _interpolation(image: Picture, halved: Picture, size: tuple[int, int]) -> int:
+def _interpolation(image: Picture | Plane, size: tuple[int, int], is_smooth: bool) -> int:
     # Averaging over areas keeps fine patterns from aliasing when a picture shrinks; it is no good for enlarging. Below
     # a factor of two what was halved has no such patterns any more, and interpolating is ten times as fast.
-    if size[0] >= halved.shape[0]:
+    if size[0] >= image.shape[0]:
         return cv2.INTER_CUBIC
-    return cv2.INTER_LINEAR if halved is not image and halved.shape[0] < 2 * size[0] else cv2.INTER_AREA
+    return cv2.INTER_LINEAR if is_smooth and image.shape[0] < 2 * size[0] else cv2.INTER_AREA
 
 
 def _to_input(resized: Picture, geometry: Geometry, spec: NetworkSpec) -> Float32Array:
     rows, columns = geometry.resized
-    values = np.full((1, 3, *geometry.padded), spec.input.padding, np.float32)
+    values = np.empty((1, 3, *geometry.padded), np.float32)
+    values[:, :, rows:] = values[:, :, :rows, columns:] = spec.input.padding
     planes = cv2.split(resized)
     for target, plane in zip(values[0], planes[::-1] if spec.input.channel_order == "RGB" else planes, strict=True):
         target[:rows, :columns] = plane
