@@ -30,7 +30,7 @@ extern const DepthwiseLoops kDepthwiseLoops;
 namespace {
 
 constexpr int64_t kFewChannels = 4;            // up to here a dense kernel with zeros is faster
-constexpr int64_t kProductsPerCall = 1 << 17;  // less is not worth a second thread
+constexpr int64_t kProductsPerCall = 1 << 16;  // less is not worth a second thread
 constexpr int64_t kStrip = 4;                  // rows of output pixels
 constexpr int64_t kSide = 4;                   // blocks; neighbours share cache lines where channels are not aligned
 

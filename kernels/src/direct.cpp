@@ -403,8 +403,12 @@ int32_t Direct::run_by_blocks(const Job &job, const DirectWork &whole) const {
       work.first = item % chunks * chunk;
       work.count = std::min(chunk, pixels - work.first);
       const int64_t first = item / chunks * side, later = (item + 1 < end ? item + 1 : item + num_threads()) / chunks * side;
-      if (later != first && later < blocks) work.next = weights_.data() + blocks_[static_cast<size_t>(later)].weights;
-      for (int64_t b = first; b < std::min(blocks, first + side); ++b) run_block(job, blocks_[static_cast<size_t>(b)], work);
+      const int64_t last = std::min(blocks, first + side) - 1;
+      for (int64_t b = first; b <= last; ++b) {
+        const int64_t next = b < last ? b + 1 : later;
+        work.next = next == first || next >= blocks ? nullptr : weights_.data() + blocks_[static_cast<size_t>(next)].weights;
+        run_block(job, blocks_[static_cast<size_t>(b)], work);
+      }
     }
     return KVANT_OK;
   });

@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "common.h"
 #include "kvant.h"
 
 namespace kvant {
@@ -80,11 +81,11 @@ class Pool {
   int32_t threads() const { return threads_; }
 
   // False if the pool is busy with another caller.
-  bool try_run(int64_t items, int64_t chunk, const Work &work, int32_t *status) {
+  bool try_run(int64_t items, int64_t chunks, const Work &work, int32_t *status) {
     std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
     start_workers();
-    open(items, chunk, work);
+    open(items, chunks, work);
     take_chunks();
     inside_.fetch_or(kClosed);
     const auto empty = [this] { return inside_.load() == kClosed; };
@@ -107,10 +108,10 @@ class Pool {
   }
 
   // Nobody is inside, so what describes the work may change; whoever enters afterwards sees it.
-  void open(int64_t items, int64_t chunk, const Work &work) {
+  void open(int64_t items, int64_t chunks, const Work &work) {
     work_ = &work;
     items_ = items;
-    chunk_ = chunk;
+    chunks_ = chunks;
     next_ = 0;
     status_ = KVANT_OK;
     inside_.store(0);
@@ -129,12 +130,17 @@ class Pool {
     return false;
   }
 
+  // Chunks differ by one item at most, the first ones are larger.
+  int64_t begin_of(int64_t chunk) const {
+    return items_ / chunks_ * chunk + std::min(chunk, items_ % chunks_);
+  }
+
   void take_chunks() {
     int32_t worst = KVANT_OK;
     for (;;) {
-      const int64_t begin = next_.fetch_add(chunk_);
-      if (begin >= items_) break;
-      worst = std::max(worst, (*work_)(begin, std::min(items_, begin + chunk_)));
+      const int64_t chunk = next_.fetch_add(1);
+      if (chunk >= chunks_) break;
+      worst = std::max(worst, (*work_)(begin_of(chunk), begin_of(chunk + 1)));
     }
     int32_t before = status_.load();
     while (before < worst && !status_.compare_exchange_weak(before, worst)) {
@@ -171,7 +177,7 @@ class Pool {
   std::atomic<int32_t> sleepers_{0};
   std::atomic<bool> stop_{false};
   const Work *work_ = nullptr;
-  int64_t items_ = 0, chunk_ = 1;
+  int64_t items_ = 0, chunks_ = 1;
   std::atomic<int64_t> next_{0};
   std::atomic<int32_t> status_{KVANT_OK};
 };
@@ -217,10 +223,10 @@ int32_t parallel(int64_t items, int64_t grain, const Work &work) {
   if (is_alone || items < 2 * grain) return work(0, items);
   Pool *pool = acquire_pool();
   const int64_t threads = pool == nullptr ? 1 : pool->threads();
-  // Some chunks for each thread, so that one that is held up leaves its share to the others.
-  const int64_t chunk = std::max(grain, items / (kChunksPerThread * threads));
+  // As many for each thread; some more than one, so that one that is held up leaves its share to the others.
+  const int64_t wanted = std::min(items / grain, kChunksPerThread * threads), chunks = std::min(items, round_up(wanted, threads));
   int32_t status = KVANT_OK;
-  if (threads == 1 || !pool->try_run(items, chunk, work, &status)) status = work(0, items);
+  if (threads == 1 || !pool->try_run(items, chunks, work, &status)) status = work(0, items);
   release_pool();
   return status;
 }
