@@ -54,6 +54,22 @@ inline Stream stream_of(const DirectWork &work, int64_t tile, int64_t block_byte
   return {work.weights, fetches ? work.next + tile * share : work.weights, fetches ? 64 : 0};
 }
 
+// Where tiles do not fetch what comes next themselves: a share of its lines before each of them.
+class Fetch {
+ public:
+  Fetch(const DirectWork &work, int64_t block_bytes, int64_t tiles)
+      : next_(work.next), left_(work.next == nullptr || kAhead > 0 ? 0 : block_bytes / 64), share_(left_ / tiles + 1) {}
+
+  void some() {
+    if (kAhead > 0) return;
+    for (int64_t i = 0; i < share_ && left_ > 0; ++i, --left_, next_ += 64) __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  const uint8_t *next_;
+  int64_t left_, share_;
+};
+
 // P pixels: what each sees first, and where its results go. `count` of them are real, the first one is number `first`.
 template <int64_t P>
 struct Pixels {
@@ -121,6 +137,36 @@ inline void store_simple(const Finish<V> &finish, const Floats (&values)[V], uin
   if (kSimple == Simple::kShorts) return finish.store_simple_shorts(values, y);
   if (kSimple == Simple::kAllBytes) return finish.store_all_bytes(values, y);
   finish.store_simple_bytes(values, y);
+}
+
+// Simple tiles one after the other in a row of output pixels.
+template <typename Product, Simple kSimple, int64_t P, int64_t V>
+__attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish<V> &finish, const uint8_t *x, uint8_t *y,
+                                            int64_t first, int64_t count, Fetch *fetch) {
+  for (int64_t t = first; t < first + count; ++t, x += P * work.column, y += P * work.y_stride) {
+    fetch->some();
+    Vector sums[P][V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) {
+      const Vector bias = load(reinterpret_cast<const uint8_t *>(work.narrow_bias + v * kLanes));
+#pragma GCC unroll 16
+      for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
+    }
+    const uint8_t *pixels[P];
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) pixels[p] = x + p * work.column;
+    Stream stream = stream_of(work, t, work.runs * work.groups * V * kVectorBytes);
+    for (int64_t r = 0; r < work.runs; ++r) {
+      accumulate<Product, P, V>(sums, pixels, work.offsets[r], work.groups, &stream);
+    }
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) {
+      Floats values[V];
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
+      store_simple<kSimple>(finish, values, y + p * work.y_stride);
+    }
+  }
 }
 
 template <typename Product, Simple kSimple, int64_t P, int64_t V>
@@ -198,12 +244,33 @@ struct Narrow {
     if (finish.all_bytes()) return tile<Product, Simple::kAllBytes, P, V>(work, finish, pixels);
     tile<Product, Simple::kBytes, P, V>(work, finish, pixels);
   }
+
+  // False if they are not simple.
+  template <int64_t P, int64_t V>
+  static bool run_row(const DirectWork &work, const Finish<V> &finish, const uint8_t *x, uint8_t *y, int64_t first,
+                      int64_t count, Fetch *fetch) {
+    if (finish.simple_shorts()) {
+      simple_tiles<Product, Simple::kShorts, P, V>(work, finish, x, y, first, count, fetch);
+    } else if (finish.all_bytes()) {
+      simple_tiles<Product, Simple::kAllBytes, P, V>(work, finish, x, y, first, count, fetch);
+    } else if (finish.simple_bytes()) {
+      simple_tiles<Product, Simple::kBytes, P, V>(work, finish, x, y, first, count, fetch);
+    } else {
+      return false;
+    }
+    return true;
+  }
 };
 
 struct Wide {
   template <int64_t P, int64_t V>
   static void run(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
     wide_tile<Shorts, P, V>(work, finish, pixels);
+  }
+
+  template <int64_t P, int64_t V>
+  static bool run_row(const DirectWork &, const Finish<V> &, const uint8_t *, uint8_t *, int64_t, int64_t, Fetch *) {
+    return false;
   }
 };
 
@@ -220,7 +287,7 @@ class Walk {
   const uint8_t *x() const { return work_.x + x_; }
   uint8_t *y() const { return work_.y + y_; }
   int64_t pixel() const { return pixel_; }
-  bool stays_in_row(int64_t pixels) const { return column_ + pixels < work_.width; }
+  int64_t left_in_row() const { return work_.width - column_; }
 
   // Within a row.
   void advance(int64_t pixels) {
@@ -228,13 +295,7 @@ class Walk {
     column_ += pixels;
     x_ += pixels * work_.column;
     y_ += pixels * work_.y_stride;
-  }
-
-  void advance() {
-    ++pixel_;
-    x_ += work_.column;
-    y_ += work_.y_stride;
-    if (++column_ < work_.width) return;
+    if (column_ < work_.width) return;
     column_ = 0;
     x_ += work_.row - work_.width * work_.column;
     if (++row_ < work_.height) return;
@@ -251,7 +312,7 @@ class Walk {
 template <typename Kind, int64_t P, int64_t V>
 void step(const DirectWork &work, const Finish<V> &finish, int64_t count, Walk *walk) {
   Pixels<P> pixels;
-  if (count >= P && walk->stays_in_row(P)) {
+  if (count >= P && walk->left_in_row() >= P) {
     pixels.first = walk->pixel();
     pixels.count = P;
 #pragma GCC unroll 16
@@ -269,25 +330,10 @@ void step(const DirectWork &work, const Finish<V> &finish, int64_t count, Walk *
     const bool real = p < count;
     pixels.x[p] = real ? walk->x() : pixels.x[p - 1];
     pixels.y[p] = real ? walk->y() : nowhere;
-    if (real) walk->advance();
+    if (real) walk->advance(1);
   }
   Kind::template run<P, V>(work, finish, pixels);
 }
-
-// Where tiles do not fetch what comes next themselves: a share of its lines before each of them.
-class Fetch {
- public:
-  Fetch(const DirectWork &work, int64_t block_bytes, int64_t tiles)
-      : next_(work.next), left_(work.next == nullptr || kAhead > 0 ? 0 : block_bytes / 64), share_(left_ / tiles + 1) {}
-
-  void some() {
-    for (int64_t i = 0; i < share_ && left_ > 0; ++i, --left_, next_ += 64) __builtin_prefetch(next_, 0, 2);
-  }
-
- private:
-  const uint8_t *next_;
-  int64_t left_, share_;
-};
 
 template <typename Kind, int64_t V>
 void run_block(const DirectWork &work) {
@@ -296,9 +342,17 @@ void run_block(const DirectWork &work) {
   Walk walk(work);
   Fetch fetch(work, work.runs * work.groups * V * kVectorBytes, work.count / kPixels + 1);
   int64_t left = work.count;
-  for (; left > 4 || left >= kPixels; left -= left < kPixels ? left : kPixels) {
+  while (left > 4 || left >= kPixels) {
+    const int64_t tiles = (left < walk.left_in_row() ? left : walk.left_in_row()) / kPixels;
+    const int64_t number = (walk.pixel() - work.first) / kPixels;
+    if (tiles > 0 && Kind::template run_row<kPixels, V>(work, finish, walk.x(), walk.y(), number, tiles, &fetch)) {
+      walk.advance(tiles * kPixels);
+      left -= tiles * kPixels;
+      continue;
+    }
     fetch.some();
     step<Kind, kPixels, V>(work, finish, left, &walk);
+    left -= left < kPixels ? left : kPixels;
   }
   if (left > 2) {
     step<Kind, 4, V>(work, finish, left, &walk);
