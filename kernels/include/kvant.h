@@ -245,7 +245,7 @@ typedef struct kvant_float_layer {
 KVANT_API int32_t kvant_float_conv(const kvant_float_layer *layer, const kvant_conv_shape *shape, const float *x,
                                    float *y);
 
-/* Rows of x (rows, depth), each rounded to integers of -127 to 127 by a scale of its own, times integer weights. */
+/* Rows of x (rows, depth), each rounded to 8 bits by a scale and a zero point of its own, times integer weights. */
 typedef struct kvant_dynamic_layer {
   int64_t outputs;
   int64_t depth;

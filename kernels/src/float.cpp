@@ -1,4 +1,4 @@
-// Weighted layers of float32 inputs: with float32 weights, and with integer weights and a scale of each row's own.
+// Weighted layers of float32 inputs: with float32 weights, and with integer weights and integers of each row's own.
 //
 // Products of two float32 are exact in float64, and sums are taken one by one in a written order (docs/numerics.md), so
 // that every machine gives the same bits.
@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kProducts = int64_t{1} << 16;  // that one thread should have at least
 constexpr float kRounder = 12582912.0f;          // 1.5 * 2^23: adding and subtracting it rounds half to even
 constexpr float kSmallestScale = 0x1p-100f;
+constexpr float kLevels = 255.0f;                // of a row's integers, but one
 
 float settle(double value, float low, float high) {
   value = value < low ? low : value;
@@ -90,14 +91,18 @@ int32_t check(const kvant_float_layer &layer, const kvant_conv_shape &shape) {
   return KVANT_OK;
 }
 
-// One row of x in integers of its own scale, which is returned.
+// One row of x in 8-bit integers of its own scale, which is returned, and minus its own zero point.
 float quantize_row(int64_t depth, const float *x, int16_t *q) {
-  float largest = 0.0f;
-  for (int64_t k = 0; k < depth; ++k) largest = std::max(largest, std::fabs(x[k]));
-  const float scale = std::max(largest / 127.0f, kSmallestScale);
+  float low = 0.0f, high = 0.0f;
+  for (int64_t k = 0; k < depth; ++k) {
+    low = std::min(low, x[k]);
+    high = std::max(high, x[k]);
+  }
+  const float scale = std::max(high / kLevels - low / kLevels, kSmallestScale);
+  const float zero_point = std::min((-low / scale + kRounder) - kRounder, kLevels);
   for (int64_t k = 0; k < depth; ++k) {
     const float rounded = (x[k] / scale + kRounder) - kRounder;
-    q[k] = static_cast<int16_t>(std::min(std::max(rounded, -127.0f), 127.0f));
+    q[k] = static_cast<int16_t>(std::min(std::max(rounded, -zero_point), kLevels - zero_point));
   }
   return scale;
 }

@@ -11,7 +11,8 @@ from torch import nn
 
 import kvant
 from kvant import ActivationScheme, Recipe, Rule, WeightScheme
-from kvant.graph import ops
+from kvant.capture import Executor
+from kvant.graph import Graph, Quantization, ops
 from kvant.runtime import QuantizedModel
 from networks import sqnr_db
 
@@ -210,3 +211,36 @@ def test_a_rule_and_its_scheme_of_activations_hold(tokens: nn.Module, tmp_path: 
         quantized.graph.types["up.quantized" if "up.quantized" in quantized.graph.types else "linear.quantized"].dtype
         == "uint8"
     )
+
+
+def test_what_is_measured_is_what_runs(tokens: nn.Module, tmp_path: Path) -> None:
+    """The float graph rounds rows of dynamic layers as the runtime does, so that choices see that noise."""
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[1.0], [1e-3], [1e3], [0.0], [1.0]]
+    )
+    x[4] = x[4].abs()
+    weight = torch.randn(7, 40, generator=torch.Generator().manual_seed(1)).div(0.01).round().mul(0.01)
+    graph = Graph()
+    graph.add_input("x", (5, 40))
+    name = graph.add_constant("w", weight.numpy())
+    graph.add_node(ops.Linear(dynamic=True), ["x", name], "y")
+    graph.outputs = ("y",)
+    [simulated] = Executor(graph).run([x])
+    values = np.rint(weight.numpy() / np.float32(0.01)).astype(np.int16)
+    integer = Graph()
+    integer.add_input("x", (5, 40))
+    name = integer.add_constant("w", values, Quantization((0.01,)))
+    integer.add_node(ops.Linear(dynamic=True), ["x", name], "y")
+    integer.outputs = ("y",)
+    np.testing.assert_allclose(simulated.numpy(), QuantizedModel(integer)(x.numpy()), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(simulated, x @ weight.T)
+
+
+def test_around_dynamic_layers_8_bits_are_kept_where_they_pay(tokens: nn.Module, tmp_path: Path) -> None:
+    """What a convolution of integers reads; what is nobody's operand has 16 bits."""
+    graph = quantize(tokens, tmp_path, arithmetic="dynamic", activations=ActivationScheme(), target_sqnr=None).graph
+    patch, norm = (
+        next(node for node in graph.nodes if isinstance(node.op, kind)) for kind in (ops.Conv, ops.LayerNorm)
+    )
+    assert graph.types[patch.inputs[0]].dtype == "uint8"
+    assert graph.types[norm.output].dtype == "int16"

@@ -98,22 +98,28 @@ def test_a_float_convolution_is_what_pytorch_computes_in_double() -> None:
     np.testing.assert_allclose(run(graph, x), wanted.clamp_min(0).numpy(), rtol=1e-6, atol=1e-7)
 
 
-def test_a_row_gets_the_scale_that_its_largest_value_wants() -> None:
-    """By exact fractions, one row after the other."""
+def test_a_row_gets_the_scale_that_its_extremes_want() -> None:
+    """By exact fractions, row by row: of both signs, of one, of nothing but 0, and as far apart as can be."""
     rng = np.random.default_rng(1)
-    x = (rng.normal(size=(5, 40)) * [[1], [1e-6], [1e6], [3], [0]]).astype(np.float32)
+    x = (rng.normal(size=(8, 40)) * [[1], [1e-6], [1e6], [3], [0], [2], [2], [1e-33]]).astype(np.float32)
+    x[5], x[6] = np.abs(x[5]), -np.abs(x[6])
+    x = np.concatenate([x, np.full((1, 40), np.finfo(np.float32).max, np.float32) * rng.choice([-1, 1], 40)], 0)
+    x = x.astype(np.float32)
     values = rng.integers(-127, 128, (7, 40)).astype(np.int8)
     scales = rng.uniform(0.01, 0.1, 7).astype(np.float32)
     quantization = Quantization(tuple(float(s) for s in scales), 0, 0)
     got = run(real_graph(ops.Linear(dynamic=True), x.shape, (values, quantization), None), x)
     for row, found in zip(x, got, strict=True):
-        scale = max(np.abs(row).max() / np.float32(127), np.float32(2.0**-100))
-        q = [min(max(round(Fraction(float(np.float32(v / scale)))), -127), 127) for v in row]
+        low, high = min(row.min(), np.float32(0)), max(row.max(), np.float32(0))
+        scale = max(high / np.float32(255) - low / np.float32(255), np.float32(2.0**-100))
+        zero_point = min(round(Fraction(float(-low / scale))), 255)
+        q = [min(max(round(Fraction(float(np.float32(v / scale)))), -zero_point), 255 - zero_point) for v in row]
         for weights, own, value in zip(values, scales, found, strict=True):
             exact = (
                 sum(a * int(b) for a, b in zip(q, weights, strict=True)) * Fraction(float(scale)) * Fraction(float(own))
             )
-            assert value == np.float32(float(exact))
+            largest = float(np.finfo(np.float32).max)
+            assert value == np.float32(min(max(float(exact), -largest), largest))
 
 
 def test_dynamic_rows_do_not_see_each_other() -> None:

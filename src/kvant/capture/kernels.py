@@ -85,7 +85,18 @@ def _inputs_first(weight: Tensor, groups: int) -> Tensor:
 
 def _linear(op: ops.Linear, constants: Sequence[Tensor | None]) -> Kernel:
     activate = clamped(op.clamp)
+    if op.dynamic:
+        return lambda given, bindings: activate(F.linear(_rows_in_8_bits(given[0]), *given[1:]))
     return lambda given, bindings: activate(F.linear(*given))
+
+
+def _rows_in_8_bits(x: Tensor) -> Tensor:
+    """``x`` (..., K), each row rounded as the runtime rounds it; gradients pass as if nothing was rounded."""
+    low, high = x.detach().amin(-1, keepdim=True).clamp_max(0), x.detach().amax(-1, keepdim=True).clamp_min(0)
+    scale = (high / 255 - low / 255).clamp_min(2.0**-100)
+    zero_point = (-low / scale).round().clamp_max(255)
+    rounded = torch.clamp((x.detach() / scale).round(), -zero_point, 255 - zero_point) * scale
+    return x + (rounded - x.detach()) if x.requires_grad else rounded
 
 
 def _matmul(op: ops.MatMul, constants: Sequence[Tensor | None]) -> Kernel:

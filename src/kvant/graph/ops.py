@@ -55,7 +55,7 @@ class ConvTranspose(Op, frozen=True):
 class Linear(Op, frozen=True):
     """y = x weight^T + bias. Inputs: x (..., K), weight (N, K), bias (N) optional.
 
-    ``dynamic``: x is float32, and each of its rows is quantized by a scale of its own when it is multiplied.
+    ``dynamic``: x is float32, and each of its rows is quantized by itself, to 8 bits, when it is multiplied.
     """
 
     clamp: Clamp | None = None

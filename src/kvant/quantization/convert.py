@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-import msgspec
 import numpy as np
 
 from kvant.errors import QuantizationError
@@ -28,6 +27,7 @@ def convert(plan: Plan) -> Graph:
 
 class _Converter:
     def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.source = plan.graph
         self.types = plan.types
         self.weights = plan.weights
@@ -154,9 +154,7 @@ class _Converter:
         if bias is not None:
             name = node.inputs[2] if len(node.inputs) > 2 else f"{node.inputs[1]}.bias"
             inputs.append(self._constant(name, bias, None))
-        op = node.op
-        if self.reals[node.output] == "dynamic":
-            op = msgspec.structs.replace(op, dynamic=True)
+        op = self.plan.multiplied(node)
         self.floats[node.output] = self.target.add_node(op, inputs, node.output, FLOAT32, node.source)
 
     def _activation_type(self, node: Node, name: str) -> TensorType:

@@ -19,8 +19,9 @@ from kvant.quantization.refine import refine, refine_small, weight_noise
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.sensitivity import DIRECTIONS, widen
 from kvant.quantization.simulate import Plan
+from kvant.quantization.smooth import smooth
 from kvant.quantization.staircase import place, staircases
-from kvant.quantization.statistics import Channels, Sample, Statistics, observe
+from kvant.quantization.statistics import Channels, Sample, Statistics, at_least, observe, part
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.tune import tune
 from kvant.quantization.types import activation_schemes, activation_types
@@ -43,6 +44,7 @@ TUNABLE_DB = 4.0
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
     """Decide everything: scales between layers, weights, biases, and the type of each activation."""
     recipe.check_rules(graph)
+    graph, seen = smooth(graph, seen, recipe)
     graph, places = place(graph, seen, recipe)
     start = Start(graph, places, seen, recipe, show)
     if recipe.effort == "fast" or not start.equalized or recipe.center:
@@ -81,7 +83,7 @@ class Start:
         self.narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
         self.plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
         self.movable = _movable(graph, self.plan.types, recipe)
-        fitted, held = _split(seen.samples[: recipe.measured_samples])
+        fitted, held = part(seen.samples[: recipe.measured_samples])
         more = seen.samples[recipe.measured_samples :]
         self.trial = Trial(fitted, more, Yardstick(graph, held), recipe, show)
 
@@ -174,14 +176,6 @@ def _movable(graph: Graph, types: dict[str, TensorType], recipe: Recipe) -> set[
     return {name for name in types if group_of.get(name) in free}
 
 
-def _split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples to fit on, and samples held out to decide on; too few to part serve for both."""
-    if len(samples) < 4:
-        return samples, samples
-    count = max(len(samples) // 4, min(len(samples) // 2, 3))
-    return samples[:-count], samples[-count:]
-
-
 def _choose_weights(plan: Plan, trial: Trial) -> Plan:
     """Correct biases; where int8 weights are what limits accuracy, round them anew, and give some of them more bits."""
     if not plan.weights:
@@ -221,16 +215,8 @@ def _equalized(
     changed = set(result.moves) & makes_values(graph)
     again = observe(result.graph, seen.samples, changed, recipe.observer)
     for name in changed:
-        observers[name] = _at_least(again[name], channels.get(name))
+        observers[name] = at_least(again[name], channels.get(name))
     return result.graph, channels
-
-
-def _at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
-    """Extend the extremes seen on a few samples to those that all data reached before equalization."""
-    if channels is not None:
-        observer.low = min(observer.low, float(channels.low.min()))
-        observer.high = max(observer.high, float(channels.high.max()))
-    return observer
 
 
 def _reals(graph: Graph, recipe: Recipe) -> dict[str, Arithmetic]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, TensorType, ops
+from kvant.graph import Graph, Node, TensorType, ops
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
@@ -41,8 +42,17 @@ class Plan:
         constants = self.graph.constants
         return {node.output: constants[node.inputs[1]] for node in self.graph.nodes if node.output in self.weights}
 
+    def multiplied(self, node: Node) -> ops.AnyOp:
+        """The operator of a weighted node as it runs: whether rows of its input are quantized then."""
+        if self.reals.get(node.output) != "dynamic" or not isinstance(node.op, ops.Linear):
+            return node.op
+        return msgspec.structs.replace(node.op, dynamic=True)
+
     def simulated_graph(self) -> Graph:
-        """The float graph whose weights are the reals that the integers stand for, with its staircases."""
+        """The float graph whose weights are the reals that the integers stand for.
+
+        Staircases, and rows that get their scales when they run, are rounded in it too.
+        """
         graph = self.graph.copy()
         for index, node in enumerate(graph.nodes):
             if node.output in self.tables:
@@ -55,7 +65,7 @@ class Plan:
             ]
             if node.output in self.biases:
                 inputs.append(graph.add_constant(f"{node.output}.bias", self.biases[node.output]))
-            graph.nodes[index] = replace(node, inputs=tuple(inputs))
+            graph.nodes[index] = replace(node, op=self.multiplied(node), inputs=tuple(inputs))
         graph.replace_nodes(graph.nodes)
         return graph
 

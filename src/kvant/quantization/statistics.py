@@ -175,6 +175,22 @@ def observe(graph: Graph, samples: Iterable[Sample], names: set[str], observer: 
     return seen.observers
 
 
+def at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
+    """Extend the extremes seen on a few samples to those that all data reached, as channels tell."""
+    if channels is not None:
+        observer.low = min(observer.low, float(channels.low.min()))
+        observer.high = max(observer.high, float(channels.high.max()))
+    return observer
+
+
+def part(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples to fit on, and samples held out to decide on; too few to part serve for both."""
+    if len(samples) < 4:
+        return samples, samples
+    count = max(len(samples) // 4, min(len(samples) // 2, 3))
+    return samples[:-count], samples[-count:]
+
+
 @dataclass
 class Look:
     """What one batch showed: statistics of channels; of activations some values (where they count) and the extremes."""

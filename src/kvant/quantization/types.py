@@ -152,14 +152,16 @@ def _observe_constants(graph: Graph, group_of: dict[str, str], members: dict[str
 
 
 def _around_reals(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[str]:
-    """Groups of what layers of float32 read and write, but those that rules name."""
+    """Groups of what layers of float32 read and write, and with dynamic ones all that 8 bits make neither faster nor
+    smaller: what no layer of integers reads or writes, and no table holds. Not those that rules name."""
     nodes = graph.producers()
-    touched = {
-        name
-        for node in graph.nodes
-        if isinstance(node.op, ops.WEIGHTED) and recipe.layer_arithmetic(node) != "integer"
-        for name in (node.inputs[0], node.output)
-    }
+    layers = [node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)]
+    reals = [node for node in layers if recipe.layer_arithmetic(node) != "integer"]
+    touched = {name for node in reals for name in (node.inputs[0], node.output)}
+    if recipe.arithmetic == "dynamic" and reals:
+        integer = {name for node in layers if node not in reals for name in (node.inputs[0], node.output)}
+        used = {group_of[name] for name in (*integer, *graph.constants) if name in group_of}
+        touched |= {name for name in group_of if group_of[name] not in used}
     return {
         group_of[name] for name in touched if name in group_of and recipe.activation_rule(name, nodes.get(name)) is None
     }

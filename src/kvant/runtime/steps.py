@@ -61,7 +61,7 @@ class FloatWeights:
 
 @dataclass(frozen=True, eq=False)
 class DynamicWeights:
-    """Integer weights of a linear layer whose float32 inputs get a scale for each row.
+    """Integer weights of a linear layer whose float32 inputs get a scale and a zero point for each row.
 
     Attributes:
         values: int16 (O, K): int8 or int16 weights.
@@ -204,7 +204,7 @@ class FloatConv(Geometry):
 
 @dataclass(frozen=True, eq=False)
 class DynamicLinear:
-    """Linear layer over ``rows`` of float32, each quantized by a scale of its own; results end at ``low``, ``high``."""
+    """Linear layer over ``rows`` of float32, each quantized by itself to 8 bits; results end at ``low``, ``high``."""
 
     weights: DynamicWeights
     rows: int

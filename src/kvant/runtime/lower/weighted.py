@@ -76,7 +76,7 @@ def _float_weights(graph: Graph, node: Node) -> FloatWeights | DynamicWeights:
         return FloatWeights(_taps_first(node, values), bias)
     scales = np.ascontiguousarray(np.broadcast_to(type.quantization.scales(), (len(values),)))
     if isinstance(node.op, ops.Linear) and node.op.dynamic:
-        largest = 127 * int(np.abs(values.astype(np.int32)).max(initial=1))
+        largest = 255 * int(np.abs(values.astype(np.int32)).max(initial=1))
         return DynamicWeights(values.astype(np.int16), scales, bias, exact_terms(largest))
     column = scales.reshape(-1, *[1] * (values.ndim - 1))
     return FloatWeights(_taps_first(node, values.astype(np.float32) * column), bias)

@@ -35,10 +35,14 @@ def conv(work: steps.FloatConv, x: Float32) -> Float32:
 
 
 def dynamic_linear(work: steps.DynamicLinear, x: Float32) -> Float32:
-    """Each row becomes integers of -127 to 127 by the scale ``max|x| / 127``; their sums with the weights are exact."""
+    """Each row becomes 8-bit integers by a scale and a zero point of its own; their sums with the weights are exact."""
     rows = x.reshape(work.rows, -1)
-    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / np.float32(127), SMALLEST_SCALE)
-    q = np.minimum(np.maximum(np.rint(rows / scale), np.float32(-127)), np.float32(127)).astype(np.int64)
+    levels, zero = np.float32(255), np.float32(0)
+    low = np.minimum(rows.min(axis=1, keepdims=True), zero)
+    high = np.maximum(rows.max(axis=1, keepdims=True), zero)
+    scale = np.maximum(high / levels - low / levels, SMALLEST_SCALE)
+    zero_point = np.minimum(np.rint(-low / scale), levels)
+    q = np.minimum(np.maximum(np.rint(rows / scale), -zero_point), levels - zero_point).astype(np.int64)
     sums = q @ work.weights.values.astype(np.int64).T
     values = sums.astype(np.float64) * (scale.astype(np.float64) * work.weights.scales.astype(np.float64))
     return _settle(values, work.weights.bias, work.low, work.high)
