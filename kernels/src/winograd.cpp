@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <memory>
 #include <new>
@@ -34,11 +35,13 @@ extern const WinogradLoops kWinograd;
 namespace {
 
 constexpr int64_t kSize = 4;                  // of a tile's output
+constexpr int64_t kSeen = kSize + 2;          // of its input
 constexpr int64_t kMostTiles = 48;            // of a block: its points and sums live in the second-level cache
 constexpr int64_t kLeastChannels = 32;        // for fewer, the transforms cost more than they save
 constexpr int64_t kLimit = int64_t{1} << 25;  // of the sums
 constexpr int64_t kPlanePadding = 32;         // elements, against planes that fall into the same cache sets
 constexpr int64_t kStagedPlane = kWinogradBlock * kWinogradChannels + kPlanePadding;
+constexpr int kPointsSlot = 0, kSumsSlot = 1, kPatchSlot = 2;  // of scratch memory
 constexpr int64_t kLargePage = int64_t{1} << 21;
 
 constexpr int kInput[6][6] = {{4, 0, -5, 0, 1, 0}, {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
@@ -156,6 +159,7 @@ class Winograd final : public Algorithm {
   const char *name() const override { return "winograd"; }
   int64_t bytes() const override { return bytes_; }
   Format format() const override { return Format::kRaw; }
+  bool pads_itself() const override { return channels_ == real_channels_; }
   bool adds_itself() const override { return true; }
   Reach reach(const int64_t output_size[2]) const override {
     return {round_up(output_size[0], kSize) + 2, round_up(output_size[1], kSize) + 2, channels_ - real_channels_};
@@ -178,6 +182,7 @@ class Winograd final : public Algorithm {
   bool stage(const kvant_conv_layer &layer, int64_t output, int64_t channel, int16_t *staged) const;
   void unstage(const int16_t *staged, int64_t block, int64_t channel);
   Cut cut(int64_t tiles) const;
+  void transform(const Run &run, const WinogradTile &tile, uint8_t *patch, int16_t *points, int64_t plane) const;
   int32_t run_parts(const Run &run, int64_t begin, int64_t end) const;
   WinogradTile locate(const Run &run, int64_t number) const;
   WinogradTiles locate_all(const Run &run, int64_t first, int64_t count, WinogradTile *tiles) const;
@@ -185,6 +190,7 @@ class Winograd final : public Algorithm {
                  int32_t *sums) const;
 
   const WinogradLoops &loops_;
+  int32_t zero_point_;
   int64_t real_outputs_, real_channels_;
   int64_t outputs_, channels_;  // padded
   int64_t bytes_;
@@ -195,6 +201,7 @@ class Winograd final : public Algorithm {
 
 Winograd::Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops)
     : loops_(loops),
+      zero_point_(layer.zero_point),
       real_outputs_(layer.outputs),
       real_channels_(layer.channels),
       outputs_(round_up(layer.outputs, kWinogradStep)),
@@ -287,10 +294,10 @@ int32_t Winograd::run(const Job &job) const {
 int32_t Winograd::run_parts(const Run &run, int64_t begin, int64_t end) const {
   const int64_t room = divide_up(run.tiles, run.cut.blocks);
   const int64_t points_plane = room * channels_ + kPlanePadding;
-  int16_t *points = scratch_array<int16_t>(0, kWinogradPoints * points_plane);
-  int32_t *sums = scratch_array<int32_t>(1, kWinogradPoints * (room * kWinogradBlock + kPlanePadding));
-  KVANT_REQUIRE(points != nullptr && sums != nullptr, KVANT_NO_MEMORY);
-  const Padded &x = run.job->x;
+  int16_t *points = scratch_array<int16_t>(kPointsSlot, kWinogradPoints * points_plane);
+  int32_t *sums = scratch_array<int32_t>(kSumsSlot, kWinogradPoints * (room * kWinogradBlock + kPlanePadding));
+  uint8_t *patch = scratch_array<uint8_t>(kPatchSlot, kSeen * kSeen * channels_);
+  KVANT_REQUIRE(points != nullptr && sums != nullptr && patch != nullptr, KVANT_NO_MEMORY);
   WinogradTile tiles[kMostTiles];
   WinogradTiles counts{};
   for (int64_t part = begin, current = -1; part < end; ++part) {
@@ -299,9 +306,7 @@ int32_t Winograd::run_parts(const Run &run, int64_t begin, int64_t end) const {
       const int64_t first = run.tiles * block / run.cut.blocks;
       const int64_t count = run.tiles * (block + 1) / run.cut.blocks - first;
       counts = locate_all(run, first, count, tiles);
-      for (int64_t t = 0; t < count; ++t) {
-        loops_.transform(tiles[t], x.row, x.column, channels_, points + t * channels_, points_plane);
-      }
+      for (int64_t t = 0; t < count; ++t) transform(run, tiles[t], patch, points + t * channels_, points_plane);
       current = block;
     }
     for (int64_t b = blocks() * group / run.cut.groups; b < blocks() * (group + 1) / run.cut.groups; ++b) {
@@ -309,6 +314,34 @@ int32_t Winograd::run_parts(const Run &run, int64_t begin, int64_t end) const {
     }
   }
   return KVANT_OK;
+}
+
+// What a tile sees, the zero point where there is no input.
+void fill_patch(const Job &job, const WinogradTile &tile, int64_t channels, int32_t zero_point, uint8_t *patch) {
+  const int64_t first = std::clamp<int64_t>(-tile.left, 0, kSeen);
+  const int64_t last = std::clamp<int64_t>(job.size[1] - tile.left, first, kSeen);
+  for (int64_t i = 0; i < kSeen; ++i, patch += kSeen * channels) {
+    const int64_t row = tile.top + i;
+    const bool inside = row >= 0 && row < job.size[0];
+    const int64_t begin = inside ? first : kSeen, end = inside ? last : kSeen;
+    std::memset(patch, zero_point, static_cast<size_t>(begin * channels));
+    for (int64_t j = begin; j < end; ++j) {
+      const uint8_t *x = tile.image + row * job.x.row + (tile.left + j) * job.x.column;
+      std::memcpy(patch + j * channels, x, static_cast<size_t>(channels));
+    }
+    std::memset(patch + end * channels, zero_point, static_cast<size_t>((kSeen - end) * channels));
+  }
+}
+
+void Winograd::transform(const Run &run, const WinogradTile &tile, uint8_t *patch, int16_t *points, int64_t plane) const {
+  const Job &job = *run.job;
+  const bool inside = tile.top >= 0 && tile.left >= 0 && tile.top + kSeen <= job.size[0] && tile.left + kSeen <= job.size[1];
+  if (inside) {
+    const uint8_t *x = tile.image + tile.top * job.x.row + tile.left * job.x.column;
+    return loops_.transform(tile, x, job.x.row, job.x.column, channels_, points, plane);
+  }
+  fill_patch(job, tile, channels_, zero_point_, patch);
+  loops_.transform(tile, patch, kSeen * channels_, channels_, channels_, points, plane);
 }
 
 WinogradTile Winograd::locate(const Run &run, int64_t number) const {
@@ -319,7 +352,7 @@ WinogradTile Winograd::locate(const Run &run, int64_t number) const {
   const int64_t pixel = (image * height + row) * width + column, size = size_of(job.target.dtype);
   const uint8_t *added = job.addend == nullptr ? nullptr : static_cast<const uint8_t *>(job.addend->data);
   if (added != nullptr) added += pixel * real_outputs_ * size;
-  return {job.x.data + image * job.x.image + row * job.x.row + column * job.x.column, job.y + pixel * job.y_stride * size,
+  return {job.x.data + image * job.x.image, row - job.pads[0], column - job.pads[1], job.y + pixel * job.y_stride * size,
           added, std::min(kSize, height - row), std::min(kSize, width - column)};
 }
 

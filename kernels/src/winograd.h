@@ -17,9 +17,11 @@ constexpr int64_t kWinogradBlock = 64;     // outputs that are computed together
 constexpr int64_t kWinogradStep = 16;      // a block's width is a multiple of this
 constexpr int64_t kWinogradChannels = 32;  // channels are padded to a multiple of this
 
-// Where the input of a tile begins, where its output goes, what is added to it, and how much of that exists.
+// Where a tile's input begins: image and pixel, which may lie outside; where its output goes, what is added to it, and how
+// much of that exists.
 struct WinogradTile {
-  const uint8_t *x;
+  const uint8_t *image;
+  int64_t top, left;
   uint8_t *y;
   const uint8_t *added;
   int64_t rows, columns;
@@ -59,8 +61,9 @@ struct WinogradFinish {
 
 struct WinogradLoops {
   int64_t panel;  // most outputs of a panel of weights
-  // Transform one tile: points[point * plane + channel]. Reads whole groups of kWinogradChannels.
-  void (*transform)(const WinogradTile &tile, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane);
+  // Transform a tile that sees x: points[point * plane + channel]. Reads whole groups of kWinogradChannels.
+  void (*transform)(const WinogradTile &tile, const uint8_t *x, int64_t row, int64_t column, int64_t channels,
+                    int16_t *points, int64_t plane);
   void (*multiply)(const WinogradProducts &products);
   void (*finish)(const WinogradFinish &finish, const WinogradTile *tiles, const WinogradTiles &counts);
 };

@@ -84,11 +84,12 @@ void transform_as(const uint8_t *x, int64_t row, int64_t column, int64_t channel
   }
 }
 
-void transform(const WinogradTile &tile, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane) {
+void transform(const WinogradTile &tile, const uint8_t *x, int64_t row, int64_t column, int64_t channels, int16_t *points,
+               int64_t plane) {
   const bool low = tile.rows <= 2, narrow = tile.columns <= 2;
   const auto function = low ? (narrow ? transform_as<true, true> : transform_as<true, false>)
                             : (narrow ? transform_as<false, true> : transform_as<false, false>);
-  function(tile.x, row, column, channels, points, plane);
+  function(x, row, column, channels, points, plane);
 }
 
 // A stretch of memory to fetch into the second-level cache while something else is computed.

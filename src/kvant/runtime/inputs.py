@@ -66,15 +66,16 @@ def not_finite(name: str, shape: tuple[int, ...]) -> InputError:
 
 def _check(entry: Input, value: object) -> Array:
     array = _to_numpy(entry, value)
-    expected = show_shape(entry.shape)
     if array.ndim != len(entry.shape):
         raise InputError(
             f"input {entry.name!r} has rank {array.ndim} (shape {show_shape(array.shape)}), "
-            f"expected rank {len(entry.shape)}: {expected}"
+            f"expected rank {len(entry.shape)}: {show_shape(entry.shape)}"
         )
     if array.size == 0:
-        raise InputError(f"input {entry.name!r} is empty (shape {show_shape(array.shape)}), expected {expected}")
-    return _check_dtype(entry, array)
+        raise InputError(
+            f"input {entry.name!r} is empty (shape {show_shape(array.shape)}), expected {show_shape(entry.shape)}"
+        )
+    return array if array.dtype is entry.type.numpy else _check_dtype(entry, array)
 
 
 def _to_numpy(entry: Input, value: object) -> Array:

@@ -71,8 +71,8 @@ class NativeBackend:
         # The library gets addresses only: what they point to lives as long as this function, which refers to it, or
         # during the call.
         def call(*values: Array) -> None:
-            aligned = [np.require(value, requirements=["C", "A"]) for value in values]
-            for slots, value in zip(places, aligned, strict=True):
+            plain = [_plain(value) for value in values]
+            for slots, value in zip(places, plain, strict=True):
                 for slot in slots:
                     encoded[slot] = value.ctypes.data
             status = run(address, count, byref(failed))
@@ -102,6 +102,12 @@ class NativeBackend:
         chosen = self._chosen.get(work.weights)
         plain = XNOR if of_signs(work) else DIRECT
         return Packed(work, plain if chosen is None else chosen.algorithm)
+
+
+def _plain(array: Array) -> Array:
+    """The array, or a copy whose elements lie one after the other where the processor wants them."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
 
 
 def _estimate(work: steps.Conv, algorithm: str, weight_bytes: int) -> float:
