@@ -112,7 +112,7 @@ def test_one_number_that_is_not_finite_is_refused_wherever_it_is(backend, value)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_that_others_see_too(backend):
-    """What is only quantized is read where the caller has it; this input is an output, and quantized in another shape."""
+    """What is only quantized is read where the caller has it; this input is an output and quantized in two shapes."""
     graph = Graph()
     graph.add_input("x", (2, 6))
     graph.add_node(ops.Quantize(), ["x"], "plain", typed("uint8", 0.05, 100))
