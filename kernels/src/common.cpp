@@ -1,5 +1,7 @@
 #include "common.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 
 namespace kvant {
@@ -39,6 +41,7 @@ int64_t size_of(int32_t dtype) { return dtype == KVANT_INT16 ? 2 : 1; }
 namespace {
 
 constexpr int kSlots = 4;
+constexpr int64_t kWorthLargePage = 1 << 17;  // bytes; fewer have few pages anyway
 
 struct Scratch {
   void *data[kSlots] = {};
@@ -53,13 +56,23 @@ thread_local Scratch thread_scratch;
 
 }  // namespace
 
+void *allocate(int64_t bytes) {
+  if (bytes < 0 || bytes > INT64_MAX - kLargePage) return nullptr;
+  const int64_t alignment = bytes >= kLargePage ? kLargePage : 64;
+  void *data = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(round_up(bytes + 1, alignment)));
+#if defined(MADV_HUGEPAGE)
+  if (data != nullptr && bytes >= kLargePage) madvise(data, static_cast<size_t>(bytes / kLargePage * kLargePage), MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
 void *scratch(int slot, int64_t bytes) {
   Scratch &own = thread_scratch;
   if (bytes <= own.bytes[slot] && own.data[slot] != nullptr) return own.data[slot];
-  if (bytes > INT64_MAX - 4096) return nullptr;
-  const int64_t rounded = round_up(bytes + 64, 4096);
+  if (bytes > INT64_MAX - kLargePage) return nullptr;
+  const int64_t rounded = round_up(bytes + 64, bytes < kWorthLargePage ? 4096 : kLargePage);
   std::free(own.data[slot]);
-  own.data[slot] = std::aligned_alloc(64, static_cast<size_t>(rounded));
+  own.data[slot] = allocate(rounded);
   own.bytes[slot] = own.data[slot] == nullptr ? 0 : rounded;
   return own.data[slot];
 }

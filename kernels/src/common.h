@@ -20,6 +20,11 @@ bool valid(const kvant_target *target);
 bool valid_element_size(int64_t size);
 int64_t size_of(int32_t dtype);
 
+// Memory for std::free, aligned to cache lines. As much of it as fills pages of 2 MB lies in such pages, where the system
+// has them: small ones of large arrays would exhaust the TLB. Null when there is none.
+void *allocate(int64_t bytes);
+constexpr int64_t kLargePage = int64_t{1} << 21;
+
 // Memory of the calling thread that is kept for its next use, 64-byte aligned. Null when there is none.
 // The slots are independent of each other.
 void *scratch(int slot, int64_t bytes);

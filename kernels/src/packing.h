@@ -42,7 +42,7 @@ class AlignedArray {
     int64_t bytes;
     if (!product({count, static_cast<int64_t>(sizeof(T))}, &bytes) || bytes > INT64_MAX - 64) throw std::bad_alloc();
     const size_t rounded = static_cast<size_t>(round_up(bytes + 1, 64));
-    data_.reset(static_cast<T *>(std::aligned_alloc(64, rounded)));
+    data_.reset(static_cast<T *>(allocate(static_cast<int64_t>(rounded))));
     if (data_ == nullptr) throw std::bad_alloc();
     std::memset(static_cast<void *>(data_.get()), 0, rounded);
   }

@@ -9,7 +9,6 @@
 // transform_fields.h proves that 16-bit lanes never overflow, `sums_fit` that sums over channels do not.
 #include "transform.h"
 
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -48,22 +47,14 @@ const Transforms *transforms() {
   return nullptr;
 }
 
-// Memory in 2 MB pages where the system has them: points lie so far apart that small ones would exhaust the TLB.
-constexpr int64_t kPage = int64_t{1} << 21;
-
 struct Free {
   void operator()(void *data) const { std::free(data); }
 };
 using Memory = std::unique_ptr<void, Free>;
 
-Memory allocate(int64_t bytes) {
-  if (bytes > INT64_MAX - kPage) return nullptr;
-  const size_t rounded = static_cast<size_t>(round_up(bytes, kPage));
-  Memory memory(std::aligned_alloc(static_cast<size_t>(kPage), rounded));
-#if defined(MADV_HUGEPAGE)
-  if (memory) madvise(memory.get(), rounded, MADV_HUGEPAGE);
-#endif
-  return memory;
+// Points lie so far apart that the last page should be a large one too.
+Memory allocate_pages(int64_t bytes) {
+  return Memory(bytes > INT64_MAX - kLargePage ? nullptr : allocate(round_up(bytes, kLargePage)));
 }
 
 // Of the calling thread, kept for its next use.
@@ -72,7 +63,7 @@ void *workspace(int64_t bytes) {
   thread_local int64_t size = 0;
   if (bytes > size || !memory) {
     memory.reset();
-    memory = allocate(bytes);
+    memory = allocate_pages(bytes);
     size = memory ? bytes : 0;
   }
   return memory.get();
@@ -287,7 +278,7 @@ bool Transform::choose_segments() {
 
 bool Transform::pack(const kvant_conv_layer &layer) {
   if (!choose_field(layer)) return false;
-  weights_ = allocate(bytes());
+  weights_ = allocate_pages(bytes());
   if (!weights_) throw std::bad_alloc();
   const int32_t status = parallel(shape_.pairs, 1, [&](int64_t begin, int64_t end) -> int32_t {
     for (int64_t pair = begin; pair < end; ++pair) {

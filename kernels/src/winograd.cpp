@@ -6,8 +6,6 @@
 // and dividing by 64 is a shift, where the sum is below 2^25.
 #include "winograd.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -42,7 +40,6 @@ constexpr int64_t kLimit = int64_t{1} << 25;  // of the sums
 constexpr int64_t kPlanePadding = 32;         // elements, against planes that fall into the same cache sets
 constexpr int64_t kStagedPlane = kWinogradBlock * kWinogradChannels + kPlanePadding;
 constexpr int kPointsSlot = 0, kSumsSlot = 1, kPatchSlot = 2;  // of scratch memory
-constexpr int64_t kLargePage = int64_t{1} << 21;
 
 constexpr int kInput[6][6] = {{4, 0, -5, 0, 1, 0}, {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
                               {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
@@ -123,16 +120,12 @@ bool is_bounded(const kvant_conv_layer &layer) {
   return true;
 }
 
-// Memory for packed weights, in large pages where it is large.
+// Memory for packed weights.
 class Buffer {
  public:
   explicit Buffer(int64_t bytes) {
-    const int64_t alignment = bytes >= kLargePage ? kLargePage : 64;
-    data_ = static_cast<int16_t *>(std::aligned_alloc(alignment, round_up(bytes, alignment)));
+    data_ = static_cast<int16_t *>(allocate(bytes));
     if (data_ == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-    if (bytes >= kLargePage) madvise(data_, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
-#endif
   }
   Buffer(const Buffer &) = delete;
   Buffer &operator=(const Buffer &) = delete;
