@@ -1,8 +1,9 @@
 """From a picture in memory to people at four scales: kvant beside the reference method, in one process, taking turns.
 
 The reference method is that of OpenPose's first PyTorch ports (`_reference_pose.py`), with the network in torch float32
-and in torch's own int8 (torchao's PT2E flow, x86 Inductor). OpenPoseVGG has random weights, on which speed does not
-depend; but its maps would be noise. So each method runs its network and then decodes the maps that the trained
+and in torch's own int8, in both ways that torch has had: eager quantization, as the project that this one follows used
+it, and torchao's PT2E flow compiled by Inductor. OpenPoseVGG has random weights, on which speed does not depend; but
+its maps would be noise. So each method runs its network and then decodes the maps that the trained
 OpenPoseMobileNetThin returns for the same picture and scale. What decodes is thereby the same everywhere: five people.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -36,6 +36,7 @@ from _common import (
 )
 from _networks import build
 from _runtimes import prepare_kvant, quiet_pools
+from _torch_int8 import compiled_infer, eager_infer
 
 import kvant
 from kvant.pose import FOUR_SCALES, ONE_SCALE, PoseEstimator, decode_people, network_spec, prepare, read_image
@@ -133,30 +134,6 @@ def float_infer(net: Any) -> Infer:
     return infer
 
 
-def torch_int8_infer(net: Any, sample: Float32Array) -> Infer:
-    """The network in torch's own int8: torchao's PT2E quantization, compiled by Inductor for x86, sizes free."""
-    os.environ["TORCHINDUCTOR_FREEZING"] = "1"
-    import torch
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    rows, columns = (8 * torch.export.Dim(name, min=4, max=400) for name in ("rows", "columns"))
-    tensor = torch.from_numpy(sample)
-    with torch.no_grad():
-        exported = torch.export.export(net, (tensor,), dynamic_shapes=({2: rows, 3: columns},)).module()
-        observed = prepare_pt2e(exported, quantizer)
-        observed(tensor)
-        compiled = torch.compile(convert_pt2e(observed), dynamic=True)
-
-    def infer(array: Float32Array) -> Any:
-        with torch.no_grad():
-            return [output.numpy() for output in compiled(torch.from_numpy(array))]
-
-    return infer
-
-
 def stand_in_maps(picture: Any) -> dict[tuple[int, ...], Any]:
     """(fields, heat maps) of the trained network by the size of its input, for the sizes of both methods."""
     infer, found = float_infer(build(THIN)), {}
@@ -183,26 +160,36 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     cv2.setNumThreads(job["threads"])
     network, picture = job["network"], read_image(PICTURE)
     net, maps = build(network), stand_in_maps(picture) if network == VGG else None
+    engine = None
     methods: dict[str, Any] = {"reference": Reference(Timed(float_infer(net), maps), network)}
     if job["torch_int8"] and network == VGG:
         sample = prepare(picture, network_spec(network), 368)[0]
-        methods["reference-int8"] = Reference(Timed(torch_int8_infer(net, sample), maps), network)
+        eager, engine = eager_infer(net, sample)
+        methods["reference-eager"] = Reference(Timed(eager, maps), network)
+        methods["reference-int8"] = Reference(Timed(compiled_infer(net, sample), maps), network)
     methods["kvant"] = Ours(Timed(kvant.load(file_of(network)), maps), network, FOUR_SCALES)
     if network == VGG:
         fast = kvant.load(file_of(network), memory_budget="speed")
         methods["kvant-speed"] = Ours(Timed(fast, maps), network, FOUR_SCALES)
     methods["kvant-one-scale"] = Ours(Timed(kvant.load(file_of(network)), maps), network, ONE_SCALE)
-    return _take_turns(methods, picture, job["rounds"])
+    found = _take_turns(methods, picture, job["rounds"])
+    if engine is not None:
+        found["methods"]["reference-eager"]["engine"] = engine
+    return found
 
 
 def _take_turns(methods: dict[str, Any], picture: Any, rounds: int) -> dict[str, Any]:
-    people = {name: method(picture)[0] for name, method in methods.items()}
+    for name, method in methods.items():
+        if name != "reference":  # eager float32 has nothing to make ready
+            method(picture)
+    people: dict[str, int] = {}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for _ in range(rounds):
         for name, method in methods.items():
             if "kvant" in name:
                 method(picture)  # what ran before has emptied the caches, which a user's second picture finds filled
-            times[name].append(method(picture)[1])
+            people[name], parts = method(picture)
+            times[name].append(parts)
     found = {}
     for name, entries in times.items():
         middle = sorted(entries, key=lambda entry: sum(entry.values()))[(len(entries) - 1) // 2]
@@ -213,6 +200,7 @@ def _take_turns(methods: dict[str, Any], picture: Any, rounds: int) -> dict[str,
 
 TITLES = {
     "reference": "reference method, torch float32",
+    "reference-eager": "reference method, torch int8 (eager, {engine})",
     "reference-int8": "reference method, torch int8 (PT2E, Inductor)",
     "kvant": "kvant",
     "kvant-speed": 'kvant, budget "speed"',
@@ -232,7 +220,8 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
             total = sum(found[part] for part in PARTS)
             lines.append(
                 [
-                    entry["network"], TITLES[name], _time(found["seconds"]), ratios if "ref" in name else "",
+                    entry["network"], TITLES[name].format(**found), _time(found["seconds"]),
+                    ratios if "reference" in name else "",
                     _time(found["pre"]) if found["pre"] else "", f"{found['network'] / total:.0%}",
                     _time(found["post"]), str(found["people"]),
                 ]
