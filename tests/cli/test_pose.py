@@ -89,7 +89,7 @@ class TestRun:
         out = tmp_path / "out"
         result = run("pose", "run", file, album, "-o", out, "--json", *NETWORK)
         assert result.exit_code == 1
-        assert "half.jpg is damaged or incomplete" in result.stderr
+        assert "half.jpg is damaged, incomplete" in result.stderr
         assert "text.png is not a complete JPEG" in result.stderr
         assert "2 pictures skipped" in result.stderr and "Traceback" not in result.output
         good = {"colour.png", "grey.png", "alpha.png", "deep.png", "turned.jpg", "tiny.bmp", "wide.webp"}
@@ -204,6 +204,9 @@ class TestVideo:
         assert "gone.mp4 is not a file" in fail("pose", "video", file, tmp_path / "gone.mp4", *out)
         assert "not a video" in fail("pose", "video", file, file, *out)
         assert "camera 987 cannot be opened" in fail("pose", "video", file, "987", *out)
+        assert "9 cannot be opened: there are not so many" in fail("pose", "video", file, "9" * 20, *out)
+        both = ("--json", tmp_path / "out.mp4")
+        assert "cannot be both the drawn video and the lines" in fail("pose", "video", file, walk, *out, *both)
         assert "must end in" in fail("pose", "video", file, walk, "-o", tmp_path / "out.txt", *NETWORK)
         assert "the video that is read" in fail("pose", "video", file, walk, "-o", walk, *NETWORK)
         assert "does not exist" in fail("pose", "video", file, walk, "-o", tmp_path / "no" / "out.mp4", *NETWORK)

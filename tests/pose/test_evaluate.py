@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from kvant.errors import MissingDependencyError
-from kvant.pose import Person, PoseEstimator, evaluate_coco, keypoint_agreement, network_spec
+from kvant.errors import InputError, MissingDependencyError
+from kvant.pose import CocoTruth, Person, PoseEstimator, evaluate_coco, keypoint_agreement, network_spec
 from kvant.pose.evaluate import Agreement
 from kvant.pose.layout import COCO_FROM_PARTS, COCO_KEYPOINTS, Float32Array
 
@@ -83,6 +84,45 @@ def test_no_picture_left_is_an_error(dataset: Path) -> None:
     (dataset / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no image to evaluate"):
         evaluate_coco(PERFECT, dataset, dataset / "annotations.json")
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content, entry: entry.update(keypoints=[1, 2, 3]), "annotation 1: .*length >= 51"),
+        (lambda content, entry: entry.update(keypoints=["a"] * 51), r"annotation 1: .*`float`, got `str`"),
+        (lambda content, entry: entry.pop("keypoints"), "annotation 1: .*missing required field `keypoints`"),
+        (lambda content, entry: entry.pop("area"), "annotation 1: .*missing required field `area`"),
+        (lambda content, entry: entry.update(area=float("nan")), "annotation 1: .*>= 0"),
+        (lambda content, entry: entry.update(bbox=[1, 2]), "annotation 1: .*length >= 4"),
+        (lambda content, entry: content["images"][0].update(id="one"), "`int`, got `str`"),
+        (lambda content, entry: content["images"][0].pop("file_name"), "missing required field `file_name`"),
+        (lambda content, entry: content["images"].append(content["images"][0]), "two images have the same id"),
+        (lambda content, entry: content.pop("categories"), "has no 'categories'"),
+        (lambda content, entry: content.update(categories=[]), "categories lack people"),
+        (lambda content, entry: content.update(annotations=None), "cannot be read as annotations"),
+        (lambda content, entry: content.update(annotations=[]), "nobody's key points on the images to evaluate on"),
+        (lambda content, entry: [each.update(image_id=7) for each in content["annotations"]], "nobody's key points"),
+        (lambda content, entry: [each.update(num_keypoints=0) for each in content["annotations"]], "nobody's key poin"),
+    ],
+)
+def test_annotations_that_cannot_be_scored(change: Change, message: str, dataset: Path) -> None:
+    content = json.loads((dataset / "annotations.json").read_text())
+    change(content, content["annotations"][0])
+    (dataset / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        CocoTruth(dataset / "annotations.json", dataset)
+
+
+def test_annotations_of_other_things_may_lack_key_points(dataset: Path) -> None:
+    content = json.loads((dataset / "annotations.json").read_text())
+    content["categories"].append({"id": 2, "name": "bicycle"})
+    content["annotations"].append({"id": 9, "image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], "iscrowd": 0})
+    (dataset / "annotations.json").write_text(json.dumps(content))
+    assert evaluate_coco(PERFECT, dataset, dataset / "annotations.json")["AP"] == pytest.approx(1)
 
 
 def test_missing_pycocotools_is_said(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvant.errors import ImageError
+from kvant.errors import ImageError, InputError
 from kvant.pose import InputSpec, NetworkSpec, PoseOutput, as_picture, network_spec, prepare
 
 THIN, VGG = network_spec("openpose-mobilenet-thin"), network_spec("openpose-vgg")
@@ -94,6 +94,14 @@ def test_grey_and_transparent_arrays_are_understood() -> None:
 def test_views_of_pictures_are_understood() -> None:
     flipped = gradient()[::-1, ::-1]
     np.testing.assert_array_equal(prepare(flipped, THIN, 16)[0], prepare(flipped.copy(), THIN, 16)[0])
+
+
+def test_inputs_that_would_fill_the_memory_are_refused() -> None:
+    picture = np.zeros((48, 64, 3), np.uint8)
+    with pytest.raises(InputError, match="21336 x 16000, more than the 50,000,000 that are allowed: choose a smaller"):
+        prepare(picture, THIN, height=16000)
+    with pytest.raises(InputError, match="choose a smaller"):
+        prepare(picture, THIN, height=10**9)
 
 
 @pytest.mark.parametrize("height", [0, -8, 7])

@@ -77,6 +77,17 @@ def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_encoder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    with (
+        pytest.raises(VideoError, match=r"a\.mp4: this PyAV was built without libx264"),
+        recording(tmp_path / "a.mp4", 9),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "a.avi")
+
+
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"must end in one of \.avi"), recording(tmp_path / "a.gif", 10):
         pass

@@ -20,7 +20,7 @@ FRAMES, HEIGHT, WIDTH = 6, 48, 64
 
 def scene(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """Two colours and a mark that says which way is up, BGR."""
-    picture = np.full((height, width, 3), (60 + 20 * number, 120, 180), np.uint8)
+    picture = np.full((height, width, 3), (60 + 20 * number % 180, 120, 180), np.uint8)
     picture[: height // 2, : width // 2] = 40, 220, 90
     return picture
 
@@ -32,10 +32,11 @@ def write(
     times: Sequence[int] = range(FRAMES),
     size: tuple[int, int] = (HEIGHT, WIDTH),
     rotation: int = 0,
+    group: int = 1,
     **options: Any,
 ) -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options={"g": "1"})
+        stream = container.add_stream(codec, rate=10, options={"g": str(group)})
         stream.height, stream.width = size
         stream.pix_fmt = pixels
         for name, value in options.items():
@@ -135,6 +136,19 @@ def test_damaged_frames_are_left_out(tmp_path: Path) -> None:
     found = read(path)
     assert len(found) == FRAMES - 1
     assert np.abs(found[2].astype(int) - scene(3)).mean() < 2
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mkv"), ("mpeg4", ".avi"), ("libvpx-vp9", ".webm")])
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_after_damage_are_read(codec: str, suffix: str, seed: int, tmp_path: Path) -> None:
+    path = write(tmp_path / f"a{suffix}", codec, times=range(40), size=(240, 320), group=10)
+    content, random = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for at in random.integers(len(content) // 4, len(content) // 2, 12).tolist():
+        content[at] ^= 0x5A
+    path.write_bytes(content)
+    found = read(path)
+    assert len(found) >= 25
+    assert np.abs(found[-1].astype(int) - scene(39, 240, 320)).mean() < 12
 
 
 def test_a_file_without_pictures(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from kvant.errors import InputError, MissingDependencyError
 from kvant.pose.estimator import PoseEstimator
-from kvant.pose.person import Person
+from kvant.pose.layout import COCO_KEYPOINTS
+from kvant.pose.person import PERSON_CATEGORY, Person
 from kvant.pose.pictures import read_image
 
 _STATISTICS = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
@@ -68,6 +70,13 @@ class CocoTruth:
         ][:limit]
         if not self.images:
             raise InputError(f"{annotations_json} lists no image to evaluate on")
+        if not any(entry["num_keypoints"] for entry in self._people()):
+            raise InputError(f"{annotations_json} has nobody's key points on the images to evaluate on")
+
+    def _people(self) -> list[dict[str, Any]]:
+        coco, chosen = self._coco, [image["id"] for image in self.images]
+        people: list[dict[str, Any]] = coco.loadAnns(coco.getAnnIds(imgIds=chosen, catIds=[PERSON_CATEGORY]))
+        return people
 
     def detect(self, estimator: PoseEstimator, progress: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
         """Return what an estimator finds on the pictures, in COCO's result format.
@@ -87,6 +96,27 @@ class CocoTruth:
         return _statistics(self._coco, results, [image["id"] for image in self.images])
 
 
+class _Image(msgspec.Struct):
+    """What evaluation needs of an entry of COCO's "images"."""
+
+    id: int
+    file_name: str
+
+
+class _Annotation(msgspec.Struct):
+    """What pycocotools takes for granted in an entry of "annotations"."""
+
+    id: int
+    image_id: int
+    iscrowd: int
+    num_keypoints: int
+    area: Annotated[float, msgspec.Meta(ge=0)]
+    bbox: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
+    keypoints: Annotated[
+        list[float], msgspec.Meta(min_length=3 * len(COCO_KEYPOINTS), max_length=3 * len(COCO_KEYPOINTS))
+    ]
+
+
 def _load_coco(path: str | PathLike[str]) -> Any:
     try:
         from pycocotools.coco import COCO
@@ -95,12 +125,26 @@ def _load_coco(path: str | PathLike[str]) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(path))
-        complete = all({"id", "file_name"} <= image.keys() for image in truth.dataset["images"])
+        _check(truth.dataset)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise InputError(f"{path} cannot be read as annotations in COCO's format: {error}") from error
-    if not complete:
-        raise InputError(f"{path}: every entry of 'images' must have an 'id' and a 'file_name'")
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{path} cannot be read as annotations in COCO's format: {reason}") from error
     return truth
+
+
+def _check(dataset: dict[str, Any]) -> None:
+    """Raise ValueError or KeyError for what pycocotools would stumble over, or take, and score wrongly."""
+    images = msgspec.convert(dataset["images"], list[_Image])
+    if len({image.id for image in images}) != len(images):
+        raise ValueError("two images have the same id")
+    if PERSON_CATEGORY not in [category["id"] for category in dataset["categories"]]:
+        raise ValueError(f"its categories lack people, {PERSON_CATEGORY}")
+    for entry in dataset["annotations"]:
+        if entry["category_id"] == PERSON_CATEGORY:
+            try:
+                msgspec.convert(entry, _Annotation)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"annotation {entry.get('id')}: {error}") from error
 
 
 def _statistics(truth: Any, results: list[dict[str, Any]], image_ids: list[int]) -> dict[str, float]:
@@ -110,7 +154,7 @@ def _statistics(truth: Any, results: list[dict[str, Any]], image_ids: list[int])
         return dict.fromkeys(_STATISTICS, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
-        evaluation.params.imgIds = image_ids
+        evaluation.params.imgIds, evaluation.params.catIds = image_ids, [PERSON_CATEGORY]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

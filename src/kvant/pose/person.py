@@ -10,7 +10,8 @@ import numpy as np
 
 from kvant.pose.layout import COCO_FROM_PARTS, PARTS, Float32Array
 
-_PERSON_CATEGORY = 1  # COCO's number for people
+PERSON_CATEGORY = 1
+"""COCO's number for people."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Person:
         keypoints[:, 2] = keypoints[:, 2] > 0
         return {
             "image_id": image_id,
-            "category_id": _PERSON_CATEGORY,
+            "category_id": PERSON_CATEGORY,
             "keypoints": [round(value, 2) for value in keypoints.ravel().tolist()],
             "score": self.score,
         }

@@ -56,7 +56,7 @@ def decode_image(content: bytes, name: str = "picture", max_pixels: int = MAX_PI
         )
     picture = _decode(content, cv2.IMREAD_COLOR)
     if picture is None:
-        raise ImageError(f"{name} is damaged or incomplete: OpenCV cannot read it ({len(content)} bytes)")
+        raise ImageError(f"{name} is damaged, incomplete, or of a kind that OpenCV cannot read ({len(content)} bytes)")
     # JPEG has no transparency: only other formats are worth a second look.
     raw = None if content.startswith(_JPEG) else _decode(content, cv2.IMREAD_UNCHANGED)
     if raw is None or raw.ndim != 3 or raw.shape[2] != 4:

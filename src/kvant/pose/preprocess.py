@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from kvant.errors import InputError
 from kvant.pose.layout import Float32Array
 from kvant.pose.pictures import Picture
 from kvant.pose.spec import NetworkSpec, PerChannel
@@ -14,6 +16,9 @@ from kvant.pose.yuv import AnyPicture, Plane, YuvPicture, known_picture, to_bgr
 
 MAX_ASPECT = 8
 """Pictures wider than this many heights are scaled to this many times the wanted height instead: memory is finite."""
+
+MAX_INPUT_PIXELS = 50_000_000
+"""Larger inputs of a network are refused before they are made: 200 times the usual size, 600 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ def prepare(image: AnyPicture, spec: NetworkSpec, height: int = 368) -> tuple[Fl
 
     `image` is what `as_picture` takes, or a `YuvPicture`. Returns the input, 1 x 3 x height' x width' float32, and the
     geometry that maps results back. The aspect ratio is kept, but a picture wider than 8 heights gets a smaller
-    height'. Raises ImageError for an array that is no picture, ValueError for a height below the stride.
+    height'. Raises ImageError for an array that is no picture, ValueError for a height below the stride, InputError for
+    one that makes an input of more than `MAX_INPUT_PIXELS`.
 
     >>> from kvant.pose.spec import network_spec
     >>> array, geometry = prepare(np.zeros((480, 640, 3), np.uint8), network_spec("openpose-mobilenet-thin"))
@@ -67,6 +73,12 @@ def prepare(image: AnyPicture, spec: NetworkSpec, height: int = 368) -> tuple[Fl
         raise ValueError(f"height must be at least {spec.input.stride}, got {height}")
     picture = known_picture(image)
     geometry = _fit(picture.shape[0], picture.shape[1], height, spec.input.stride)
+    if math.prod(geometry.padded) > MAX_INPUT_PIXELS:
+        raise InputError(
+            f"scaled to height {height}, this picture of {picture.shape[1]} x {picture.shape[0]} pixels has "
+            f"{geometry.padded[1]} x {geometry.padded[0]}, more than the {MAX_INPUT_PIXELS:,} that are allowed: "
+            "choose a smaller height or smaller scales"
+        )
     return _to_input(_resize(picture, geometry.resized), geometry, spec), geometry
 
 

@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from kvant.errors import VideoError
-from kvant.format import replacing
+from kvant.format import explained, replacing
 from kvant.pose.sources import FileSource, view_of
 from kvant.pose.yuv import Plane, YuvPicture
 
@@ -40,15 +40,21 @@ _MOST_TICKS = 65535  # MPEG-4 counts time in at most so many parts of a second
 
 
 class Recording:
-    """A video that is being written to `path`, a file whose ending is one of `CONTAINERS`; see `recording`."""
+    """A video that is being written to `path`, a file whose ending is one of `CONTAINERS`; see `recording`.
 
-    def __init__(self, path: Path, rate: float, threads: int) -> None:
-        self.frames = 0
+    `name` is what errors call it.
+    """
+
+    def __init__(self, path: Path, name: str, rate: float, threads: int) -> None:
+        self.frames, self._name = 0, name
         self._size = 0, 0
         self._rate = Fraction(rate).limit_denominator(max(1, min(1001, int(_MOST_TICKS / rate))))
         kind = CONTAINERS[path.suffix]
-        self._container = av.open(f"file:{path}", "w", format=kind.format)
-        stream = self._container.add_stream(kind.codec, rate=self._rate, options=_OPTIONS[kind.codec])
+        if kind.codec not in av.codecs_available:
+            raise VideoError(f"{name}: this PyAV was built without {kind.codec}; the one that pip installs has it")
+        with self._explained():
+            self._container = av.open(f"file:{path}", "w", format=kind.format)
+            stream = self._container.add_stream(kind.codec, rate=self._rate, options=_OPTIONS[kind.codec])
         self._stream = cast(av.VideoStream, stream)
         self._stream.codec_context.thread_count = threads
 
@@ -73,7 +79,8 @@ class Recording:
         yield picture, canvas
         _repeat_edges(y, height, width)
         frame.pts, frame.time_base = self.frames, 1 / self._rate
-        self._container.mux(self._stream.encode(frame))
+        with self._explained():
+            self._container.mux(self._stream.encode(frame))
         self.frames += 1
 
     def _begin(self, picture: YuvPicture) -> None:
@@ -85,9 +92,19 @@ class Recording:
 
     def finish(self) -> None:
         """Write what is still to be written, and close the file."""
-        if self.frames:
-            self._container.mux(self._stream.encode())
-        self._container.close()
+        with self._explained():
+            if self.frames:
+                self._container.mux(self._stream.encode())
+            self._container.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the system as SaveError, FFmpeg's own as VideoError."""
+        try:
+            with explained(self._name):
+                yield
+        except av.FFmpegError as error:
+            raise VideoError(f"{self._name} cannot be written: {error.strerror or error}") from error
 
     def abandon(self) -> None:
         """Close the file as it is, to be deleted."""
@@ -99,19 +116,17 @@ class Recording:
 def recording(path: str | os.PathLike[str], rate: float, threads: int = 1) -> Iterator[Recording]:
     """A video to write frames to, `rate` a second; the file appears after the block, unless that raises.
 
-    Raises VideoError for an ending that is not one of `CONTAINERS`, or if writing fails, and SaveError for a file that
-    cannot be written at all.
+    Raises VideoError for an ending that is not one of `CONTAINERS` and for what cannot be encoded, SaveError for a file
+    that cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in CONTAINERS:
         raise VideoError(f"{os.fspath(path)}: a drawn video must end in one of {', '.join(CONTAINERS)}")
     with replacing(path, suffix) as temporary:
-        video = Recording(temporary, rate, threads)
+        video = Recording(temporary, os.fspath(path), rate, threads)
         try:
             yield video
             video.finish()
-        except av.FFmpegError as error:
-            raise VideoError(f"{os.fspath(path)} cannot be written: {error.strerror or error}") from error
         finally:
             video.abandon()
         _check_written(temporary, path, video.frames)

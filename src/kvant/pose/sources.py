@@ -35,9 +35,9 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A video file; FFmpeg decodes it on `threads` threads."""
+    """A video file, decoded by FFmpeg."""
 
-    def __init__(self, name: str, threads: int = 1) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
         if not os.path.isfile(name):
             raise VideoError(f"{name} is not a file")
@@ -51,7 +51,9 @@ class FileSource:
             self._container.close()
             raise VideoError(f"{name} is not a video that FFmpeg can read: it has no pictures")
         self._stream = stream
-        self._stream.codec_context.thread_count = threads
+        # Two threads for the slices of a frame, of which most videos have one, take no more time than one thread; but
+        # with them FFmpeg gives frames that are damaged in a place, too, and it goes on after them.
+        self._stream.codec_context.thread_count, self._stream.codec_context.thread_type = 2, "SLICE"
         self.rate = _rate(float(stream.average_rate or stream.guessed_rate or 0))
         self.frames = self._stream.frames or self._estimated_frames() or None
 
@@ -81,10 +83,17 @@ class FileSource:
                 raise VideoError(f"{self._name} cannot be read any further: {error.strerror or error}") from error
             if packet is None:
                 return
-            try:
-                yield from cast(list[av.VideoFrame], packet.decode())
-            except av.InvalidDataError:
-                continue
+            yield from self._decode(packet)
+
+    def _decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame]:
+        """The frames of a packet; none if it is damaged."""
+        try:
+            return cast(list[av.VideoFrame], packet.decode())
+        except av.BlockingIOError:  # what an earlier one left behind is in the way
+            self._stream.codec_context.flush_buffers()
+        except av.FFmpegError:
+            pass
+        return []
 
     def close(self) -> None:
         self._container.close()
@@ -96,6 +105,8 @@ class CameraSource:
     frames: int | None = None
 
     def __init__(self, number: int) -> None:
+        if number >= 2**31:
+            raise VideoError(f"camera {number} cannot be opened: there are not so many")
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise VideoError(f"camera {number} cannot be opened")

@@ -27,7 +27,7 @@ from kvant.runtime import native
 if TYPE_CHECKING:
     from kvant.pose.estimator import PoseEstimator
 
-_NETWORK_THREADS = 4  # so many threads of the network take their frames from one that decodes, and give them to another
+_NETWORK_THREADS = 4  # so many threads of the network make less than one thread can encode
 Progress = Callable[[int], None]
 
 
@@ -57,7 +57,7 @@ class Video:
     def __init__(self, source: str | os.PathLike[str] | int) -> None:
         self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
         self.is_camera = isinstance(source, int)
-        self._source = CameraSource(source) if isinstance(source, int) else FileSource(self.name, codec_threads())
+        self._source = CameraSource(source) if isinstance(source, int) else FileSource(self.name)
         self.frames, self.rate = self._source.frames, self._source.rate
         self._stopped = threading.Event()
 
@@ -82,8 +82,8 @@ class Video:
         self.close()
 
 
-def codec_threads() -> int:
-    """Threads to decode, or to encode, that keep up with the network's; more of them would only cost time."""
+def _encoding_threads() -> int:
+    """As many as keep up with the network's; more of them would only cost time."""
     return max(1, native.num_threads() // _NETWORK_THREADS)
 
 
@@ -128,7 +128,7 @@ def process_video(
     with ExitStack() as stack:
         stack.enter_context(_one_opencv_thread())
         out = stack.enter_context(_text_file(lines)) if lines is not None else None
-        writer = stack.enter_context(recording(drawn, video.rate, codec_threads())) if drawn is not None else None
+        writer = stack.enter_context(recording(drawn, video.rate, _encoding_threads())) if drawn is not None else None
         frames = stack.enter_context(closing(ahead(islice(video, limit))))
         found = stack.enter_context(closing(estimator.each(lambda frame: (frame, estimator.detect(frame.yuv)), frames)))
         for frame, there in found:
@@ -157,6 +157,9 @@ def _one_opencv_thread() -> Iterator[None]:
 
 
 def _check_targets(video: Video, *targets: str | os.PathLike[str] | None) -> None:
+    named = [os.path.realpath(target) for target in targets if target is not None]
+    if len(set(named)) < len(named):
+        raise VideoError(f"{named[0]} cannot be both the drawn video and the lines; give two names")
     for target in targets:
         if target is not None and not video.is_camera and os.path.realpath(target) == os.path.realpath(video.name):
             raise VideoError(f"{video.name} is the video that is read; give another name for what is written")
