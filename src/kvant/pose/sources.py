@@ -88,7 +88,7 @@ class FileSource:
     def _decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame]:
         """The frames of a packet; none if it is damaged."""
         try:
-            return cast(list[av.VideoFrame], packet.decode())
+            return packet.decode()
         except av.BlockingIOError:  # what an earlier one left behind is in the way
             self._stream.codec_context.flush_buffers()
         except av.FFmpegError:
