@@ -180,9 +180,10 @@ def test_calls_that_are_none(page: str, body: bytes) -> None:
 def test_other_sites_are_refused(page: str) -> None:
     assert ask(page, "/")[0] == 200
     own = page.removeprefix("http://")
-    assert ask(page, "/", Host="evil.example")[0] == 421
+    for host in ("evil.example", "[bad", "localhost.evil.example", "evil.example:80@localhost.", ""):
+        assert ask(page, "/", Host=host)[0] == 421
     assert ask(page, "/", Host=f"localhost:{own.split(':')[1]}")[0] == 200
-    for origin in ("http://evil.example", "null", f"http://{own}.evil.example"):
+    for origin in ("http://evil.example", "null", f"http://{own}.evil.example", "http://[bad", ""):
         assert ask(page, "/gradio_api/queue/join", "POST", b"{}", Origin=origin)[0] == 403
     assert ask(page, "/config", Origin=page)[0] == 200
     for method in ("PUT", "DELETE", "OPTIONS", "TRACE"):

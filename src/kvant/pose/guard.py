@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -131,10 +131,10 @@ class Guard:
         """Status and reason, or None for what may pass."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "")
-        if self.loopback and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        if self.loopback and _split(f"//{host}").hostname not in LOOPBACK:
             return 421, "this server answers to its own name only"
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin).netloc != host:
             return 403, "requests of other sites are refused"
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return 405, "GET, HEAD and POST only"
@@ -173,6 +173,14 @@ class Guard:
 
     def _most_bytes(self, path: str) -> int:
         return self.upload_bytes + _UPLOAD_EXTRA if path == UPLOAD else _CALL_BYTES
+
+
+def _split(address: str) -> SplitResult:
+    """Its parts; none of an address that is not well formed."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 async def _read(receive: Receive) -> bytes:
