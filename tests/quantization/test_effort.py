@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import kvant
+from kvant.capture import capture, prepare
 from kvant.errors import RecipeError
+from kvant.quantization.progress import Progress
+from kvant.quantization.statistics import collect
 
 
 class Uneven(torch.nn.Module):
@@ -49,8 +54,23 @@ def test_best_effort_has_no_fewer_multiplications_in_8_bits_and_holds_the_target
     assert share(made["best"]) >= share(made["default"])
 
 
+def test_the_fast_effort_runs_on_few_samples_and_no_order_changes_which(tmp_path: Path) -> None:
+    net, pictures = Uneven().eval(), list(torch.randn(60, 3, 32, 32).split(1))
+    recipe = kvant.Recipe(effort="fast", samples=8)
+    files = []
+    for number, data in enumerate((pictures, pictures[::-1], [torch.cat(pictures[20:]), *pictures[:20]])):
+        files.append(tmp_path / f"{number}.kvant")
+        kvant.quantize(net, pictures[0], calibration=data, recipe=recipe).save(files[-1])
+    assert len({file.read_bytes() for file in files}) == 1
+    graph = prepare(capture(net, (pictures[0],), {}))
+    seen = collect(graph, ([x] for x in pictures), "minmax", 8, Progress(False), recipe.most_samples)
+    assert (seen.count, seen.batches, len(seen.samples)) == (16, 60, 8)
+    everything = collect(graph, ([x] for x in pictures), "minmax", 16, Progress(False))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(seen.samples, everything.samples[:8], strict=True))
+
+
 def test_effort_is_checked_and_keeps_more_or_fewer_samples() -> None:
-    assert [kvant.Recipe(effort=effort).kept_samples for effort in ("fast", "default", "best")] == [8, 16, 128]
+    assert [kvant.Recipe(effort=effort).kept_samples for effort in ("fast", "default", "best")] == [16, 16, 128]
     with pytest.raises(RecipeError, match="effort"):
         kvant.Recipe(effort="most")  # type: ignore[arg-type]
     assert kvant.Recipe.from_toml(kvant.Recipe(effort="best").to_toml()).effort == "best"

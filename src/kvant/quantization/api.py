@@ -71,7 +71,8 @@ def quantize(
         if calibration is None:
             seen, recipe, kept["calibration"] = _level_1(captured, graph, example_inputs, recipe, show)
         else:
-            seen = collect(graph, _batches(graph, calibration), recipe.observer, recipe.kept_samples, show)
+            batches = _batches(graph, calibration)
+            seen = collect(graph, batches, recipe.observer, recipe.kept_samples, show, recipe.most_samples)
         plan = make_plan(graph, seen, recipe, show)
     quantized = convert(plan)
     validate(quantized)

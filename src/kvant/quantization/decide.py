@@ -8,11 +8,13 @@ from operator import is_
 import numpy as np
 import torch
 
+from kvant.capture import Executor
 from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, ops
 from kvant.quantization.correct import correct, float_means
 from kvant.quantization.equalize import equalize
 from kvant.quantization.observers import AnyObserver
+from kvant.quantization.parts import Parts
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.refine import refine, refine_small, weight_noise
@@ -46,6 +48,9 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     recipe.check_rules(graph)
     graph, seen = smooth(graph, seen, recipe)
     graph, places = place(graph, seen, recipe)
+    if recipe.effort == "fast":
+        parts = Parts(Executor(graph), seen.samples[0])
+        seen = replace(seen, samples=[parts.middle(sample) for sample in seen.samples])
     start = Start(graph, places, seen, recipe, show)
     if recipe.effort == "fast" or not start.equalized or recipe.center:
         return start.finish()

@@ -136,7 +136,9 @@ class Statistics:
             self.observers[name].observe(values, low, high)
 
 
-def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, progress: Progress) -> Statistics:
+def collect(
+    graph: Graph, data: Iterable[Sample], observer: str, keep: int, progress: Progress, most: int | None = None
+) -> Statistics:
     """Run ``graph`` over ``data`` once and return what was seen.
 
     Args:
@@ -144,26 +146,30 @@ def collect(graph: Graph, data: Iterable[Sample], observer: str, keep: int, prog
         data: one list of tensors, in the order of the graph's inputs, for each batch.
         observer: a key of ``OBSERVERS``.
         keep: how many samples to keep.
+        most: run no more samples than this: which, their content decides. None is all.
 
     Raises:
         CalibrationError: there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
     """
     seen = Statistics()
-    kept = _Kept(keep, all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape))
+    kept = _Kept(max(keep, most or 0), all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape))
 
     def checked() -> Iterator[Sample]:
         for batch in progress.track(data, "calibrating"):
             seen.batches += 1
             check_batch(graph, batch, seen.batches)
             kept.offer(batch)
-            yield from _pieces(batch) if kept.split and observer != "moving_average" else [batch]
+            if most is None:
+                yield from _pieces(batch) if kept.split and observer != "moving_average" else [batch]
+        if most is not None:
+            yield from progress.track(kept.samples()[:most], "looking")
 
     looker = _Looker(graph, makes_values(graph), channel_axes(graph), observer)
     for look in in_order(looker, checked()):
         seen.add(look, observer)
     if seen.batches == 0:
         raise CalibrationError("calibration data is empty: give at least one batch, better a hundred pictures")
-    seen.samples, seen.count = kept.samples(), kept.offered
+    seen.samples, seen.count = kept.samples()[:keep], min(kept.offered, most or kept.offered)
     return seen
 
 
