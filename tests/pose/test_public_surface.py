@@ -31,7 +31,10 @@ def test_exported_names() -> None:
     ("use", "absent"),
     [
         ("import kvant.pose; kvant.pose.network_spec('openpose-vgg'); kvant.pose.Person", {"torch", "cv2"}),
-        ("from kvant.pose import PoseEstimator, read_image, decode_people, draw_people, evaluate_coco", {"torch"}),
+        (
+            "from kvant.pose import PoseEstimator, read_image, decode_people, draw_people, evaluate_coco",
+            {"torch", "av"},
+        ),
     ],
 )
 def test_what_is_not_imported(use: str, absent: set[str]) -> None:
@@ -39,7 +42,10 @@ def test_what_is_not_imported(use: str, absent: set[str]) -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-@pytest.mark.parametrize(("name", "package", "extra"), [("prepare", "cv2", "pose"), ("OpenPoseVGG", "torch", "torch")])
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("prepare", "cv2", "pose"), ("OpenPoseVGG", "torch", "torch"), ("Video", "av", "pose")],
+)
 def test_missing_packages_are_named_with_their_extra(name: str, package: str, extra: str) -> None:
     code = f"""
 import sys
