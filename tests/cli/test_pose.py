@@ -372,9 +372,22 @@ class TestEvaluate:
         (truth / "truth.json").write_text(json.dumps(content))
         assert "lists no image" in fail(*self.arguments(file, truth), "--no-float")
 
-    def test_a_missing_picture_is_named(self, fail: Callable[..., str], file: Path, truth: Path) -> None:
+    def test_when_no_picture_can_be_read(self, fail: Callable[..., str], file: Path, truth: Path) -> None:
         (truth / "1.png").unlink()
-        assert "1.png cannot be read" in fail(*self.arguments(file, truth), "--no-float")
+        message = fail(*self.arguments(file, truth), "--no-float")
+        assert "1.png cannot be read" in message and "none of the pictures" in message
+
+    def test_pictures_that_cannot_be_read_do_not_count(
+        self, run: Kvant, file: Path, truth: Path, tmp_path: Path
+    ) -> None:
+        report = tmp_path / "a.json"
+        (truth / "2.png").write_bytes((truth / "2.png").read_bytes()[:60])
+        result = run(*self.arguments(file, truth), "--all", "--json", report)
+        assert result.exit_code == 1
+        assert result.stderr.count("2.png is damaged") == 1 and "1 picture skipped" in result.stderr
+        content = json.loads(report.read_text())
+        assert content["pictures"] == 1
+        assert content["scores"]["int8"]["AP"] == pytest.approx(1)
 
 
 class TestCompare:

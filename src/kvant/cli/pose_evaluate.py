@@ -11,6 +11,7 @@ import typer
 from kvant import pose
 from kvant.cli import options, output
 from kvant.cli.pose_options import Height, Network, Scales, Weights, open_file, open_float
+from kvant.cli.pose_run import BrokenPictures
 from kvant.format import write_atomically
 
 
@@ -48,7 +49,10 @@ def evaluate(
     ] = None,
     backend: options.BackendOption = None,
 ) -> None:
-    """Score a file, and the float network it was made of, on COCO key points."""
+    """Score a file, and the float network it was made of, on COCO key points.
+
+    A picture that cannot be read is named and does not count; the exit code is 1 then.
+    """
     for target in (report, results):
         if target is not None:
             options.check_writable(target)
@@ -56,9 +60,10 @@ def evaluate(
     models = {} if without_float else {"float": open_float(estimator, weights)}
     truth = pose.CocoTruth(annotations, images, ignore_incomplete=not all_images, limit=limit)
     scores: dict[str, dict[str, float]] = {}
+    broken = BrokenPictures()
     for name, model in {**models, "int8": estimator}.items():
         with output.progress(name, len(truth.images)) as advance:
-            found = truth.detect(model, lambda _: advance())
+            found = truth.detect(model, lambda _: advance(), broken.add)
         scores[name] = truth.score(found)
     output.print_table(
         f"{output.clean(file)} on {len(truth.images)} pictures of {output.clean(annotations)}",
@@ -69,6 +74,7 @@ def evaluate(
         write_atomically(report, [json.dumps(_report(truth, estimator, scores), indent=2).encode()])
     if results is not None:
         write_atomically(results, [json.dumps(found).encode()])
+    broken.finish()
 
 
 def _row(name: str, scores: dict[str, dict[str, float]]) -> list[str]:

@@ -99,8 +99,12 @@ class BrokenPictures:
         try:
             yield
         except (ImageError, InputError) as error:
-            output.fail(error)
-            self.count += 1
+            self.add(error)
+
+    def add(self, error: ImageError | InputError) -> None:
+        """Name one."""
+        output.fail(error)
+        self.count += 1
 
     def finish(self) -> None:
         """Exit with 1 if there were any."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from kvant.errors import InputError, MissingDependencyError
+from kvant.errors import ImageError, InputError, MissingDependencyError
 from kvant.pose.estimator import PoseEstimator
 from kvant.pose.layout import COCO_KEYPOINTS
 from kvant.pose.person import PERSON_CATEGORY, Person
@@ -78,21 +78,39 @@ class CocoTruth:
         people: list[dict[str, Any]] = coco.loadAnns(coco.getAnnIds(imgIds=chosen, catIds=[PERSON_CATEGORY]))
         return people
 
-    def detect(self, estimator: PoseEstimator, progress: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
+    def detect(
+        self,
+        estimator: PoseEstimator,
+        progress: Callable[[int], None] | None = None,
+        broken: Callable[[ImageError], None] | None = None,
+    ) -> list[dict[str, Any]]:
         """Return what an estimator finds on the pictures, in COCO's result format.
 
-        `progress` is called with the number of pictures done, after each. Raises ImageError for an unreadable picture.
+        `progress` is called with the number of pictures done, after each; `broken` with the reason why one cannot be
+        read, which then counts no more, for other estimators neither. Raises ImageError if there is no `broken`.
         """
         results: list[dict[str, Any]] = []
-        for done, image in enumerate(self.images, start=1):
-            people = estimator.detect(read_image(self.folder / image["file_name"]))
-            results += [person.coco_result(image["id"]) for person in people]
+        for done, image in enumerate(list(self.images), start=1):
+            try:
+                picture = read_image(self.folder / image["file_name"])
+            except ImageError as error:
+                if broken is None:
+                    raise
+                broken(error)
+                self.images.remove(image)
+            else:
+                results += [person.coco_result(image["id"]) for person in estimator.detect(picture)]
             if progress is not None:
                 progress(done)
         return results
 
     def score(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """Return COCO's key-point statistics of such results, each 0..1; -1 where no annotated person counts."""
+        """Return COCO's key-point statistics of such results, each 0..1; -1 where no annotated person counts.
+
+        Raises InputError if no picture could be read.
+        """
+        if not self.images:
+            raise InputError(f"none of the pictures in {self.folder} can be read")
         return _statistics(self._coco, results, [image["id"] for image in self.images])
 
 
