@@ -139,6 +139,16 @@ inline void store_simple(const Finish<V> &finish, const Floats (&values)[V], uin
   finish.store_simple_bytes(values, y);
 }
 
+template <int64_t P, int64_t V>
+__attribute__((always_inline)) inline void begin(const DirectWork &work, Vector (&sums)[P][V]) {
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < V; ++v) {
+    const Vector bias = load(reinterpret_cast<const uint8_t *>(work.narrow_bias + v * kLanes));
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
+  }
+}
+
 // Simple tiles one after the other in a row of output pixels.
 template <typename Product, Simple kSimple, int64_t P, int64_t V>
 __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish<V> &finish, const uint8_t *x, uint8_t *y,
@@ -146,12 +156,7 @@ __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish
   for (int64_t t = first; t < first + count; ++t, x += P * work.column, y += P * work.y_stride) {
     fetch->some();
     Vector sums[P][V];
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) {
-      const Vector bias = load(reinterpret_cast<const uint8_t *>(work.narrow_bias + v * kLanes));
-#pragma GCC unroll 16
-      for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
-    }
+    begin(work, sums);
     const uint8_t *pixels[P];
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) pixels[p] = x + p * work.column;
@@ -172,12 +177,7 @@ __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish
 template <typename Product, Simple kSimple, int64_t P, int64_t V>
 __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   Vector sums[P][V];
-#pragma GCC unroll 4
-  for (int64_t v = 0; v < V; ++v) {
-    const Vector bias = load(reinterpret_cast<const uint8_t *>(work.narrow_bias + v * kLanes));
-#pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
-  }
+  begin(work, sums);
   Stream stream = stream_of(work, (pixels.first - work.first) / P, work.runs * work.groups * V * kVectorBytes);
   for (int64_t r = 0; r < work.runs; ++r) {
     accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &stream);
