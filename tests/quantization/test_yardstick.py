@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,21 @@ def test_it_is_plain_signal_to_noise_of_the_worst_output() -> None:
     assert yardstick.measure_whole(rough) == pytest.approx(20, abs=0.05)
 
 
+def test_a_plan_is_run_once_and_one_that_differs_anew() -> None:
+    graph, rough = plan([(0.01,) * 4, (0.1,) * 4])
+    yardstick = Yardstick(graph, pictures(1.0, 1.0))
+    run, runs = yardstick._run, []
+    yardstick._run = lambda each: runs.append(each) or run(each)  # type: ignore[assignment, method-assign, func-returns-value]
+    first = yardstick.measure(rough)
+    assert yardstick.measure(replace(rough, types=dict(rough.types))) == first and len(runs) == 1
+    yardstick.measure_whole(rough)
+    finer = {name: TensorType("int16", Quantization((2.0**-12,))) for name in rough.types}
+    others = [replace(rough, types=finer), replace(rough, weights=dict(reversed(rough.weights.items())))]
+    for other in others:
+        yardstick.measure(other)
+    assert [id(each) for each in runs] == [id(each) for each in (rough, *others)]
+
+
 def test_a_weak_channel_counts_with_two_decibels_of_slack() -> None:
     graph, rough = plan([(0.0, 0.0, 0.0, 0.4), (0.0,) * 4])
     samples = pictures(1.0, 1.0)
@@ -68,7 +85,7 @@ def test_a_weak_channel_counts_with_two_decibels_of_slack() -> None:
 def test_one_loud_sample_does_not_hide_the_others() -> None:
     """Rounding noise is the same in every sample; a loud one among them must not make it look small."""
     graph, rough = plan([(0.0,) * 4, (0.0,) * 4])
-    rough.types = {name: TensorType("int16", Quantization((0.3,))) for name in rough.types}
+    rough = replace(rough, types={name: TensorType("int16", Quantization((0.3,))) for name in rough.types})
     quiet = Yardstick(graph, pictures(1.0, 1.0, 1.0)).measure(rough)
     with_loud = Yardstick(graph, pictures(1.0, 1.0, 300.0)).measure(rough)
     assert with_loud == pytest.approx(quiet, abs=2.0)

@@ -16,7 +16,7 @@ from kvant.quantization.ties import makes_values
 from kvant.quantization.weights import QuantizedWeight
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Everything that has been decided about a graph so far.
 
