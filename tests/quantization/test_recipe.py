@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import kvant
@@ -54,6 +54,7 @@ recipes = st.builds(
 
 
 @given(recipes)
+@example(Recipe(wide=("none",), rules=(Rule("none", weights=WeightScheme(bits=4)),)))
 def test_every_recipe_comes_back(recipe: Recipe) -> None:
     text = recipe.to_toml()
     tomllib.loads(text)

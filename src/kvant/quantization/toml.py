@@ -76,7 +76,13 @@ def _record(found: Mapping[str, Any], kind: type[Record], records: Mapping[str, 
     for name in found:
         if name not in known:
             raise RecipeError(f"{kind.__name__} has no field {name!r}; there are {', '.join(sorted(known))}")
-    return kind(**{name: _read(name, value, records) for name, value in found.items()})
+    optional = {field.name for field in fields(kind) if "None" in str(field.type)}  # type: ignore[arg-type]
+    return kind(
+        **{
+            name: None if value == _NONE and name in optional else _read(name, value, records)
+            for name, value in found.items()
+        }
+    )
 
 
 def _read(name: str, value: Any, records: Mapping[str, type]) -> Any:
@@ -84,4 +90,4 @@ def _read(name: str, value: Any, records: Mapping[str, type]) -> Any:
         return _record(value, records[name], records)
     if isinstance(value, list):
         return tuple(_read(name, entry, records) for entry in value)
-    return None if value == _NONE else value
+    return value
