@@ -6,9 +6,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
+from kvant.errors import FormatError
 from kvant.format import Contents
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops, show_shape
-from kvant.runtime import count_macs
+from kvant.runtime import Decision, count_macs, from_metadata, to_metadata
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Description:
     operators: dict[str, int]
     multiplications: dict[str, int]
     tensors: list[TensorFacts]
+    decisions: list[Decision]
 
     def shares(self) -> list[tuple[str, int, float]]:
         """Operands, count and share of all multiplications, the largest first."""
@@ -55,22 +59,38 @@ class Description:
             **self.facts,
             "operators": self.operators,
             "multiplications": shares,
+            "decisions": [msgspec.to_builtins(entry) for entry in self.decisions],
             "tensors": [asdict(entry) for entry in self.tensors],
         }
 
 
 def describe(contents: Contents) -> Description:
     """Collect the facts about a file."""
-    graph = contents.graph
+    graph, decisions = contents.graph, _decisions(contents)
     multiplications: Counter[str] = Counter()
     for entry in count_macs(graph):
         multiplications[" x ".join(entry.dtypes)] += entry.count
     return Description(
-        facts=_facts(contents),
+        facts=_facts(contents) | {"metadata": _others(contents, decisions)},
         operators=dict(sorted(Counter(node.op.kind for node in graph.nodes).items())),
         multiplications=dict(sorted(multiplications.items())),
         tensors=_tensors(graph),
+        decisions=decisions,
     )
+
+
+def _decisions(contents: Contents) -> list[Decision]:
+    """What was decided; nothing where the metadata hold something else under that name, which is then shown."""
+    try:
+        return from_metadata(contents.metadata)
+    except FormatError:
+        return []
+
+
+def _others(contents: Contents, decisions: list[Decision]) -> dict[str, str]:
+    """The metadata that are no decisions."""
+    known = to_metadata(decisions) if decisions else {}
+    return {key: value for key, value in contents.metadata.items() if key not in known}
 
 
 def _facts(contents: Contents) -> dict[str, Any]:
@@ -95,7 +115,6 @@ def _facts(contents: Contents) -> dict[str, Any]:
         "activations": dict(sorted(Counter(graph.types[name].dtype for name in graph.activations()).items())),
         "constants": dict(sorted(constants.items())),
         "golden": len(contents.golden),
-        "metadata": contents.metadata,
     }
 
 

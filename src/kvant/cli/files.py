@@ -41,6 +41,10 @@ def info(
         ["operands", "count", "share"],
         [(kind, count, f"{share:.1%}") for kind, count, share in description.shares()],
     )
+    if description.decisions:
+        columns = ["tried", "taken", "without", "with", ""]
+        title = "Steps, by signal to noise on held-out samples"
+        output.print_table(title, columns, [entry.row() for entry in description.decisions])
     if tensors:
         columns = ["tensor", "kind", "type", "shape", "scale", "zero point"]
         output.print_table("Tensors", columns, [entry.row() for entry in description.tensors])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kvant.capture import capture, prepare
-from kvant.errors import CalibrationError
+from kvant.errors import CalibrationError, QuantizationError
 from kvant.graph import Graph, TensorType, validate
 from kvant.quantization.convert import convert
 from kvant.quantization.datafree import MOST_SAMPLES, without_data
@@ -20,7 +20,10 @@ from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.statistics import Sample, Statistics, collect
 from kvant.quantization.workers import one_thread_each
-from kvant.runtime import QuantizedModel
+from kvant.runtime import QuantizedModel, to_metadata
+
+# Keys of the metadata that say how a file was made.
+OURS = {"calibration", "decisions"}
 
 
 def quantize(
@@ -47,12 +50,14 @@ def quantize(
         metadata: strings to keep in the file, such as how to prepare pictures.
 
     Returns:
-        A model that is called with NumPy arrays or tensors, and saved by ``save(path)``.
+        A model that is called with NumPy arrays or tensors, and saved by ``save(path)``. Its ``decisions``, which
+        travel in the file, say what was tried, measured and taken.
 
     Raises:
         CaptureError: the model cannot be captured (UnsupportedOperatorError lists every operator at fault).
         CalibrationError: the data is empty, not finite, or does not fit.
         RecipeError: the recipe names tensors that do not exist.
+        QuantizationError: a node has no integer form, or ``metadata`` has a name that is taken.
 
     Example:
         >>> import torch, kvant
@@ -67,6 +72,8 @@ def quantize(
     captured = capture(model, args, kwargs)
     graph = split_tables(prepare(captured))
     kept = dict(metadata or {})
+    for key in OURS & set(kept):
+        raise QuantizationError(f"metadata={{{key!r}: ...}}: quantize writes that itself; choose another name")
     with one_thread_each():
         if calibration is None:
             seen, recipe, kept["calibration"] = _level_1(captured, graph, example_inputs, recipe, show)
@@ -76,7 +83,7 @@ def quantize(
         plan = make_plan(graph, seen, recipe, show)
     quantized = convert(plan)
     validate(quantized)
-    return QuantizedModel(quantized, metadata=kept)
+    return QuantizedModel(quantized, metadata=kept | to_metadata(plan.decisions))
 
 
 def _level_1(

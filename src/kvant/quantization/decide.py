@@ -13,6 +13,7 @@ from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, ops
 from kvant.quantization.correct import correct, float_means
 from kvant.quantization.equalize import equalize
+from kvant.quantization.grids import FINE
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.parts import Parts
 from kvant.quantization.progress import Progress
@@ -29,6 +30,7 @@ from kvant.quantization.tune import tune
 from kvant.quantization.types import activation_schemes, activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.yardstick import Yardstick
+from kvant.runtime import Decision
 
 # Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
 WEIGHT_MARGIN_DB = 8.0
@@ -46,19 +48,26 @@ TUNABLE_DB = 4.0
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
     """Decide everything: scales between layers, weights, biases, and the type of each activation."""
     recipe.check_rules(graph)
-    graph, seen = smooth(graph, seen, recipe)
+    graph, seen, smoothed = smooth(graph, seen, recipe)
     graph, places = place(graph, seen, recipe)
     if recipe.effort == "fast":
         parts = Parts(Executor(graph), seen.samples[0])
         seen = replace(seen, samples=[parts.middle(sample) for sample in seen.samples])
     start = Start(graph, places, seen, recipe, show)
+    start.trial.history += smoothed
+    if start.equalized:
+        start.trial.history.append(Decision("equalization", True, detail="for weights"))
     if recipe.effort == "fast" or not start.equalized or recipe.center:
         return start.finish()
     before = start.in_8_bits()
     if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
         return start.finish()
     other = Start(graph, places, seen, recipe, show, by_noise=True)
-    return (other if other.in_8_bits() > before + BETTER_DB else start).finish()
+    after = other.in_8_bits()
+    better = after > before + BETTER_DB
+    other.trial.history = start.trial.history
+    start.trial.note("equalization", better, before, after, "for 8-bit activations instead, all of them in 8 bits")
+    return (other if better else start).finish()
 
 
 class Start:
@@ -98,13 +107,21 @@ class Start:
         Biases are corrected on the middles of samples: good enough to tell one way from the other, for less time.
         """
         trial, plan = self.trial, replace(self.plan, types=self.narrow)
+        known = list(trial.history)
         middles = [trial.yardstick.parts.middle(sample) for sample in trial.fitted]
         if not all(map(is_, middles, trial.fitted)):  # else the float network's means are those of what follows
             trial = Trial(middles, [], trial.yardstick, trial.recipe, trial.show)
-        return trial.yardstick.measure(trial.corrected(plan))
+        found = trial.yardstick.measure(trial.corrected(plan))
+        self.trial.history = known  # what was tried here is not what is finished
+        return found
 
     def finish(self) -> Plan:
         """Everything decided."""
+        plan = self._finished()
+        reached = self.trial.yardstick.measure(plan)
+        return replace(plan, decisions=(*self.trial.history, Decision("all", True, after=round(reached, 2))))
+
+    def _finished(self) -> Plan:
         trial, recipe = self.trial, self.trial.recipe
         plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
         plan = self._widened(replace(plan, types=self.narrow), recipe.target_sqnr)
@@ -115,8 +132,10 @@ class Start:
         fewer = trial.tuned(
             self._widened(replace(plan, types=self.narrow), recipe.target_sqnr - SPARED_DB), self.movable
         )
-        least = min(trial.yardstick.measure(plan), recipe.target_sqnr) - TOLERATED_DB
-        return fewer if trial.yardstick.measure(fewer) >= least else trial.tuned(plan, self.movable)
+        before, after = (trial.yardstick.measure(each) for each in (plan, fewer))
+        enough = after >= min(before, recipe.target_sqnr) - TOLERATED_DB
+        trial.note("fewer activations in 16 bits", enough, before, after, _wide_share(fewer))
+        return fewer if enough else trial.tuned(plan, self.movable)
 
     def _widened(self, plan: Plan, target: float | None) -> Plan:
         """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
@@ -125,7 +144,10 @@ class Start:
         if target is not None:
             directions = 1 if trial.recipe.effort == "fast" else DIRECTIONS
             types = widen(plan, wide, trial.yardstick, target, trial.show, directions)
-        plan = replace(plan, types=types)
+        before, plan = plan, replace(plan, types=types)
+        if types != before.types:
+            narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))
+            trial.note("activations in 16 bits", True, narrow, wider, _wide_share(plan))
         return plan if types == wide else trial.corrected(plan)
 
 
@@ -140,7 +162,18 @@ class Trial:
         self.yardstick = yardstick
         self.recipe = recipe
         self.show = show
+        self.history: list[Decision] = []
         self._means: dict[str, torch.Tensor] = {}
+
+    def note(self, step: str, taken: bool, before: float, after: float, detail: str = "") -> None:
+        """Remember what was tried, and the signal to noise in dB without it and with it."""
+        self.history.append(Decision(step, taken, round(before, 2), round(after, 2), detail))
+
+    def better(self, step: str, plan: Plan, anew: Plan, detail: str = "") -> Plan:
+        """``anew`` if it leaves less noise than ``plan`` on the samples held out, else ``plan``."""
+        before, after = self.yardstick.measure(plan), self.yardstick.measure(anew)
+        self.note(step, after > before, before, after, detail)
+        return anew if after > before else plan
 
     def correct(self, plan: Plan, *, compensate: bool = False) -> Plan:
         """Biases (and weights) of ``plan`` corrected, if the recipe wants it."""
@@ -156,7 +189,11 @@ class Trial:
         Where 8 bits clip what is rare and large, the mean error comes from a few places, and a bias moves all.
         """
         anew = self.correct(plan)
-        return anew if anew is plan or self.yardstick.measure(anew) > self.yardstick.measure(plan) else plan
+        if anew is plan:
+            return plan
+        learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
+        step = "learned rounding and bias correction" if learns else "bias correction"
+        return self.better(step, plan, anew, _wide_share(plan))
 
     def tuned(self, plan: Plan, movable: set[str]) -> Plan:
         """``plan`` after it learned, if that leaves less noise on the samples held out and there was too much before.
@@ -168,7 +205,7 @@ class Trial:
         if target is not None and before >= target - TUNABLE_DB:
             return plan
         anew = tune(plan, self.learnt, self.yardstick, movable, self.show)
-        return anew if self.yardstick.measure(anew) > before else plan
+        return plan if anew is plan else self.better("tuning", plan, anew)
 
 
 def _movable(graph: Graph, types: dict[str, TensorType], recipe: Recipe) -> set[str]:
@@ -195,10 +232,24 @@ def _choose_weights(plan: Plan, trial: Trial) -> Plan:
     if recipe.compensate and recipe.correct_bias:
         start = refine_small(nearest, noise)
         anew = trial.correct(replace(start, biases=plan.biases), compensate=True)
-        best = anew if yardstick.measure(anew) > before else nearest
+        best = trial.better("compensated rounding", nearest, anew, _fine_share(anew))
     if noise and yardstick.measure_whole(best) < target - TOLERATED_DB:
-        return refine(nearest, noise, yardstick, target + REFINED_DB, trial.correct)
+        fine = refine(nearest, noise, yardstick, target + REFINED_DB, trial.correct)
+        trial.note("weights in 14 bits", True, before, yardstick.measure(fine), _fine_share(fine))
+        return fine
     return best
+
+
+def _fine_share(plan: Plan) -> str:
+    """How many layers' weights have 14 bits."""
+    fine = sum(weight.grid is FINE and weight.values.dtype != np.float32 for weight in plan.weights.values())
+    return f"14 bits for the weights of {fine} of {len(plan.weights)} layers" if fine else ""
+
+
+def _wide_share(plan: Plan) -> str:
+    """How many activations have 16 bits."""
+    made = [plan.types[name].dtype for name in makes_values(plan.graph)]
+    return f"{made.count('int16')} of {len(made)} activations in 16 bits"
 
 
 def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:

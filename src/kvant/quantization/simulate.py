@@ -14,11 +14,12 @@ from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
 from kvant.quantization.weights import QuantizedWeight
+from kvant.runtime import Decision
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything that has been decided about a graph so far.
+    """Everything that has been decided about a graph so far; not changed after it is made.
 
     Attributes:
         graph: float graph, prepared and equalized.
@@ -28,6 +29,7 @@ class Plan:
         tables: staircases that weighted nodes read through, by the output of the node that stands for one and does
             nothing in the float graph.
         reals: how weighted nodes that take float32 multiply, by the node's output.
+        decisions: what was tried on the way.
     """
 
     graph: Graph
@@ -36,6 +38,7 @@ class Plan:
     biases: dict[str, np.ndarray]
     tables: dict[str, ops.Pointwise] = field(default_factory=dict)
     reals: dict[str, Arithmetic] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
 
     def float_weights(self) -> dict[str, np.ndarray]:
         """The float32 weight that each of ``weights`` stands for, by the node's output."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from kvant.graph import Graph, Node, ops
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.statistics import Sample, Statistics, at_least, observe, part
 from kvant.quantization.workers import in_order
+from kvant.quantization.yardstick import decibels
+from kvant.runtime import Decision
 
 # Exponents of what activations have: 0 would make all columns of weights alike, 1 all channels.
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -34,7 +37,7 @@ ROWS = 128
 _LEAST = 1e-3
 
 
-def smooth(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, Statistics]:
+def smooth(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, Statistics, list[Decision]]:
     """Smooth what linear layers of 8-bit inputs read from layer norms, where that lowers their measured error.
 
     Args:
@@ -43,15 +46,36 @@ def smooth(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, Stati
         recipe: says which layers there are, and whether to equalize at all.
 
     Returns:
-        The graph and its statistics, new ones where anything moved.
+        The graph and its statistics, new ones where anything moved, and what was decided.
     """
     groups = list(_groups(graph, recipe)) if recipe.equalize else []
     if not groups:
-        return graph, seen
+        return graph, seen, []
     fitted, held = (_rows(graph, samples, groups) for samples in part(seen.samples))
-    found = [(group, _divisor(graph, group, fitted[group.name], held[group.name])) for group in groups]
-    moves = {group: divisor for group, divisor in found if divisor is not None}
-    return _moved(graph, seen, recipe, moves) if moves else (graph, seen)
+    ways = [_way(graph, group, fitted[group.name], held[group.name]) for group in groups]
+    moves = {group: way.divisor for group, way in zip(groups, ways, strict=True) if way.taken}
+    before, after = (decibels(fmean(each)) for each in zip(*((way.before, way.after) for way in ways), strict=True))
+    detail = f"{len(moves)} of {len(groups)} norms"
+    decision = Decision("smoothing", bool(moves), round(before, 2), round(after, 2), detail)
+    return (*(_moved(graph, seen, recipe, moves) if moves else (graph, seen)), [decision])
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What each channel of a norm is to be divided by, float32 (K), and noise over signal at its readers' outputs."""
+
+    divisor: np.ndarray
+    before: float
+    divided: float
+
+    @property
+    def taken(self) -> bool:
+        return self.divided < self.before
+
+    @property
+    def after(self) -> float:
+        """Noise over signal with what was taken."""
+        return min(self.before, self.divided)
 
 
 @dataclass(frozen=True)
@@ -118,18 +142,16 @@ def _rows(graph: Graph, samples: list[Sample], groups: list[_Group]) -> dict[str
     return {name: torch.cat([each[name] for each in parts]) for name in names}
 
 
-def _divisor(graph: Graph, group: _Group, fitted: torch.Tensor, held: torch.Tensor) -> np.ndarray | None:
-    """What each channel is divided by, float32 (K); None where nothing is better."""
+def _way(graph: Graph, group: _Group, fitted: torch.Tensor, held: torch.Tensor) -> _Way:
+    """The way with the least error on the rows ``fitted``, and what it gives on the rows ``held``."""
     weights = [torch.from_numpy(graph.constants[node.inputs[1]]) for node in group.readers]
     activation = _floored(fitted.abs().amax(0))
     weight = _floored(torch.stack([each.abs().amax(0) for each in weights]).amax(0))
     ways = [activation**exponent / weight ** (1 - exponent) for exponent in EXPONENTS]
     ways = [way / way.log().mean().exp() for way in ways]
     best = min(ways, key=lambda way: _error(group, weights, fitted, way))
-    same = torch.ones_like(best)
-    if _error(group, weights, held, best) >= _error(group, weights, held, same):
-        return None
-    return np.asarray(best.numpy(), np.float32)
+    before, divided = (_error(group, weights, held, way) / len(weights) for way in (torch.ones_like(best), best))
+    return _Way(np.asarray(best.numpy(), np.float32), before, divided)
 
 
 def _floored(values: torch.Tensor) -> torch.Tensor:

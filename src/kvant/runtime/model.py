@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kvant.errors import BackendError, InputError, VerificationError
 from kvant.format import Golden, write_file
 from kvant.graph import Graph, example_shapes
+from kvant.runtime.decisions import Decision, from_metadata
 from kvant.runtime.execute import Backend, FramePool
 from kvant.runtime.inputs import check_finite, collect, is_torch, nest, not_quantized, to_torch
 from kvant.runtime.macs import Multiplications, count_macs
@@ -81,6 +82,15 @@ class QuantizedModel:
     def backend(self) -> str:
         """The back end in use: "native" or "reference"."""
         return self._backend.name
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What quantization tried, what each step changed on samples held out, and whether it was taken.
+
+        Raises:
+            FormatError: the file's metadata hold something else under this name.
+        """
+        return from_metadata(self.metadata)
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the model.
