@@ -257,7 +257,8 @@ class TestVideo:
     def test_ctrl_c_in_a_file_leaves_nothing(self, walk: Path, tmp_path: Path) -> None:
         """In a process of its own, as it happens to users: the network is slow, the signal comes in the middle."""
         code = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this in the background lets it be ignored
 sys.path.insert(0, {os.fspath(Path(__file__).parents[2])!r})
 sys.path.insert(0, {os.fspath(Path(__file__).parents[1])!r})
 import kvant.pose.estimator
