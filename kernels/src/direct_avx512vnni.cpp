@@ -47,16 +47,21 @@ inline __mmask16 first_lanes(int64_t count) {
 }
 inline Floats floats_of_bytes(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
 inline Floats floats_of_shorts(__m256i shorts) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(shorts)); }
+inline Floats load_lanes(const uint8_t *from, int64_t count) {
+  return floats_of_bytes(_mm_maskz_loadu_epi8(first_lanes(count), from));
+}
+inline Floats load_lanes(const int16_t *from, int64_t count) {
+  return floats_of_shorts(_mm256_maskz_loadu_epi16(first_lanes(count), from));
+}
+template <int64_t V, typename T>
+inline void load_unwoven(const T *from, int64_t count, Floats (&values)[V]) {
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < V; ++v) values[v] = load_lanes(from + v * kLanes, count - v * kLanes);
+}
 // Four vectors are woven: each takes the fours of outputs that are four fours apart.
 template <int64_t V>
 inline void load_integers(const uint8_t *from, int64_t count, Floats (&values)[V]) {
-  if (V < 4) {
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) {
-      values[v] = floats_of_bytes(_mm_maskz_loadu_epi8(first_lanes(count - v * kLanes), from + v * kLanes));
-    }
-    return;
-  }
+  if (V < 4) return load_unwoven(from, count, values);
   const Vector order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const Vector all = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(~__mmask64{0} >> (64 - count), from));
   values[0] = floats_of_bytes(_mm512_castsi512_si128(all));
@@ -66,13 +71,7 @@ inline void load_integers(const uint8_t *from, int64_t count, Floats (&values)[V
 }
 template <int64_t V>
 inline void load_integers(const int16_t *from, int64_t count, Floats (&values)[V]) {
-  if (V < 4) {
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) {
-      values[v] = floats_of_shorts(_mm256_maskz_loadu_epi16(first_lanes(count - v * kLanes), from + v * kLanes));
-    }
-    return;
-  }
+  if (V < 4) return load_unwoven(from, count, values);
   const __mmask64 real = ~__mmask64{0} >> (64 - count);
   const Vector low = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(real), from);
   const Vector high = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(real >> 32), from + 32);

@@ -9,7 +9,6 @@
 // transform_fields.h proves that 16-bit lanes never overflow, `sums_fit` that sums over channels do not.
 #include "transform.h"
 
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>

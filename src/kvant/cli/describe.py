@@ -11,7 +11,7 @@ import msgspec
 from kvant.errors import FormatError
 from kvant.format import Contents
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops, show_shape
-from kvant.runtime import Decision, count_macs, from_metadata, to_metadata
+from kvant.runtime import DECISIONS, Decision, count_macs, from_metadata
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def _decisions(contents: Contents) -> list[Decision]:
 
 def _others(contents: Contents, decisions: list[Decision]) -> dict[str, str]:
     """The metadata that are no decisions."""
-    known = to_metadata(decisions) if decisions else {}
-    return {key: value for key, value in contents.metadata.items() if key not in known}
+    return {key: value for key, value in contents.metadata.items() if key != DECISIONS or not decisions}
 
 
 def _facts(contents: Contents) -> dict[str, Any]:

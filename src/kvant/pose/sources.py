@@ -91,9 +91,9 @@ class FileSource:
             return packet.decode()
         except av.BlockingIOError:  # what an earlier one left behind is in the way
             self._stream.codec_context.flush_buffers()
-        except av.FFmpegError:
-            pass
-        return []
+            return []
+        except av.FFmpegError:  # damaged: the decoder goes on with the next one
+            return []
 
     def close(self) -> None:
         self._container.close()

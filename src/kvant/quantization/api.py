@@ -20,10 +20,10 @@ from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.statistics import Sample, Statistics, collect
 from kvant.quantization.workers import one_thread_each
-from kvant.runtime import QuantizedModel, to_metadata
+from kvant.runtime import DECISIONS, QuantizedModel, to_metadata
 
 # Keys of the metadata that say how a file was made.
-OURS = {"calibration", "decisions"}
+OURS = {"calibration", DECISIONS}
 
 
 def quantize(

@@ -10,13 +10,14 @@ from typing import Literal
 
 from kvant.format import read_file
 from kvant.runtime import native
-from kvant.runtime.decisions import Decision, from_metadata, to_metadata
+from kvant.runtime.decisions import DECISIONS, Decision, from_metadata, to_metadata
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.model import QuantizedModel
 from kvant.runtime.ordered import results_in_order
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT
 
 __all__ = [
+    "DECISIONS",
     "Decision",
     "Multiplications",
     "QuantizedModel",

@@ -8,7 +8,7 @@ import msgspec
 
 from kvant.errors import FormatError
 
-KEY = "decisions"
+DECISIONS = "decisions"
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -40,7 +40,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 def to_metadata(decisions: Sequence[Decision]) -> dict[str, str]:
     """The entry of a file's metadata."""
-    return {KEY: msgspec.json.encode(list(decisions)).decode()}
+    return {DECISIONS: msgspec.json.encode(list(decisions)).decode()}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> list[Decision]:
@@ -49,9 +49,9 @@ def from_metadata(metadata: Mapping[str, str]) -> list[Decision]:
     Raises:
         FormatError: they are not what ``to_metadata`` writes.
     """
-    if KEY not in metadata:
+    if DECISIONS not in metadata:
         return []
     try:
-        return msgspec.json.decode(metadata[KEY], type=list[Decision])
+        return msgspec.json.decode(metadata[DECISIONS], type=list[Decision])
     except msgspec.DecodeError as error:
-        raise FormatError(f"the metadata's {KEY!r} are no list of decisions: {error}") from error
+        raise FormatError(f"the metadata's {DECISIONS!r} are no list of decisions: {error}") from error

@@ -110,14 +110,18 @@ class QuantizedModel:
         return nest(self.graph.structure, outputs)
 
     def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        return self._computed(inputs, self.graph.outputs)
+
+    def _computed(self, inputs: Mapping[str, Array], names: Iterable[str], *, keep_all: bool = False) -> list[Array]:
+        """Copies of these tensors; activations that are no outputs are there with ``keep_all`` only."""
         for name in self._to_check:
             check_finite(name, inputs[name])
-        plan = self._planner.plan({name: value.shape for name, value in inputs.items()})
+        plan = self._planner.plan({name: value.shape for name, value in inputs.items()}, keep_all)
         frame = self._frames.take(plan)
         frame.run(inputs)
-        outputs = [frame.views[name].copy() for name in self.graph.outputs]
+        found = [frame.views[name].copy() for name in names]
         self._frames.give_back(frame)
-        return outputs
+        return found
 
     def run_all(self, inputs: Mapping[str, object]) -> dict[str, Array]:
         """Every activation, inputs included, by tensor name: for diagnosis; it needs memory for all at once.
@@ -125,15 +129,9 @@ class QuantizedModel:
         Args:
             inputs: an array for every graph input, by name.
         """
-        arrays = collect(self.graph, (), inputs)
-        for name in self._to_check:
-            check_finite(name, arrays[name])
-        plan = self._planner.plan({name: value.shape for name, value in arrays.items()}, keep_all=True)
-        frame = self._frames.take(plan)
-        frame.run(arrays)
-        results = {name: frame.views[name].copy() for name in self.graph.activations()}
-        self._frames.give_back(frame)
-        return results
+        names = list(self.graph.activations())
+        found = self._computed(collect(self.graph, (), inputs), names, keep_all=True)
+        return dict(zip(names, found, strict=True))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its metadata and its golden vectors to one file.
