@@ -43,17 +43,9 @@ def test_float_network_knows_what_is_alike(sentences: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["static, best effort", "dynamic"])
-def test_vectors_stay_close_to_float(sentences: Any, name: str) -> None:
+@pytest.mark.parametrize(("name", "eight"), [("static", 0.65), ("static, best effort", 0.55), ("dynamic", 0.95)])
+def test_vectors_stay_close_to_float(sentences: Any, name: str, eight: float) -> None:
     found = sentences.measure(sentences.load_minilm(), sentences.RECIPES[name])
     assert found["smallest"] >= 0.995
-    assert found["share"] <= 0.3
-
-
-@pytest.mark.slow
-def test_static_vectors_are_as_close_on_average_with_most_in_8_bits(sentences: Any) -> None:
-    """The default target is a mean over sentences: short ones come out further away."""
-    found = sentences.measure(sentences.load_minilm(), sentences.RECIPES["static"])
-    assert found["mean"] >= 0.998 and found["smallest"] >= 0.99
-    assert found["eight"] > 0.6
+    assert found["eight"] > eight
     assert found["share"] <= 0.3

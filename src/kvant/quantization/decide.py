@@ -29,7 +29,7 @@ from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.tune import tune
 from kvant.quantization.types import activation_schemes, activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
-from kvant.quantization.yardstick import Yardstick
+from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
 from kvant.runtime import Decision
 
 # Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
@@ -41,6 +41,8 @@ REFINED_DB = 2.0
 BETTER_DB = 1.0
 # The best effort may have so much less than the wanted signal to noise, for more multiplications in 8 bits.
 SPARED_DB = 3.0
+# Half of the noise.
+HALF_DB = 3.0
 # Plans that miss the target by less than this are not tuned: measured, that made one of 23 dB worse.
 TUNABLE_DB = 4.0
 
@@ -99,7 +101,7 @@ class Start:
         self.movable = _movable(graph, self.plan.types, recipe)
         fitted, held = part(seen.samples[: recipe.measured_samples])
         more = seen.samples[recipe.measured_samples :]
-        self.trial = Trial(fitted, more, Yardstick(graph, held), recipe, show)
+        self.trial = Trial(fitted, more, Yardstick(graph, held, seen.shortest), recipe, show)
 
     def in_8_bits(self) -> float:
         """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins.
@@ -124,6 +126,7 @@ class Start:
     def _finished(self) -> Plan:
         trial, recipe = self.trial, self.trial.recipe
         plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
+        plan = _refined_for_shortest(plan, trial)
         plan = self._widened(replace(plan, types=self.narrow), recipe.target_sqnr)
         if recipe.effort != "best":
             return plan
@@ -238,6 +241,20 @@ def _choose_weights(plan: Plan, trial: Trial) -> Plan:
         trial.note("weights in 14 bits", True, before, yardstick.measure(fine), _fine_share(fine))
         return fine
     return best
+
+
+def _refined_for_shortest(plan: Plan, trial: Trial) -> Plan:
+    """``plan`` with 14 bits for the weights of some layers, if of the shortest sample's noise they cause over half."""
+    short, recipe = trial.yardstick.shortest, trial.recipe
+    if short is None or recipe.target_sqnr is None or recipe.effort == "fast" or not recipe.fine_weights:
+        return plan
+    goal, before = recipe.target_sqnr - SHORTEST_SLACK_DB + HALF_DB, short.measure_whole(plan)
+    noise = _refinable(plan, weight_noise(plan, short, trial.show)) if before < goal else {}
+    if not noise:
+        return plan
+    fine = refine(plan, noise, short, goal, parts=len(noise))
+    trial.note("weights in 14 bits for the shortest sample", True, before, short.measure_whole(fine), _fine_share(fine))
+    return fine
 
 
 def _fine_share(plan: Plan) -> str:

@@ -41,9 +41,14 @@ class Histogram:
 
     @staticmethod
     def some(values: torch.Tensor) -> torch.Tensor:
-        """About ``HISTOGRAM_VALUES`` of each sample's values (N, ...), evenly spaced by an odd stride: a copy, flat."""
+        """About ``HISTOGRAM_VALUES`` of each sample's values (N, ...), evenly spaced by an odd stride: a copy, flat.
+
+        Of tensors with three axes, such as tokens' rows (N, T, K), all are taken: in transformers few channels of the
+        first token are a hundred times as large as all else, always the same ones, and a stride would always miss them.
+        """
         flat = values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(1, -1)
-        return flat[:, :: max(flat.shape[1] // HISTOGRAM_VALUES, 1) | 1].flatten().clone()
+        stride = 1 if values.dim() == 3 else max(flat.shape[1] // HISTOGRAM_VALUES, 1) | 1
+        return flat[:, ::stride].flatten().clone()
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both sets of values."""

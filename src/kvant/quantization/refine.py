@@ -46,7 +46,14 @@ def with_fine(plan: Plan, names: Iterable[str]) -> Plan:
     return replace(plan, weights=plan.weights | {name: fine_weight(exact[name]) for name in names})
 
 
-def refine(plan: Plan, noise: Noise, yardstick: Yardstick, goal: float, settle: Callable[[Plan], Plan]) -> Plan:
+def refine(
+    plan: Plan,
+    noise: Noise,
+    yardstick: Yardstick,
+    goal: float,
+    settle: Callable[[Plan], Plan] = lambda plan: plan,
+    parts: int = PARTS,
+) -> Plan:
     """``plan`` with 14-bit weights in as few layers as needed for ``goal`` dB at the outputs.
 
     Args:
@@ -54,6 +61,7 @@ def refine(plan: Plan, noise: Noise, yardstick: Yardstick, goal: float, settle: 
         noise: ``weight_noise`` of the plan.
         yardstick: measures signal to noise.
         settle: adjusts biases to changed weights.
+        parts: how finely the number of layers is told apart.
     """
     total = sum(plan.weights[name].values.size for name in noise)
     # Even a tiny layer costs something: it runs with wider products.
@@ -63,7 +71,7 @@ def refine(plan: Plan, noise: Noise, yardstick: Yardstick, goal: float, settle: 
     def refined(count: int) -> Plan:
         return settle(with_fine(plan, order[:count]))
 
-    return refined(smallest(len(order), lambda some: yardstick.measure_whole(refined(some)), goal, PARTS))
+    return refined(smallest(len(order), lambda some: yardstick.measure_whole(refined(some)), goal, parts))
 
 
 def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress) -> Noise:

@@ -21,7 +21,7 @@ from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.workers import in_order
-from kvant.quantization.yardstick import Yardstick
+from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
 from kvant.runtime import count_macs
 
 Tensors = dict[str, torch.Tensor]
@@ -94,6 +94,9 @@ def group_noise(
     noise: dict[str, float] = {}
     for name, share in noise_of(run, error, yardstick, samples, directions).items():
         noise[group_of[name]] = noise.get(group_of[name], 0.0) + share
+    if yardstick.shortest is not None:
+        for group, share in group_noise(plan, yardstick.shortest, group_of, show, directions).items():
+            noise[group] = noise.get(group, 0.0) + share * 10 ** (-SHORTEST_SLACK_DB / 10)
     return noise
 
 

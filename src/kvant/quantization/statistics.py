@@ -117,12 +117,15 @@ class Statistics:
         observers: one for each activation at which rounding will happen.
         channels: of each tensor that a weighted layer reads.
         samples: a fixed number of samples, chosen by their content, so that the order of the data does not matter.
+        shortest: of tokens, the sample with the fewest, none of ``samples``: what is averaged over few of them is the
+            hardest to get right, and rare.
         batches, count: how many batches and samples the data had.
     """
 
     observers: dict[str, AnyObserver] = field(default_factory=dict)
     channels: dict[str, Channels] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    shortest: Sample | None = None
     batches: int = 0
     count: int = 0
 
@@ -152,7 +155,8 @@ def collect(
         CalibrationError: there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
     """
     seen = Statistics()
-    kept = _Kept(max(keep, most or 0), all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape))
+    split = all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape)
+    kept = _Kept(max(keep, most or 0), split, tokens=any(entry.type.dtype != "float32" for entry in graph.inputs))
 
     def checked() -> Iterator[Sample]:
         for batch in progress.track(data, "calibrating"):
@@ -162,7 +166,7 @@ def collect(
             if most is None:
                 yield from _pieces(batch) if kept.split and observer != "moving_average" else [batch]
         if most is not None:
-            yield from progress.track(kept.samples()[:most], "looking")
+            yield from progress.track([*kept.samples()[:most], *kept.shortest()], "looking")
 
     looker = _Looker(graph, makes_values(graph), channel_axes(graph), observer)
     for look in in_order(looker, checked()):
@@ -170,6 +174,9 @@ def collect(
     if seen.batches == 0:
         raise CalibrationError("calibration data is empty: give at least one batch, better a hundred pictures")
     seen.samples, seen.count = kept.samples()[:keep], min(kept.offered, most or kept.offered)
+    seen.shortest = next(kept.shortest(), None)
+    if not seen.samples and seen.shortest is not None:
+        seen.samples, seen.shortest = [seen.shortest], None
     return seen
 
 
@@ -269,13 +276,21 @@ def check_batch(graph: Graph, batch: Sample, number: int) -> None:
             raise CalibrationError(f"calibration batch {number}: input {entry.name!r} holds NaN or infinity")
 
 
-class _Kept:
-    """The samples with the smallest hashes of their content: any order of the data keeps the same ones."""
+_Entry = tuple[int, int, Sample]
 
-    def __init__(self, keep: int, split: bool) -> None:
+
+class _Kept:
+    """The samples with the smallest hashes of their content: any order of the data keeps the same ones.
+
+    Of ``tokens`` the sample with the fewest is set aside.
+    """
+
+    def __init__(self, keep: int, split: bool, tokens: bool) -> None:
         self.keep = keep
         self.split = split
-        self.heap: list[tuple[int, int, Sample]] = []
+        self.tokens = tokens
+        self.heap: list[_Entry] = []
+        self.aside: _Entry | None = None
         self.offered = 0
 
     def offer(self, batch: Sample) -> None:
@@ -285,13 +300,33 @@ class _Kept:
                 digest.update(values.contiguous().numpy().tobytes())
             self.offered += 1
             entry = (-int.from_bytes(digest.digest(), "big"), self.offered, [values.clone() for values in sample])
+            longer = self._longer(entry) if self.tokens else entry
+            if longer is None:
+                continue
             if len(self.heap) < self.keep:
-                heapq.heappush(self.heap, entry)
+                heapq.heappush(self.heap, longer)
             else:
-                heapq.heappushpop(self.heap, entry)
+                heapq.heappushpop(self.heap, longer)
+
+    def _longer(self, entry: _Entry) -> _Entry | None:
+        """Of ``entry`` and what is set aside the one with more tokens; the other one is set aside from now on."""
+        if self.aside is None:
+            self.aside = entry
+            return None
+        self.aside, longer = sorted((self.aside, entry), key=lambda each: (_filled(each[2]), -each[0]))
+        return longer
 
     def samples(self) -> list[Sample]:
         return [sample for _, _, sample in sorted(self.heap, key=lambda entry: -entry[0])]
+
+    def shortest(self) -> Iterator[Sample]:
+        if self.aside is not None:
+            yield self.aside[2]
+
+
+def _filled(sample: Sample) -> list[int]:
+    """How many values of each tensor are not 0, as padding and its mask are, ascending: places count to the end."""
+    return sorted(int(values.count_nonzero()) for values in sample)
 
 
 def _split(batch: Sample, at_once: int = 1) -> Iterable[Sample]:

@@ -42,6 +42,7 @@ def activation_types(
     wanted = _wanted_wide(graph, group_of, recipe) | _around_reals(graph, group_of, recipe)
     sizes = _group_sizes(graph, group_of)
     ends = _known_ends(graph, group_of)
+    averaged = _averaged(graph, group_of)
     narrow, wide = {}, {}
     for group, seen in _shared(members, schemes).items():
         scheme = schemes[group]
@@ -51,10 +52,17 @@ def activation_types(
         narrow[group] = wide[group]
         if scheme.bits < 16 and group not in wanted:
             chosen = choose_range(seen, scheme)
+            values = members.get(averaged.get(group, ""))
+            if values is not None and scheme.granularity == "tensor":
+                chosen = _both(chosen, choose_range(values, scheme))
             if scheme.bits == 8 and scheme.range == "mse" and scheme.granularity == "tensor":
                 chosen = _with_room(chosen, samples, ends.get(group, set()))
             narrow[group] = activation_type(chosen, scheme.bits, scheme.form)
     return _by_name(narrow, group_of), _by_name(wide, group_of)
+
+
+def _both(one: Range, other: Range) -> Range:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _with_room(chosen: Range, samples: int, ends: set[float | None]) -> Range:
@@ -62,6 +70,13 @@ def _with_room(chosen: Range, samples: int, ends: set[float | None]) -> Range:
     room = 1 + 2 / samples if 0 < samples < FEW_SAMPLES else 1.0
     low, high = (end if end in ends or None in ends else end * room for end in chosen)
     return low, high
+
+
+def _averaged(graph: Graph, group_of: dict[str, str]) -> dict[str, str]:
+    """The groups of what attention gives, with those of the values whose averages they are, and may be as large."""
+    weights = {node.output for node in graph.nodes if isinstance(node.op, ops.Softmax)}
+    sums = [node for node in graph.nodes if isinstance(node.op, ops.MatMul) and node.inputs[0] in weights]
+    return {group_of[node.output]: group_of[node.inputs[1]] for node in sums if node.inputs[1] in group_of}
 
 
 def _known_ends(graph: Graph, group_of: dict[str, str]) -> dict[str, set[float | None]]:

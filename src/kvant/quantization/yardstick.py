@@ -25,6 +25,8 @@ _CHANNEL_SLACK = 1.6
 _REMEMBERED = 4
 # A channel's power from few values is little known: that many values of mean power are added to them.
 _PRIOR_VALUES = 32
+# What is averaged over the fewest tokens may be noisier by this much.
+SHORTEST_SLACK_DB = 6.0
 
 
 class Yardstick:
@@ -32,7 +34,8 @@ class Yardstick:
 
     Two ratios of noise to signal are taken for every float output: over all its values, and the mean over its
     channels (axis 1), in which weak channels count as much as strong ones. The worst one decides, the second with some
-    slack. Samples count by their power, but none by more than it has itself: one loud sample hides nothing.
+    slack. Samples count by their power, but none by more than it has itself: one loud sample hides nothing. The
+    shortest sample of tokens, if there is one, has a yardstick of its own, with more slack.
 
     Attributes:
         samples: lists of tensors in the order of the graph's inputs.
@@ -40,8 +43,9 @@ class Yardstick:
         parts: takes parts of samples, where gradients are wanted.
     """
 
-    def __init__(self, graph: Graph, samples: Sequence[Sample]) -> None:
+    def __init__(self, graph: Graph, samples: Sequence[Sample], shortest: Sample | None = None) -> None:
         executor = Executor(graph)
+        self.shortest = None if shortest is None else Yardstick(graph, [shortest])
         self.samples = list(samples)
         self.wanted = list(in_order(executor.run, self.samples))
         self.parts = Parts(executor, self.samples[0])
@@ -62,7 +66,8 @@ class Yardstick:
     def measure(self, plan: Plan) -> float:
         """Signal to noise in dB at the worst output of the network as ``plan`` has it, weak channels included."""
         whole, channels = self._noise(plan)
-        return decibels(max(whole, channels / _CHANNEL_SLACK))
+        found = decibels(max(whole, channels / _CHANNEL_SLACK))
+        return found if self.shortest is None else min(found, self.shortest.measure(plan) + SHORTEST_SLACK_DB)
 
     def measure_whole(self, plan: Plan) -> float:
         """Signal to noise in dB at the worst output, over all its values."""
