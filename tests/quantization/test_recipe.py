@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import kvant
 from kvant import ActivationScheme, Recipe, Rule, WeightScheme
+from kvant.quantization.schemes import Arithmetic
 
 
 def records(kind: type) -> st.SearchStrategy[Any]:
@@ -33,23 +34,42 @@ def records(kind: type) -> st.SearchStrategy[Any]:
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+arithmetics = st.sampled_from(get_args(Arithmetic))
 rules = st.builds(
     Rule,
     text,
     st.none() | text.filter(lambda kind: kind != "none"),
     st.none() | records(WeightScheme),
     st.none() | records(ActivationScheme),
+    st.none() | arithmetics,
 )
+
+
+def make_recipe(**chosen: Any) -> Recipe:
+    """The recipe, with the observer that all ranges can be found from where the chosen one does not give them."""
+    try:
+        return Recipe(**chosen)
+    except kvant.RecipeError:
+        return Recipe(**chosen | {"observer": "histogram"})
+
+
 recipes = st.builds(
-    Recipe,
+    make_recipe,
     weights=records(WeightScheme),
     activations=records(ActivationScheme),
     rules=st.lists(rules, max_size=3).map(tuple),
+    arithmetic=arithmetics,
+    skip=st.lists(text, max_size=3).map(tuple),
     wide=st.lists(text, max_size=3).map(tuple),
     target_sqnr=st.none() | st.floats(-1e9, 1e9),
-    observer=st.sampled_from(["histogram", "minmax"]),
+    observer=st.sampled_from(["histogram", "minmax", "moving_average"]),
     equalize=st.booleans(),
+    center=st.booleans(),
+    correct_bias=st.booleans(),
+    compensate=st.booleans(),
+    fine_weights=st.booleans(),
     samples=st.integers(1, 10**9),
+    effort=st.sampled_from(["fast", "default", "best"]),
 )
 
 
@@ -113,3 +133,14 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         Recipe.load(path)
     with pytest.raises(kvant.SaveError):
         Recipe().save(tmp_path / "nowhere" / "recipe.toml")
+
+
+@pytest.mark.parametrize("observer", ["minmax", "moving_average"])
+@pytest.mark.parametrize("method", ["percentile", "kl", "aciq", "cosine"])
+def test_ranges_that_an_observer_cannot_give_are_refused(observer: Any, method: Any) -> None:
+    scheme = ActivationScheme(range=method)
+    for chosen in ({"activations": scheme}, {"rules": (Rule("head", activations=scheme),)}):
+        with pytest.raises(kvant.RecipeError, match=rf"range={method!r}.*use observer='histogram'"):
+            Recipe(observer=observer, **chosen)
+        Recipe(**chosen)
+    Recipe(observer=observer, activations=ActivationScheme(range="minmax"))

@@ -192,6 +192,54 @@ def check_activations(quantized: QuantizedModel, scheme: ActivationScheme, value
                 assert np.frexp(kind.quantization.scale[0])[0] == 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", get_args(schemes.ActivationBits))
+@pytest.mark.parametrize("form", get_args(schemes.ActivationForm))
+def test_every_range_of_activations(quantize: Quantize, bits: int, form: str) -> None:
+    if form in schemes.UNEVEN and bits not in (2, 4):
+        return
+    for granularity, method in product(get_args(schemes.ActivationGranularity), get_args(schemes.RangeMethod)):
+        scheme = ActivationScheme(bits, form, granularity, method)  # type: ignore[arg-type]
+        quantized = quantize(activations=scheme)
+        check_activations(quantized, scheme, check_both_back_ends(quantized))
+
+
+@pytest.mark.parametrize("bits", get_args(schemes.WeightBits))
+@pytest.mark.parametrize("group", [1, 5, 1000])
+def test_groups_that_divide_nothing(quantize: Quantize, bits: int, group: int) -> None:
+    """Groups of one channel, of some of 12, 6 and 3, and of more than there are, by every range."""
+    for form, method in product(("symmetric", "power_of_two"), get_args(schemes.RangeMethod)):
+        chosen = {"bits": bits, "form": form, "granularity": "group", "group": group, "range": method}
+        if refused(chosen):
+            with pytest.raises(kvant.RecipeError, match="use "):
+                WeightScheme(**chosen)  # type: ignore[arg-type]
+            continue
+        quantized = quantize(weights=WeightScheme(**chosen))  # type: ignore[arg-type]
+        check_both_back_ends(quantized)
+        if bits == 8 and method in ("mse", "minmax"):
+            x = torch.cat(images(2, seed=3))
+            plain = quantize(activations=ActivationScheme(), weights=WeightScheme(16))
+            assert sqnr_db(plain(x), quantized(x)) > 25
+
+
+@pytest.mark.parametrize("arithmetic", get_args(schemes.Arithmetic))
+def test_every_arithmetic_with_every_form(quantize: Quantize, arithmetic: str) -> None:
+    """Layers of floats and rows that get scales at run time keep weights of every form; neighbours every activation."""
+    weights = [
+        WeightScheme(16), WeightScheme(8, "asymmetric"), WeightScheme(4, "power_of_two"), WeightScheme(3, "log2"),
+        WeightScheme(4, "apot"), WeightScheme(2, "codebook"), WeightScheme(1), WeightScheme(granularity="network"),
+        WeightScheme(4, granularity="group", group=5), WeightScheme(4, rounding="stochastic", seed=3),
+    ]  # fmt: skip
+    activations = [
+        ActivationScheme(), ActivationScheme(16), ActivationScheme(4), ActivationScheme(1, "symmetric"),
+        ActivationScheme(4, "log2"), ActivationScheme(2, "codebook"), ActivationScheme(form="power_of_two"),
+        ActivationScheme(granularity="network"),
+    ]  # fmt: skip
+    for at, scheme in enumerate(weights):
+        for each in (activations[at % len(activations)], activations[(3 * at + 1) % len(activations)]):
+            check_both_back_ends(quantize(arithmetic=arithmetic, weights=scheme, activations=each))
+
+
 def test_forms_of_activations_place_their_zero(quantize: Quantize) -> None:
     found = {}
     for form in ("asymmetric", "symmetric", "power_of_two"):
@@ -241,6 +289,21 @@ class TestRules:
             quantize(rules=(Rule("nowhere*", weights=WeightScheme()),))
         with pytest.raises(kvant.RecipeError, match="of kind 'lstm'"):
             quantize(rules=(Rule(kind="lstm", weights=WeightScheme()),))
+
+    @pytest.mark.parametrize(
+        ("chosen", "message"),
+        [
+            ({"rules": (Rule("max_pool*", weights=WeightScheme(4)),)}, r"'max_pool\*' names no conv.*use activations="),
+            ({"rules": (Rule(kind="binary", weights=WeightScheme(4)),)}, "weights of 4 bits; use activations="),
+            ({"rules": (Rule("head"),)}, "'head'.* says nothing; use weights="),
+            ({"skip": ("max_pool*",)}, r"'max_pool\*' names no convolution.*use wide="),
+        ],
+    )
+    def test_a_wish_that_nothing_can_fulfil_is_an_error(
+        self, quantize: Quantize, chosen: dict[str, object], message: str
+    ) -> None:
+        with pytest.raises(kvant.RecipeError, match=message):
+            quantize(**chosen)
 
     @pytest.mark.parametrize("bad", [{"pattern": 1}, {"weights": 4}, {"activations": WeightScheme()}, {"kind": 1}])
     def test_rules_check_themselves(self, bad: dict[str, object]) -> None:

@@ -194,3 +194,34 @@ def test_a_group_that_does_not_divide_the_channels_ends_early() -> None:
     huge = quantize_weight(weight, None, WeightScheme(2, granularity="group", group=1000))
     plain = quantize_weight(weight, None, WeightScheme(2))
     np.testing.assert_array_equal(np.sign(huge.values), np.sign(plain.values))
+
+
+@pytest.mark.parametrize("form", ["symmetric", "power_of_two"])
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "kl", "aciq", "cosine"])
+def test_a_group_larger_than_a_row_is_the_row(form: str, method: str) -> None:
+    """What would fill the group up is no weight: it moves no clip and no histogram."""
+    weight = rng.laplace(size=(6, 20)).astype(np.float32)
+    chosen = {"form": form, "range": method}
+    rows = quantize_weight(weight, None, WeightScheme(4, **chosen))  # type: ignore[arg-type]
+    group = quantize_weight(weight, None, WeightScheme(4, granularity="group", group=1000, **chosen))  # type: ignore[arg-type]
+    # Of the row's scale the group has the nearest integer multiple of a sixteenth or finer.
+    np.testing.assert_allclose(group.dequantize(), rows.dequantize(), atol=float(np.abs(weight).max()) / 16)
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile", "kl", "aciq", "cosine"])
+def test_the_last_group_has_the_clip_of_its_own_weights(method: str) -> None:
+    weight = rng.laplace(size=(4, 70)).astype(np.float32)
+    scheme = WeightScheme(4, granularity="group", group=32, range=method)  # type: ignore[arg-type]
+    whole, alone = (quantize_weight(each, None, scheme) for each in (weight, weight[:, 64:]))
+    assert whole.grid.factors is not None and alone.grid.factors is not None
+    wanted = alone.scale[:, None] * alone.grid.factors.numpy()
+    found = whole.scale[:, None] * whole.grid.factors.numpy()[:, 64:]
+    np.testing.assert_allclose(found, wanted, atol=float(whole.scale.max()))
+
+
+def test_a_power_of_two_for_one_weight_clips_nothing() -> None:
+    """Whatever the scale, one weight and its rounded self have the cosine 1."""
+    weight = rng.normal(size=(4, 9)).astype(np.float32)
+    scheme = WeightScheme(8, "power_of_two", granularity="group", group=1, range="cosine")
+    found = quantize_weight(weight, None, scheme)
+    assert (np.abs(found.dequantize() - weight) <= 0.5001 * np.abs(weight).max() * 2 / 127).all()

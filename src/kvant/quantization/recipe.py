@@ -139,6 +139,12 @@ class Recipe:
                 raise RecipeError(f"Recipe({name}={value!r}): expected a tuple of {what}")
         if self.samples < 1:
             raise RecipeError(f"Recipe(samples={self.samples}): expected at least 1")
+        for scheme in (self.activations, *(rule.activations for rule in self.rules)):
+            if scheme is not None and self.observer != "histogram" and scheme.range not in ("mse", "minmax"):
+                raise RecipeError(
+                    f"Recipe(observer={self.observer!r}): ActivationScheme(range={scheme.range!r}) is found from "
+                    "histograms, and this observer keeps extremes only; use observer='histogram', or range='minmax'"
+                )
 
     @property
     def kept_samples(self) -> int:
@@ -200,18 +206,16 @@ class Recipe:
         tensors: list[tuple[str, Node | None]] = [(entry.name, None) for entry in graph.inputs]
         tensors += [(node.output, node) for node in graph.nodes]
         for rule in self.rules:
-            found = [node for name, node in tensors if rule.applies(name, node)]
-            if rule.arithmetic and found and not any(node and isinstance(node.op, ops.WEIGHTED) for node in found):
-                raise RecipeError(
-                    f"Recipe(rules=...): {rule.pattern!r} names no convolution and no linear layer, and nothing else "
-                    f"multiplies by arithmetic={rule.arithmetic!r}; use activations=ActivationScheme(16)"
-                )
-            if not found:
-                kind = "" if rule.kind is None else f" of kind {rule.kind!r}"
-                raise RecipeError(f"Recipe(rules=...): {rule.pattern!r} matches no tensor and no module{kind}")
+            _check_rule(rule, tensors)
         for pattern in self.skip:
-            if not any(Rule(pattern).applies(name, node) for name, node in tensors):
+            found = [node for name, node in tensors if Rule(pattern).applies(name, node)]
+            if not found:
                 raise RecipeError(f"Recipe(skip=...): {pattern!r} matches no tensor and no module of this model")
+            if not _any_weighted(found):
+                raise RecipeError(
+                    f"Recipe(skip=...): {pattern!r} names no convolution and no linear layer, and nothing else runs in "
+                    "float32; use wide=..., which gives 16 bits"
+                )
 
     def to_toml(self) -> str:
         """The recipe as TOML: what differs from the defaults."""
@@ -248,3 +252,23 @@ class Recipe:
             raise RecipeError(f"{os.fspath(path)!r} is no TOML file: {error}") from error
         except RecipeError as error:
             raise RecipeError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def _check_rule(rule: Rule, tensors: list[tuple[str, Node | None]]) -> None:
+    """Refuse a rule that changes nothing of a graph with ``tensors`` and the nodes that write them."""
+    if (rule.weights, rule.activations, rule.arithmetic) == (None, None, None):
+        raise RecipeError(f"Rule({rule.pattern!r}) says nothing; use weights=, activations= or arithmetic= with it")
+    found = [node for name, node in tensors if rule.applies(name, node)]
+    if not found:
+        kind = "" if rule.kind is None else f" of kind {rule.kind!r}"
+        raise RecipeError(f"Recipe(rules=...): {rule.pattern!r} matches no tensor and no module{kind}")
+    if (rule.weights is not None or rule.arithmetic) and not _any_weighted(found):
+        wish = f"arithmetic={rule.arithmetic!r}" if rule.arithmetic else f"weights of {rule.weights.bits} bits"  # type: ignore[union-attr]
+        raise RecipeError(
+            f"Recipe(rules=...): {rule.pattern!r} names no convolution and no linear layer, and nothing else has "
+            f"{wish}; use activations=ActivationScheme(16)"
+        )
+
+
+def _any_weighted(nodes: list[Node | None]) -> bool:
+    return any(node is not None and isinstance(node.op, ops.WEIGHTED) for node in nodes)

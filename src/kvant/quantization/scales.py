@@ -69,7 +69,7 @@ def fit_scale(rows: Rows, grid: Grid, scheme: WeightScheme) -> torch.Tensor:
         full = safe(torch.minimum(_clip(rows, scheme), largest) / grid.high)
     if scheme.form == "power_of_two":
         nearest_above = power_of_two(full)
-        if scheme.range not in ("mse", "cosine", "kl"):
+        if scheme.range not in ("mse", "cosine", "kl") or rows.values.shape[1] == 1:
             return nearest_above
         octaves = [nearest_above * 2.0**-octave for octave in range(_OCTAVES)]
         return _divergent(rows, grid, octaves) if scheme.range == "kl" else _best(rows, grid, octaves, scheme)
@@ -202,10 +202,8 @@ def fit_factors(rows: Rows, grid: Grid, scheme: WeightScheme, run: int) -> tuple
     Every run wants a scale of its own; the row gets the largest of them over the largest factor that the integers have
     room for, and each run the factor that is nearest to what it wants.
     """
-    count, width = rows.values.shape
-    runs = -(-width // run)
-    padded = Rows(_padded(rows.values, runs, run), _padded(_or_ones(rows), runs, run))
-    wanted = fit_scale(padded, grid, scheme).reshape(count, runs)
+    width = rows.values.shape[1]
+    wanted = torch.cat([fit_scale(part, grid, scheme).reshape(len(rows.values), -1) for part in _runs(rows, run)], 1)
     most = (127 if grid.dtype is np.int8 else 8191) // grid.high
     if scheme.form == "power_of_two":
         most = 1 << (most.bit_length() - 1)
@@ -215,14 +213,14 @@ def fit_factors(rows: Rows, grid: Grid, scheme: WeightScheme, run: int) -> tuple
     return replace(grid, factors=spread), scale
 
 
-def _or_ones(rows: Rows) -> torch.Tensor:
-    return torch.ones_like(rows.values) if rows.moment is None else rows.moment
-
-
-def _padded(values: torch.Tensor, runs: int, run: int) -> torch.Tensor:
-    """(rows * runs, run), zeros behind the last weight of a row: they count for nothing."""
-    missing = runs * run - values.shape[1]
-    return torch.nn.functional.pad(values, (0, missing)).reshape(-1, run)
+def _runs(rows: Rows, run: int) -> Iterator[Rows]:
+    """The whole runs of each row (rows * runs, run), and what is left behind them (rows, fewer), if there are any."""
+    width = rows.values.shape[1]
+    whole = width // run * run
+    for columns, size in ((slice(0, whole), run), (slice(whole, width), width - whole)):
+        if columns.stop > columns.start:
+            moment = None if rows.moment is None else rows.moment[:, columns].reshape(-1, size)
+            yield Rows(rows.values[:, columns].reshape(-1, size), moment)
 
 
 def power_of_two(scale: torch.Tensor) -> torch.Tensor:
