@@ -45,11 +45,10 @@ def run_from_file(digits: Any, trained: Any, recipe: kvant.Recipe, folder: Path)
     return float((scores.argmax(1) == trained.labels.numpy()).mean()), native
 
 
-# What each may lose against the float network, in points of accuracy. Nothing is trained in few bits here: single bits
-# of a network that never saw any lose a lot.
+# What each may lose against the float network, in points of accuracy. Nothing is trained in few bits here.
 LOSSES = {
-    "W8A8": 0.4, "W8A16": 0.4, "W4A8": 1.0, "W4A8, groups of 16 channels": 1.0, "W4A4": 1.5, "W3A8": 1.5, "W2A8": 5.0,
-    "W2A8, asymmetric": 5.0, "W1A8": 70.0, "powers of two, W8A8": 0.5, "log2 weights, W4A8": 1.0,
+    "W8A8": 0.4, "W8A16": 0.4, "W4A8": 1.0, "W4A8, groups of 16 channels": 1.0, "W4A4": 1.5, "W3A8": 1.0, "W2A8": 2.0,
+    "W2A8, asymmetric": 2.0, "W1A8": 6.0, "powers of two, W8A8": 0.5, "log2 weights, W4A8": 1.0,
     "additive powers of two, W4A8": 1.0, "codebook, W4A8": 1.0, "codebook, W2A8": 3.0, "log2 activations, W8A4": 1.5,
     "codebook activations, W8A4": 1.0,
 }  # fmt: skip
@@ -65,6 +64,14 @@ def test_accuracy(digits: Any, plain: Any, name: str, tmp_path: Path) -> None:
     assert wanted > 0.97
     accuracy, _ = run_from_file(digits, plain, digits.RECIPES[name], tmp_path)
     assert accuracy > wanted - LOSSES[name] / 100
+
+
+@pytest.mark.parametrize("name", ["W1A8", "W2A8", "codebook, W2A8"])
+def test_batch_norms_are_estimated_again(digits: Any, plain: Any, name: str) -> None:
+    """Few bits change the spread of channels: it is what costs single bits most of what they lose."""
+    decisions = digits.quantize(plain, digits.RECIPES[name]).decisions
+    first = next(step for step in decisions if step.step == "batch-norm re-estimation")
+    assert first.taken and first.after > first.before + 4
 
 
 def test_signs_are_multiplied_by_bit_operations(digits: Any, tmp_path: Path) -> None:
@@ -83,4 +90,4 @@ def test_files_are_as_large_as_their_bits(digits: Any, plain: Any) -> None:
         weights, file = digits.sizes(digits.quantize(plain, recipe))
         # 288 weights of the first layer gain too little to be packed.
         assert weights == pytest.approx(count * bits / 8, rel=0.01, abs=300)
-        assert file - weights < 6500
+        assert file - weights < 7000

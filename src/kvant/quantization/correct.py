@@ -47,9 +47,9 @@ def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
             for node, dead in steps:
                 if isinstance(node.op, ops.WEIGHTED):
-                    open_values = executor.step(_without_clamp(node), values, bindings)
-                    found[node.output] = _Mean.of(open_values, _axis(node))
-                    values[node.output] = _clamped(node, open_values)
+                    open_values = executor.step(without_clamp(node), values, bindings)
+                    found[node.output] = _Mean.of(open_values, channel_axis(node))
+                    values[node.output] = clamped(node, open_values)
                 else:
                     values[node.output] = executor.step(node, values, bindings)
                 _drop(values, dead)
@@ -139,7 +139,7 @@ class _Correction:
     def _weighted(self, node: Node, rough: Node) -> None:
         if self.exact is not None:
             self._round_anew(node, rough)
-        shift = self.wanted[node.output] - _together(self._each(self._open_step, node, _without_clamp(rough)))
+        shift = self.wanted[node.output] - _together(self._each(self._open_step, node, without_clamp(rough)))
         added = None
         if node.output in self.biases or not self._absorbed(node):
             added = shift.float()
@@ -149,14 +149,14 @@ class _Correction:
     def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
         """Compute the node without its clamp, and the mean of its channels."""
         values = self.got[at][node.output] = self.rough.step(open_rough, self.got[at], self.bindings[at])
-        return _Mean.of(values, _axis(node))
+        return _Mean.of(values, channel_axis(node))
 
     def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
         """Add what the bias gained, clamp and round."""
-        values, axis = self.got[at][node.output], _axis(node)
+        values, axis = self.got[at][node.output], channel_axis(node)
         if added is not None:
             values += added.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
-        self.got[at][node.output] = self._round(node.output, _clamped(node, values))
+        self.got[at][node.output] = self._round(node.output, clamped(node, values))
 
     def _absorbed(self, node: Node) -> bool:
         """Whether a shift of the output reaches only biases of later layers, which then take it out there."""
@@ -206,7 +206,7 @@ def _together(parts: Iterable[_Mean]) -> torch.Tensor:
     return torch.stack([part.total for part in parts]).sum(0) / sum(part.count for part in parts)
 
 
-def _axis(node: Node) -> int:
+def channel_axis(node: Node) -> int:
     """The axis of a weighted node's output channels."""
     return -1 if isinstance(node.op, ops.Linear) else 1
 
@@ -216,10 +216,10 @@ def _drop(values: Tensors, names: list[str]) -> None:
         values.pop(name, None)
 
 
-def _without_clamp(node: Node) -> Node:
+def without_clamp(node: Node) -> Node:
     return replace(node, op=msgspec.structs.replace(node.op, clamp=None))
 
 
-def _clamped(node: Node, values: torch.Tensor) -> torch.Tensor:
+def clamped(node: Node, values: torch.Tensor) -> torch.Tensor:
     clamp: ops.Clamp | None = node.op.clamp  # type: ignore[union-attr]
     return values if clamp is None else torch.clamp(values, clamp[0], clamp[1])

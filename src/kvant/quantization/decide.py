@@ -18,6 +18,7 @@ from kvant.quantization.observers import AnyObserver
 from kvant.quantization.parts import Parts
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
+from kvant.quantization.reestimate import reestimated, reestimates
 from kvant.quantization.refine import refine, refine_small, weight_noise
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.sensitivity import DIRECTIONS, widen
@@ -126,8 +127,10 @@ class Start:
     def _finished(self) -> Plan:
         trial, recipe = self.trial, self.trial.recipe
         plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
+        plan = trial.reestimated(plan)
         plan = _refined_for_shortest(plan, trial)
         plan = self._widened(replace(plan, types=self.narrow), recipe.target_sqnr)
+        plan = trial.reestimated(plan)
         if recipe.effort != "best":
             return plan
         if recipe.target_sqnr is None:
@@ -197,6 +200,13 @@ class Trial:
         learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
         step = "learned rounding and bias correction" if learns else "bias correction"
         return self.better(step, plan, anew, _wide_share(plan))
+
+    def reestimated(self, plan: Plan) -> Plan:
+        """``plan`` with channels' means and spreads as in float, if that leaves less noise on the samples held out."""
+        if self.recipe.effort == "fast" or not self.recipe.correct_bias or not reestimates(plan):
+            return plan
+        anew = reestimated(plan, self.fitted, self.show)
+        return self.better("batch-norm re-estimation", plan, anew, _wide_share(plan))
 
     def tuned(self, plan: Plan, movable: set[str]) -> Plan:
         """``plan`` after it learned, if that leaves less noise on the samples held out and there was too much before.
