@@ -240,6 +240,32 @@ def test_every_arithmetic_with_every_form(quantize: Quantize, arithmetic: str) -
             check_both_back_ends(quantize(arithmetic=arithmetic, weights=scheme, activations=each))
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(
+    "scheme", [ActivationScheme(4, "log2"), ActivationScheme(2, "codebook"), ActivationScheme(1, "symmetric")]
+)
+def test_tables_of_recurrent_layers(kind: type[nn.Module], scheme: ActivationScheme) -> None:
+    """The state that they begin with is a constant, of which there is no histogram to place levels by."""
+    torch.manual_seed(0)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = kind(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layer(x)[0][:, -1])
+
+    data = [torch.randn(1, 5, 4) for _ in range(4)]
+    quantized = kvant.quantize(
+        Recurrent().eval(), data[0], calibration=data, recipe=Recipe(activations=scheme, **PLAIN)
+    )  # type: ignore[arg-type]
+    graph = from_bytes(to_bytes(quantized.graph)).graph
+    native, reference = (QuantizedModel(graph, backend=name)(data[1].numpy()) for name in ("native", "reference"))
+    np.testing.assert_array_equal(native, reference)
+    assert any(node.output.endswith(".levels") for node in graph.nodes)
+
+
 def test_forms_of_activations_place_their_zero(quantize: Quantize) -> None:
     found = {}
     for form in ("asymmetric", "symmetric", "power_of_two"):
@@ -283,6 +309,22 @@ class TestRules:
         assert graph.types["x.quantized"].integer_range() == (0, 255)
         graph = quantize(activations=few, rules=(Rule("x", activations=few),)).graph
         assert graph.types["x.quantized"].integer_range() == (0, 15)
+
+    @pytest.mark.parametrize(
+        ("chosen", "near"),
+        [
+            ({"rules": (Rule("steem*", weights=WeightScheme(4)),)}, "'stem"),
+            ({"skip": ("bodyy",)}, "'body'"),
+            ({"wide": ("depth",)}, "'depthwise'"),
+            ({"wide": ("zzz",)}, "'stem"),
+            ({"rules": (Rule(kind="Conv", weights=WeightScheme(4)),)}, "'conv', 'convtranspose'"),
+        ],
+    )
+    def test_names_that_do_not_exist_are_answered_by_near_ones(
+        self, quantize: Quantize, chosen: dict[str, object], near: str
+    ) -> None:
+        with pytest.raises(kvant.RecipeError, match=f"use one of .*{near}"):
+            quantize(**chosen)
 
     def test_a_rule_about_nothing_is_an_error(self, quantize: Quantize) -> None:
         with pytest.raises(kvant.RecipeError, match=r"'nowhere\*' matches no tensor"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, get_args
@@ -210,7 +212,7 @@ class Recipe:
         for pattern in self.skip:
             found = [node for name, node in tensors if Rule(pattern).applies(name, node)]
             if not found:
-                raise RecipeError(f"Recipe(skip=...): {pattern!r} matches no tensor and no module of this model")
+                raise _about_nothing("Recipe(skip=...)", pattern, tensors)
             if not _any_weighted(found):
                 raise RecipeError(
                     f"Recipe(skip=...): {pattern!r} names no convolution and no linear layer, and nothing else runs in "
@@ -260,14 +262,36 @@ def _check_rule(rule: Rule, tensors: list[tuple[str, Node | None]]) -> None:
         raise RecipeError(f"Rule({rule.pattern!r}) says nothing; use weights=, activations= or arithmetic= with it")
     found = [node for name, node in tensors if rule.applies(name, node)]
     if not found:
-        kind = "" if rule.kind is None else f" of kind {rule.kind!r}"
-        raise RecipeError(f"Recipe(rules=...): {rule.pattern!r} matches no tensor and no module{kind}")
+        raise _about_nothing("Recipe(rules=...)", rule.pattern, tensors, rule.kind)
     if (rule.weights is not None or rule.arithmetic) and not _any_weighted(found):
         wish = f"arithmetic={rule.arithmetic!r}" if rule.arithmetic else f"weights of {rule.weights.bits} bits"  # type: ignore[union-attr]
         raise RecipeError(
             f"Recipe(rules=...): {rule.pattern!r} names no convolution and no linear layer, and nothing else has "
             f"{wish}; use activations=ActivationScheme(16)"
         )
+
+
+def _about_nothing(
+    where: str, pattern: str, tensors: list[tuple[str, Node | None]], kind: str | None = None
+) -> RecipeError:
+    """The error of a pattern that nothing matches, with the nearest that something does."""
+    kinds = sorted({"input" if node is None else node.op.kind for _, node in tensors})
+    if kind is not None and kind not in kinds:
+        return RecipeError(f"{where}: {pattern!r} matches no tensor and no module of kind {kind!r}; use one of {kinds}")
+    names = [entry for name, node in tensors for entry in (node.source.module if node else "", name) if entry]
+    return RecipeError(
+        f"{where}: {pattern!r} matches no tensor and no module of this model; use one of {nearest(pattern, names)}"
+    )
+
+
+def nearest(pattern: str, names: Iterable[str]) -> list[str]:
+    """Three of ``names``: those that a pattern that matches none of them may have meant, or the first.
+
+    >>> nearest("layers1*", ["stem", "layer1.conv", "layer2.conv", "head"])
+    ['layer1.conv', 'layer2.conv']
+    """
+    some = list(dict.fromkeys(names))
+    return get_close_matches(pattern.strip("*"), some, 3, 0.5) or some[:3]
 
 
 def _any_weighted(nodes: list[Node | None]) -> bool:

@@ -43,14 +43,16 @@ def place(graph: Graph, seen: Statistics, recipe: Recipe) -> tuple[Graph, dict[s
     Returns:
         The graph, and the tensor that each new node reads, by the node's output.
     """
-    wished = wished_schemes(graph, ties(graph), recipe)
     group_of = ties(graph)
+    wished = wished_schemes(graph, group_of, recipe)
+    # What only moves constants, such as the state that a recurrent layer begins with, has no levels to choose.
+    tabled = {group_of[name] for name in seen.observers if name in group_of and wished[group_of[name]].tabled}
     places: dict[str, str] = {}
     graph, nodes = graph.copy(), []
     names: dict[str, str] = {}
     for node in graph.nodes:
         name = node.inputs[0]
-        if _sums_up(graph, node) and name in group_of and wished[group_of[name]].tabled:
+        if _sums_up(graph, node) and group_of.get(name) in tabled:
             if name not in names:
                 names[name] = graph.fresh(f"{name}.levels")
                 graph.types[names[name]] = graph.types[name]

@@ -12,7 +12,7 @@ from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.observers import AnyObserver, Extremes
 from kvant.quantization.ranges import Range, activation_type, choose_range, extremes
-from kvant.quantization.recipe import Recipe
+from kvant.quantization.recipe import Recipe, nearest
 from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.ties import ties
 
@@ -188,6 +188,10 @@ def _wanted_wide(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[
     for pattern in recipe.wide:
         hits = [name for name in group_of if fnmatch(name, pattern) or fnmatch(modules.get(name, ""), pattern)]
         if not hits:
-            raise RecipeError(f"Recipe(wide=...): {pattern!r} matches no tensor and no module of this model")
+            names = (entry for name in group_of for entry in (modules.get(name, ""), name) if entry)
+            raise RecipeError(
+                f"Recipe(wide=...): {pattern!r} matches no tensor and no module of this model; use one of "
+                f"{nearest(pattern, names)}"
+            )
         wanted |= {group_of[name] for name in hits}
     return wanted
