@@ -42,8 +42,9 @@ REFINED_DB = 2.0
 BETTER_DB = 1.0
 # The best effort may have so much less than the wanted signal to noise, for more multiplications in 8 bits.
 SPARED_DB = 3.0
-# Half of the noise.
+# Half of the noise, and the share of all weights that may become finer so that weights cause no more of it.
 HALF_DB = 3.0
+SHARE_FOR_SHORTEST = 0.0625
 # Plans that miss the target by less than this are not tuned: measured, that made one of 23 dB worse.
 TUNABLE_DB = 4.0
 
@@ -254,15 +255,20 @@ def _choose_weights(plan: Plan, trial: Trial) -> Plan:
 
 
 def _refined_for_shortest(plan: Plan, trial: Trial) -> Plan:
-    """``plan`` with 14 bits for the weights of some layers, if of the shortest sample's noise they cause over half."""
+    """``plan`` with 14 bits for the weights of a few layers, if of the shortest sample's noise they cause over half.
+
+    Not where rows get scales when they run: these are most of the noise then, and nothing here makes them finer.
+    """
     short, recipe = trial.yardstick.shortest, trial.recipe
-    if short is None or recipe.target_sqnr is None or recipe.effort == "fast" or not recipe.fine_weights:
+    wanted = recipe.target_sqnr is not None and recipe.effort != "fast" and recipe.fine_weights
+    if short is None or not wanted or "dynamic" in plan.reals.values():
         return plan
-    goal, before = recipe.target_sqnr - SHORTEST_SLACK_DB + HALF_DB, short.measure_whole(plan)
-    noise = _refinable(plan, weight_noise(plan, short, trial.show)) if before < goal else {}
+    goal, before = (recipe.target_sqnr or 0.0) - SHORTEST_SLACK_DB + HALF_DB, short.measure_whole(plan)
+    # One sample tells less than the four or more that are held out otherwise.
+    noise = _refinable(plan, weight_noise(plan, short, trial.show, 8 * DIRECTIONS)) if before < goal else {}
     if not noise:
         return plan
-    fine = refine(plan, noise, short, goal, parts=len(noise))
+    fine = refine(plan, noise, short, goal, parts=len(noise), share=SHARE_FOR_SHORTEST)
     trial.note("weights in 14 bits for the shortest sample", True, before, short.measure_whole(fine), _fine_share(fine))
     return fine
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import accumulate
 
 import torch
 
 from kvant.capture import Executor
 from kvant.quantization.progress import Progress
-from kvant.quantization.sensitivity import noise_of, smallest
+from kvant.quantization.sensitivity import DIRECTIONS, noise_of, smallest
 from kvant.quantization.simulate import Plan
 from kvant.quantization.weights import fine_weight
 from kvant.quantization.yardstick import Yardstick
@@ -53,6 +54,7 @@ def refine(
     goal: float,
     settle: Callable[[Plan], Plan] = lambda plan: plan,
     parts: int = PARTS,
+    share: float = 1.0,
 ) -> Plan:
     """``plan`` with 14-bit weights in as few layers as needed for ``goal`` dB at the outputs.
 
@@ -62,23 +64,26 @@ def refine(
         yardstick: measures signal to noise.
         settle: adjusts biases to changed weights.
         parts: how finely the number of layers is told apart.
+        share: of all these layers' weights that may be refined, the first layer in any case.
     """
     total = sum(plan.weights[name].values.size for name in noise)
     # Even a tiny layer costs something: it runs with wider products.
     order = sorted(noise, key=lambda name: -noise[name] / (plan.weights[name].values.size + 0.2 * total / len(noise)))
 
+    most = sum(so_far <= share * total for so_far in accumulate(plan.weights[name].values.size for name in order))
+
     @cache
     def refined(count: int) -> Plan:
         return settle(with_fine(plan, order[:count]))
 
-    return refined(smallest(len(order), lambda some: yardstick.measure_whole(refined(some)), goal, parts))
+    return refined(smallest(max(most, 1), lambda some: yardstick.measure_whole(refined(some)), goal, parts))
 
 
-def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress) -> Noise:
+def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress, directions: int = DIRECTIONS) -> Noise:
     """Noise over signal at the outputs that the rounding of each layer's weights causes, by the layer's output.
 
     The gradient of a random combination of the outputs by a weight, times the weight's rounding error, squared and
-    averaged over combinations and samples.
+    averaged over combinations (``directions`` for each sample) and samples.
     """
     graph = plan.simulated_graph()
     executor = Executor(graph)
@@ -92,5 +97,6 @@ def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress) -> Noise:
         lambda name, _: errors[name],
         yardstick,
         show.track(yardstick.samples, "measuring weights"),
+        directions,
     )
     return dict.fromkeys(plan.weights, 0.0) | found
