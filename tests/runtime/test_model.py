@@ -138,6 +138,23 @@ def test_bad_inputs_are_refused_by_name(make, message):
         model(*make())
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_call_like_the_last_one_is_checked_as_the_first_was(backend):
+    """Inputs like those of the last call take a shorter way, others must not."""
+    model = QuantizedModel(small_network(), backend=backend)
+    x = image()
+    expected = model(x)["heat"]
+    for make, message in BAD:
+        np.testing.assert_array_equal(model(x)["heat"], expected)
+        with pytest.raises(InputError, match=message):
+            model(*make())
+    same = [x[:, :, :, :], x.view(type("Own", (np.ndarray,), {})), x.astype(">f4"), x.transpose(3, 2, 1, 0).copy().T]
+    for other in [*same, torch.from_numpy(x)]:
+        np.testing.assert_array_equal(np.asarray(model(other)["heat"]), expected)
+    every = model.run_all({"image": x})
+    np.testing.assert_array_equal(model(x)["heat"], every["heat"])
+
+
 def test_unknown_and_doubled_names_are_refused():
     model = QuantizedModel(small_network(), backend="reference")
     with pytest.raises(InputError, match="unknown input 'picture'"):

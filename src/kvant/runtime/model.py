@@ -104,6 +104,9 @@ class QuantizedModel:
         Raises:
             InputError: an input is missing, or has the wrong rank, shape, dtype or value.
         """
+        again = None if kwargs else self._frames.again(args)
+        if again is not None:
+            return nest(self.graph.structure, again)
         outputs: list[Any] = self._run(collect(self.graph, args, kwargs))
         if any(is_torch(value) for value in (*args, *kwargs.values())):
             outputs = to_torch(outputs)
