@@ -7,6 +7,7 @@
 #include "winograd.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -187,6 +188,7 @@ class Winograd final : public Algorithm {
   int64_t real_outputs_, real_channels_;
   int64_t outputs_, channels_;  // padded
   int64_t bytes_;
+  bool bounded_ = true;  // no product of an int32 and a multiplier reaches 2^31
   Buffer weights_;
   std::vector<int32_t> bias_;
   std::vector<float> multipliers_;
@@ -211,6 +213,7 @@ Winograd::Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops)
     const uint64_t share = static_cast<uint64_t>(layer.zero_point * total);
     bias_[o] = static_cast<int32_t>(static_cast<uint64_t>(layer.bias[o]) - share);
     multipliers_[o] = layer.multipliers[o];
+    bounded_ = bounded_ && std::abs(multipliers_[o]) < 0.99f;
   }
 }
 
@@ -375,6 +378,11 @@ void shift(WinogradTile *tiles, const WinogradTiles &counts, int64_t bytes) {
   }
 }
 
+// The sum of two 16-bit integers times their multipliers stays far below 2^31.
+bool is_small(const kvant_addend *addend) {
+  return addend == nullptr || std::max(std::abs(addend->multiplier), std::abs(addend->added_multiplier)) < 8192.0f;
+}
+
 void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, const WinogradTiles &counts,
                          const int16_t *points, int32_t *sums) const {
   const Job &job = *run.job;
@@ -387,7 +395,7 @@ void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, con
   shift(tiles, counts, first * size);
   loops_.finish({sums, sums_plane, bias_.data() + first, multipliers_.data() + first,
                  std::min(kWinogradBlock, real_outputs_ - first), job.target, job.output_size[1] * pixel, pixel,
-                 job.addend, job.output_size[1] * added, added},
+                 job.addend, job.output_size[1] * added, added, bounded_ && is_small(job.addend)},
                 tiles, counts);
   shift(tiles, counts, -first * size);
 }

@@ -57,6 +57,7 @@ struct WinogradFinish {
   int64_t row, column;
   const kvant_addend *addend;
   int64_t added_row, added_column;
+  bool bounded;  // nothing reaches 2^31 before it is rounded
 };
 
 struct WinogradLoops {

@@ -65,6 +65,32 @@ inline void store_words(int16_t *to, Ints values) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm_packs_epi32(low_half(values), high_half(values)));
 }
 
+struct ByteBounds {
+  __m256i zero, low, high;
+};
+
+inline ByteBounds byte_bounds(const kvant_target &target) {
+  return {_mm256_set1_epi16(static_cast<int16_t>(target.zero_point)), _mm256_set1_epi8(static_cast<char>(target.low)),
+          _mm256_set1_epi8(static_cast<char>(target.high))};
+}
+
+inline __m256i pack(Floats first, Floats second, const ByteBounds &bounds) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(first), _mm256_cvtps_epi32(second));
+  return _mm256_adds_epi16(words, bounds.zero);
+}
+
+// Packed, each 128 bits hold four outputs of all pixels.
+inline void store_pixels(uint8_t *to, int64_t right, const Floats (&values)[4], const ByteBounds &bounds) {
+  __m256i bytes = _mm256_packus_epi16(pack(values[0], values[1], bounds), pack(values[2], values[3], bounds));
+  bytes = _mm256_min_epu8(_mm256_max_epu8(bytes, bounds.low), bounds.high);
+  bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
+  _mm_storel_epi64(reinterpret_cast<__m128i *>(to), first);
+  _mm_storel_epi64(reinterpret_cast<__m128i *>(to + right), _mm_unpackhi_epi64(first, first));
+  _mm_storel_epi64(reinterpret_cast<__m128i *>(to + 2 * right), second);
+  _mm_storel_epi64(reinterpret_cast<__m128i *>(to + 3 * right), _mm_unpackhi_epi64(second, second));
+}
+
 }  // namespace
 }  // namespace avx2
 }  // namespace kvant

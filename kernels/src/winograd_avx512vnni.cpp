@@ -63,6 +63,31 @@ inline void store_words(int16_t *to, Ints values) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(values)));
 }
 
+struct ByteBounds {
+  __m512i zero, low, high;
+};
+
+inline ByteBounds byte_bounds(const kvant_target &target) {
+  return {_mm512_set1_epi16(static_cast<int16_t>(target.zero_point)), _mm512_set1_epi8(static_cast<char>(target.low)),
+          _mm512_set1_epi8(static_cast<char>(target.high))};
+}
+
+inline __m512i pack(Floats first, Floats second, const ByteBounds &bounds) {
+  const __m512i words = _mm512_packs_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+  return _mm512_adds_epi16(words, bounds.zero);
+}
+
+// Packed, each 128 bits hold four outputs of all pixels.
+inline void store_pixels(uint8_t *to, int64_t right, const Floats (&values)[4], const ByteBounds &bounds) {
+  __m512i bytes = _mm512_packus_epi16(pack(values[0], values[1], bounds), pack(values[2], values[3], bounds));
+  bytes = _mm512_min_epu8(_mm512_max_epu8(bytes, bounds.low), bounds.high);
+  bytes = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_castsi512_si128(bytes));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(to + right), _mm512_extracti32x4_epi32(bytes, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(to + 2 * right), _mm512_extracti32x4_epi32(bytes, 2));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(to + 3 * right), _mm512_extracti32x4_epi32(bytes, 3));
+}
+
 }  // namespace
 }  // namespace avx512vnni
 }  // namespace kvant

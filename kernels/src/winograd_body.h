@@ -2,8 +2,9 @@
 // namespace) and, before this, in that namespace: kLanes 32-bit integers as Ints and as many floats as Floats, twice as
 // many 16-bit integers as Shorts (both kinds of integers unsigned: they wrap), kRows tiles and kVectors of outputs that
 // are multiplied at a time, and the functions widen, broadcast, multiply_add, shift_right_6, floats_of, ints_of, product
-// (of signed integers and floats), rounded (within bounds), load_bytes, load_words, store_bytes and store_words. Nothing
-// here may call an inline function of a header: the linker could keep the copy of another instruction set.
+// (of signed integers and floats), rounded (within bounds), load_bytes, load_words, store_bytes, store_words, and
+// store_pixels (rounds kLanes outputs of four pixels, within ByteBounds). Nothing here may call an inline function of a
+// header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
@@ -57,28 +58,39 @@ constexpr bool has_point(int64_t point) {
   return !kShort || (point != 3 && point != 4);
 }
 
+// A distance that the compiler cannot see through: else it computes all the addresses beforehand, more of them than there
+// are registers.
+inline int64_t opaque(int64_t distance) {
+  __asm__("" : "+r"(distance));
+  return distance;
+}
+
 template <bool kLow, bool kNarrow>
 void transform_as(const uint8_t *x, int64_t row, int64_t column, int64_t channels, int16_t *points, int64_t plane) {
-  for (int64_t c = 0; c < channels; c += 2 * kLanes) {
+  for (int64_t c = 0; c < channels; c += 2 * kLanes, x += 2 * kLanes, points += 2 * kLanes) {
     Shorts half[6][6];
+    const uint8_t *pixel = x;
+    const int64_t right = opaque(column), down = opaque(row);
 #pragma GCC unroll 6
-    for (int64_t j = 0; j < (kNarrow ? 4 : 6); ++j) {
+    for (int64_t j = 0; j < (kNarrow ? 4 : 6); ++j, pixel += right) {
       Shorts d[6];
+      const uint8_t *from = pixel;
 #pragma GCC unroll 6
-      for (int64_t i = 0; i < (kLow ? 4 : 6); ++i) d[i] = widen(x + i * row + j * column + c);
+      for (int64_t i = 0; i < (kLow ? 4 : 6); ++i, from += down) d[i] = widen(from);
       transform_line<kLow>(d);
 #pragma GCC unroll 6
       for (int64_t i = 0; i < 6; ++i) {
         if (has_point<kLow>(i)) half[i][j] = d[i];
       }
     }
+    int16_t *to = points;
+    const int64_t next = opaque(plane);
 #pragma GCC unroll 6
     for (int64_t i = 0; i < 6; ++i) {
-      if (!has_point<kLow>(i)) continue;
-      transform_line<kNarrow>(half[i]);
+      if (has_point<kLow>(i)) transform_line<kNarrow>(half[i]);
 #pragma GCC unroll 6
-      for (int64_t j = 0; j < 6; ++j) {
-        if (has_point<kNarrow>(j)) store(points + (i * 6 + j) * plane + c, half[i][j]);
+      for (int64_t j = 0; j < 6; ++j, to += next) {
+        if (has_point<kLow>(i) && has_point<kNarrow>(j)) store(to, half[i][j]);
       }
     }
   }
@@ -214,8 +226,8 @@ inline VectorBounds vector_bounds(const kvant_target &target) {
           floats_of(static_cast<float>(target.high - target.zero_point)), ints_of(target.zero_point)};
 }
 
-inline Ints settle(Ints sum, Floats multipliers, const VectorBounds &bounds) {
-  return rounded(product(sum, multipliers), bounds.low, bounds.high) + bounds.zero;
+inline Ints settle(Floats value, const VectorBounds &bounds) {
+  return rounded(value, bounds.low, bounds.high) + bounds.zero;
 }
 
 // What is added to the results.
@@ -230,17 +242,22 @@ inline VectorAddition vector_addition(const kvant_addend &addend) {
           vector_bounds(addend.target)};
 }
 
-inline Ints settle_sum(Ints sum, Floats multipliers, const VectorBounds &bounds, Ints added, const VectorAddition &a) {
-  const Ints own = rounded(product(sum, multipliers), bounds.low, bounds.high);
-  const Floats value = product(own, a.multiplier) + product(added - a.added_zero, a.added_multiplier);
-  return rounded(value, a.result.low, a.result.high) + a.result.zero;
+inline Floats add(Floats value, const VectorBounds &bounds, Ints added, const VectorAddition &a) {
+  const Ints own = rounded(value, bounds.low, bounds.high);
+  return product(own, a.multiplier) + product(added - a.added_zero, a.added_multiplier);
 }
+
+// What is the same for all tiles; `bytes` are the bounds of what is written.
+struct Ending {
+  VectorBounds bounds;
+  VectorAddition addition;
+  ByteBounds bytes;
+};
 
 // The numbers of kLanes outputs.
 struct Lane {
   Ints bias;
   Floats multipliers;
-  VectorBounds bounds;
 };
 
 inline void store_as(uint8_t *y, Ints values) { store_bytes(y, values); }
@@ -265,54 +282,82 @@ inline Ints load_some(const Out *from, int64_t count) {
   return load_as(all);
 }
 
-// One vector of outputs of a tile, the first of them number `first` of the block.
-template <typename Out, bool kAdds, bool kLow, bool kNarrow>
-void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lane, const WinogradTile &tile,
-                   int64_t first, const VectorAddition &addition) {
-  const int64_t count = f.outputs - first;
-  Ints half[4][6];
+// What a tile's results are made for. Where it is simple, all of its pixels and outputs exist, and no value reaches 2^31.
+template <typename Type, bool kAddsOthers, bool kLowTile, bool kNarrowTile, bool kIsSimple>
+struct Case {
+  using Out = Type;
+  static constexpr bool kAdds = kAddsOthers, kLow = kLowTile, kNarrow = kNarrowTile, kSimple = kIsSimple;
+  static constexpr bool kSimpleBytes = kSimple && sizeof(Out) == 1;
+};
+
+// Restores a tile down its columns.
+template <typename Kind>
+inline void restore_columns(const int32_t *sums, int64_t plane, Ints (&half)[4][6]) {
+  const int64_t next = opaque(plane);
 #pragma GCC unroll 6
-  for (int64_t j = 0; j < 6; ++j) {
-    if (!has_point<kNarrow>(j)) continue;
+  for (int64_t j = 0; j < 6; ++j, sums += next) {
+    if (!has_point<Kind::kNarrow>(j)) continue;
     Ints m[6], column[4];
+    const int32_t *from = sums;
 #pragma GCC unroll 6
-    for (int64_t i = 0; i < 6; ++i) {
-      if (has_point<kLow>(i)) m[i] = load<Ints>(sums + (i * 6 + j) * f.sums_plane);
+    for (int64_t i = 0; i < 6; ++i, from += 6 * next) {
+      if (has_point<Kind::kLow>(i)) m[i] = load<Ints>(from);
     }
-    restore_line<kLow>(m, column);
+    restore_line<Kind::kLow>(m, column);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < 4; ++i) half[i][j] = column[i];
   }
+}
+
+// One vector of outputs of a tile, the first of them number `first` of the block.
+template <typename Kind>
+void finish_vector(const WinogradFinish &f, const int32_t *sums, const Lane &lane, const WinogradTile &tile,
+                   int64_t first, const Ending &ending) {
+  using Out = typename Kind::Out;
+  const int64_t count = Kind::kSimple ? kLanes : f.outputs - first;
+  const int64_t right = opaque(f.column), added_right = opaque(f.added_column);
+  Ints half[4][6];
+  restore_columns<Kind>(sums, f.sums_plane, half);
   uint8_t *row = tile.y + first * static_cast<int64_t>(sizeof(Out));
+  const uint8_t *added_row = Kind::kAdds ? tile.added + first * static_cast<int64_t>(sizeof(Out)) : row;
 #pragma GCC unroll 4
-  for (int64_t i = 0; i < (kLow ? 2 : 4); ++i, row += f.row) {
-    if (i == tile.rows) return;
+  for (int64_t i = 0; i < (Kind::kLow ? 2 : 4); ++i, row += f.row, added_row += f.added_row) {
+    if (!Kind::kSimple && i == tile.rows) return;
     Ints pixels[4];
-    restore_line<kNarrow>(half[i], pixels);
+    restore_line<Kind::kNarrow>(half[i], pixels);
+    Floats values[4];
+    uint8_t *to = row;
+    const uint8_t *added = added_row;
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < (kNarrow ? 2 : 4); ++j) {
-      if (j == tile.columns) break;
-      const Ints sum = shift_right_6(pixels[j] * kInverseOf9) + lane.bias;
-      if (kAdds) {
-        const uint8_t *added = tile.added + i * f.added_row + j * f.added_column;
-        const Ints others = load_some(reinterpret_cast<const Out *>(added) + first, count);
-        store_some(reinterpret_cast<Out *>(row + j * f.column),
-                   settle_sum(sum, lane.multipliers, lane.bounds, others, addition), count);
-        continue;
+    for (int64_t j = 0; j < (Kind::kNarrow ? 2 : 4); ++j, to += right, added += added_right) {
+      if (!Kind::kSimple && j == tile.columns) break;
+      values[j] = product(shift_right_6(pixels[j] * kInverseOf9) + lane.bias, lane.multipliers);
+      if (Kind::kAdds) {
+        const Ints others = load_some(reinterpret_cast<const Out *>(added), count);
+        values[j] = add(values[j], ending.bounds, others, ending.addition);
       }
-      store_some(reinterpret_cast<Out *>(row + j * f.column), settle(sum, lane.multipliers, lane.bounds), count);
+      if (Kind::kSimpleBytes) continue;
+      const VectorBounds &bounds = Kind::kAdds ? ending.addition.result : ending.bounds;
+      store_some(reinterpret_cast<Out *>(to), settle(values[j], bounds), count);
     }
+    if (Kind::kSimpleBytes) store_pixels(row, right, values, ending.bytes);
   }
 }
 
 template <typename Out, bool kAdds, bool kLow, bool kNarrow>
 void finish_tiles(const WinogradFinish &f, const WinogradTile *tiles, int64_t begin, int64_t count) {
-  const VectorBounds bounds = vector_bounds(f.target);
-  const VectorAddition addition = kAdds ? vector_addition(*f.addend) : VectorAddition{};
+  const Ending ending = {vector_bounds(f.target), kAdds ? vector_addition(*f.addend) : VectorAddition{},
+                         byte_bounds(kAdds ? f.addend->target : f.target)};
   for (int64_t t = begin; t < begin + count; ++t) {
+    const bool whole = f.bounded && !kLow && !kNarrow && tiles[t].rows == 4 && tiles[t].columns == 4;
     for (int64_t o = 0; o < f.outputs; o += kLanes) {
-      const Lane lane = {load<Ints>(f.bias + o), load<Floats>(f.multipliers + o), bounds};
-      finish_vector<Out, kAdds, kLow, kNarrow>(f, f.sums + t * kWinogradBlock + o, lane, tiles[t], o, addition);
+      const Lane lane = {load<Ints>(f.bias + o), load<Floats>(f.multipliers + o)};
+      const int32_t *sums = f.sums + t * kWinogradBlock + o;
+      if (whole && f.outputs - o >= kLanes) {
+        finish_vector<Case<Out, kAdds, false, false, true>>(f, sums, lane, tiles[t], o, ending);
+      } else {
+        finish_vector<Case<Out, kAdds, kLow, kNarrow, false>>(f, sums, lane, tiles[t], o, ending);
+      }
     }
   }
 }
