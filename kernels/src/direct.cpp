@@ -37,13 +37,14 @@ extern const DirectLoops kDirectLoops;
 namespace {
 
 constexpr int64_t kChunkPixels = 96;
+constexpr int64_t kWidenedPixels = 512;
 constexpr int64_t kItemProducts = int64_t{1} << 21;  // of one work item, or more: handing it out should cost nothing
 constexpr int64_t kNearWeights = int64_t{1} << 18;   // bytes that stay in the second-level cache beside pixels
 constexpr int64_t kItemsPerThread = 4;
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kSlack = 64;               // elements behind centred pixels
 constexpr int64_t kCentredGrain = 1 << 15;   // elements; fewer are not worth a second thread
-constexpr int kCentredSlot = 3;              // of scratch memory
+constexpr int kCentredSlot = 3, kWidenedSlot = 4;  // of scratch memory
 
 bool is_one(const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; }
 
@@ -103,28 +104,36 @@ class Direct : public Algorithm {
  private:
   int64_t elements() const { return bytes_ ? 4 : 2; }  // of a group
   int64_t element_size() const { return kGroupBytes / elements(); }
+  int64_t stored_size() const { return stores_bytes_ ? 1 : 2; }
+  int64_t stored_bytes(const Block &block) const { return values_of(block) * stored_size(); }
+  int64_t values_of(const Block &block) const { return products_of_vector() * block.vectors; }
+  // Whether each work item widens the weights that it needs: kept as int16 they would take twice the memory.
+  bool widens() const { return stores_bytes_ && !bytes_; }
   int64_t depth() const { return layer_.channels / layer_.groups; }
   void cut_blocks();
   bool holds(int64_t stretch) const;
+  int64_t stored(const Block &block, int64_t place) const;
   int64_t longest_stretch() const;
   void pack(const kvant_conv_layer &layer);
   void pack_output(const kvant_conv_layer &layer, const Block &block, int64_t index);
-  template <typename Element>
+  template <typename Stored, int64_t kElements>
   void pack_block(const kvant_conv_layer &layer, const Block &block);
   void fold(const kvant_conv_layer &layer, const Block &block, int64_t index, int64_t sum);
   bool reads_raw() const { return bytes_ || layer_.dtype == KVANT_INT16; }
   // Whether it centres the pixels of each work item itself, rather than those of the whole input before.
   bool converts() const { return !reads_raw() && merged_ == layer_.groups && runs_ == 1 && is_one(layer_.kernel) && is_one(layer_.strides); }
-  int64_t products() const { return runs_ * groups_ * elements() * direct_loops().lanes; }  // of a pixel and a vector
+  int64_t products_of_vector() const { return runs_ * groups_ * elements() * direct_loops().lanes; }  // of a pixel
+  int64_t chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks) const;
   std::vector<int64_t> offsets(const Padded &x) const;
   DirectWork describe(const Job &job, const std::vector<int64_t> &offsets) const;
-  void run_block(const Job &job, const Block &block, DirectWork work) const;
+  int32_t run_block(const Job &job, const Block &block, DirectWork work) const;
   int32_t run_pixels(const Job &job, DirectWork work) const;
   int32_t run_by_pixels(const Job &job, const DirectWork &whole) const;
   int32_t run_by_blocks(const Job &job, const DirectWork &whole) const;
 
   kvant_conv_layer layer_;  // pointers are null
-  bool bytes_;
+  bool bytes_;               // uint8 meets int8
+  bool stores_bytes_;        // weights are kept as int8
   int64_t merged_;           // groups that are one
   int64_t channels_;         // of them together
   bool rows_;                // a run is a row of the kernel rather than one tap
@@ -140,8 +149,8 @@ class Direct : public Algorithm {
 
 Direct::Direct(const kvant_conv_layer &layer) : layer_(without_pointers(layer)) {
   const int64_t taps = layer.kernel[0] * layer.kernel[1];
-  bytes_ = direct_loops().bytes != nullptr && layer.dtype == KVANT_UINT8 && !layer.sums.wide &&
-           fits_int8(layer.values, layer.outputs * depth() * taps);
+  stores_bytes_ = fits_int8(layer.values, layer.outputs * depth() * taps);
+  bytes_ = stores_bytes_ && direct_loops().bytes != nullptr && layer.dtype == KVANT_UINT8 && !layer.sums.wide;
   merged_ = merged_groups(layer, direct_loops().lanes);
   channels_ = merged_ * depth();
   rows_ = merged_ == layer.groups && layer.dilations[1] == 1;
@@ -162,7 +171,7 @@ void Direct::cut_blocks() {
       const int64_t first = vectors * b / count, own = vectors * (b + 1) / count - first;
       const int64_t used = std::min(own * lanes, outputs - first * lanes);
       blocks_.push_back({g * outputs + first * lanes, used, own, g * channels_, weights, bias});
-      weights += runs_ * groups_ * own * lanes * kGroupBytes;
+      weights += stored_bytes(blocks_.back());
       bias += own * lanes;
     }
   }
@@ -176,9 +185,9 @@ void Direct::pack(const kvant_conv_layer &layer) {
   const bool whole = merged_ == 1 && depth() % elements() == 0;
   for (const Block &block : blocks_) {
     if (whole && bytes_) {
-      pack_block<int8_t>(layer, block);
+      pack_block<int8_t, 4>(layer, block);
     } else if (whole) {
-      pack_block<int16_t>(layer, block);
+      stores_bytes_ ? pack_block<int8_t, 2>(layer, block) : pack_block<int16_t, 2>(layer, block);
     } else {
       for (int64_t i = 0; i < block.outputs; ++i) pack_output(layer, block, i);
     }
@@ -187,21 +196,20 @@ void Direct::pack(const kvant_conv_layer &layer) {
 
 // The same as pack_output for all outputs of a block, where no group of elements spans two taps: what is written is one
 // run, and what is read of each output stays within the first-level cache until all its taps are done.
-template <typename Element>
+template <typename Stored, int64_t kElements>
 void Direct::pack_block(const kvant_conv_layer &layer, const Block &block) {
-  constexpr int64_t kElements = kGroupBytes / static_cast<int64_t>(sizeof(Element));
   const int64_t taps = layer.kernel[0] * layer.kernel[1], width = block.vectors * direct_loops().lanes;
   const int16_t *values = layer.values + block.first_output * depth() * taps;
-  Element *weights = reinterpret_cast<Element *>(weights_.data() + block.weights);
+  Stored *weights = reinterpret_cast<Stored *>(weights_.data() + block.weights);
   for (int64_t c = 0; c < depth(); c += kElements) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t run = rows_ ? tap / layer.kernel[1] : tap;
       const int64_t element = (rows_ ? tap % layer.kernel[1] * channels_ : 0) + c;
-      Element *to = weights + (run * groups_ + element / kElements) * width * kElements;
+      Stored *to = weights + (run * groups_ + element / kElements) * width * kElements;
       for (int64_t i = 0; i < block.outputs; ++i) {
         const int16_t *from = values + (i * depth() + c) * taps + tap;
-        Element *own = to + lane_of(block, i) * kElements;
-        for (int64_t e = 0; e < kElements; ++e) own[e] = static_cast<Element>(from[e * taps]);
+        Stored *own = to + lane_of(block, i) * kElements;
+        for (int64_t e = 0; e < kElements; ++e) own[e] = static_cast<Stored>(from[e * taps]);
       }
     }
   }
@@ -216,13 +224,13 @@ bool Direct::holds(int64_t stretch) const {
   const int64_t most = layer_.dtype == KVANT_UINT8 ? std::max(layer_.zero_point, 255 - layer_.zero_point) : 32768;
   for (const Block &block : blocks_) {
     const int64_t width = block.vectors * direct_loops().lanes * 2;
-    const int16_t *weights = reinterpret_cast<const int16_t *>(weights_.data() + block.weights);
-    for (int64_t run = 0; run < runs_; ++run, weights += groups_ * width) {
+    for (int64_t run = 0; run < runs_; ++run) {
       for (int64_t first = 0; first < groups_; first += stretch) {
         for (int64_t lane = 0; lane < width; lane += 2) {
           int64_t sum = 0;
           for (int64_t g = first; g < std::min(groups_, first + stretch); ++g) {
-            sum += std::abs(weights[g * width + lane]) + std::abs(weights[g * width + lane + 1]);
+            const int64_t place = (run * groups_ + g) * width + lane;
+            sum += std::abs(stored(block, place)) + std::abs(stored(block, place + 1));
           }
           if (sum * most > INT32_MAX) return false;
         }
@@ -230,6 +238,12 @@ bool Direct::holds(int64_t stretch) const {
     }
   }
   return true;
+}
+
+// A weight of a block where it is kept.
+int64_t Direct::stored(const Block &block, int64_t place) const {
+  const uint8_t *at = weights_.data() + block.weights + place * stored_size();
+  return stores_bytes_ ? *reinterpret_cast<const int8_t *>(at) : *reinterpret_cast<const int16_t *>(at);
 }
 
 // From the real weights: products of the largest ones would allow a few only.
@@ -257,7 +271,7 @@ void Direct::pack_output(const kvant_conv_layer &layer, const Block &block, int6
   const int64_t width = block.vectors * direct_loops().lanes;
   const int64_t group = output / (layer.outputs / layer.groups) % merged_;  // among the merged ones
   const int16_t *values = layer.values + output * depth() * taps;
-  uint8_t *to = weights_.data() + block.weights + lane_of(block, index) * kGroupBytes;
+  uint8_t *to = weights_.data() + block.weights + lane_of(block, index) * elements() * stored_size();
   int64_t sum = 0;
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t run = rows_ ? tap / layer.kernel[1] : tap;
@@ -265,9 +279,8 @@ void Direct::pack_output(const kvant_conv_layer &layer, const Block &block, int6
     for (int64_t c = 0; c < depth(); ++c) {
       const int64_t element = first + c;
       const int16_t value = values[c * taps + tap];
-      uint8_t *at = to + (run * groups_ + element / elements()) * width * kGroupBytes +
-                    element % elements() * element_size();
-      std::memcpy(at, &value, static_cast<size_t>(element_size()));  // little-endian where elements are bytes
+      const int64_t place = (run * groups_ + element / elements()) * width * elements() + element % elements();
+      std::memcpy(to + place * stored_size(), &value, static_cast<size_t>(stored_size()));  // little-endian
       sum += value;
     }
   }
@@ -309,9 +322,15 @@ DirectWork Direct::describe(const Job &job, const std::vector<int64_t> &offsets)
   return work;
 }
 
-void Direct::run_block(const Job &job, const Block &block, DirectWork work) const {
+int32_t Direct::run_block(const Job &job, const Block &block, DirectWork work) const {
   work.x += block.first_channel * element_size();
   work.weights = weights_.data() + block.weights;
+  if (widens()) {
+    int16_t *widened = scratch_array<int16_t>(kWidenedSlot, values_of(block));
+    KVANT_REQUIRE(widened != nullptr, KVANT_NO_MEMORY);
+    loops().centre16(values_of(block), work.weights, KVANT_INT8, 1, 0, widened);
+    work.weights = reinterpret_cast<const uint8_t *>(widened);
+  }
   work.vectors = block.vectors;
   work.outputs = block.outputs;
   work.bias = bias_.data() + block.lanes;
@@ -323,6 +342,7 @@ void Direct::run_block(const Job &job, const Block &block, DirectWork work) cons
   const DirectLoops &loops = direct_loops();
   const auto function = layer_.sums.wide ? loops.wide : bytes_ ? loops.bytes : loops.shorts;
   function(work);
+  return KVANT_OK;
 }
 
 // Pixels `first` and after as int16 with the zero point subtracted, side by side.
@@ -356,15 +376,19 @@ int32_t Direct::run_pixels(const Job &job, DirectWork work) const {
     centre(job, layer_, work.first, work.count, centred);
     work = of_centred(work, centred, channels_);
   }
-  for (const Block &block : blocks_) run_block(job, block, work);
+  for (const Block &block : blocks_) {
+    const int32_t status = run_block(job, block, work);
+    KVANT_REQUIRE(status == KVANT_OK, status);
+  }
   return KVANT_OK;
 }
 
-// Pixels of a work item: enough to be worth it, few enough that every thread gets several items of `blocks` each.
-int64_t chunk_of(int64_t pixels, int64_t tile, int64_t products, int64_t items) {
-  const int64_t wanted = divide_up(kItemsPerThread * num_threads(), items);
-  const int64_t most = round_up(divide_up(pixels, wanted), tile);
-  return std::min(most, round_up(std::max(kChunkPixels, kItemProducts / products), tile));
+// Pixels of a work item: enough to be worth it, few enough that every thread gets several items of `blocks` each. Where
+// each item widens its weights, more pixels share them.
+int64_t Direct::chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks) const {
+  const int64_t wanted = divide_up((widens() ? 1 : kItemsPerThread) * num_threads(), blocks);
+  const int64_t most = round_up(divide_up(pixels, wanted), tile), products = products_of_vector() * vectors;
+  return std::min(most, round_up(std::max(widens() ? kWidenedPixels : kChunkPixels, kItemProducts / products), tile));
 }
 
 // Each work item is a stretch of pixels for all outputs: whoever writes a pixel writes all of it, so that threads do not
@@ -373,7 +397,7 @@ int32_t Direct::run_by_pixels(const Job &job, const DirectWork &whole) const {
   int64_t vectors = 0;
   for (const Block &block : blocks_) vectors += block.vectors;
   const int64_t pixels = whole.count, tile = direct_loops().pixels[blocks_.front().vectors - 1];
-  const int64_t tiles = divide_up(pixels, tile), chunk = chunk_of(pixels, tile, products() * vectors, 1) / tile;
+  const int64_t tiles = divide_up(pixels, tile), chunk = chunk_of(pixels, tile, vectors, 1) / tile;
   // As many for each thread, of as many tiles as possible.
   const int64_t items = std::min(tiles, round_up(divide_up(tiles, chunk), num_threads()));
   return parallel(items, 1, [&](int64_t begin, int64_t end) -> int32_t {
@@ -396,7 +420,7 @@ int32_t Direct::run_by_blocks(const Job &job, const DirectWork &whole) const {
   const int64_t side = merged_ == layer_.groups ? std::max<int64_t>(1, kLineBytes / width) : 1;
   const int64_t sides = divide_up(blocks, side), vectors = side * blocks_.front().vectors;
   const int64_t tile = direct_loops().pixels[blocks_.front().vectors - 1];
-  const int64_t chunk = chunk_of(pixels, tile, products() * vectors, sides), chunks = divide_up(pixels, chunk);
+  const int64_t chunk = chunk_of(pixels, tile, vectors, sides), chunks = divide_up(pixels, chunk);
   return parallel(sides * chunks, 1, [&](int64_t begin, int64_t end) -> int32_t {
     for (int64_t item = begin; item < end; ++item) {
       DirectWork work = whole;
@@ -406,8 +430,15 @@ int32_t Direct::run_by_blocks(const Job &job, const DirectWork &whole) const {
       const int64_t last = std::min(blocks, first + side) - 1;
       for (int64_t b = first; b <= last; ++b) {
         const int64_t next = b < last ? b + 1 : later;
-        work.next = next == first || next >= blocks ? nullptr : weights_.data() + blocks_[static_cast<size_t>(next)].weights;
-        run_block(job, blocks_[static_cast<size_t>(b)], work);
+        if (next != first && next < blocks) {
+          const Block &following = blocks_[static_cast<size_t>(next)];
+          work.next = weights_.data() + following.weights;
+          work.next_bytes = stored_bytes(following);
+        } else {
+          work.next = nullptr;
+        }
+        const int32_t status = run_block(job, blocks_[static_cast<size_t>(b)], work);
+        KVANT_REQUIRE(status == KVANT_OK, status);
       }
     }
     return KVANT_OK;

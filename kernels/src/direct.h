@@ -23,6 +23,7 @@ struct DirectWork {
   int64_t stretch;             // of wide sums: groups that int32 surely holds
   const uint8_t *weights;      // [run][group][vector][lane][kGroupBytes]
   const uint8_t *next;         // null, or the weights that come next and are not in the cache yet
+  int64_t next_bytes;          // of them
   int64_t vectors, outputs;    // of the block
   const int64_t *bias;         // vectors * lanes
   const int32_t *narrow_bias;  // the same modulo 2^32

@@ -47,18 +47,18 @@ __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], cons
 }
 
 // `tile` is the number of the tile among those of its work item: each fetches its share of what comes next.
-inline Stream stream_of(const DirectWork &work, int64_t tile, int64_t block_bytes) {
+inline Stream stream_of(const DirectWork &work, int64_t tile) {
   if (work.next == nullptr) return {work.weights, work.weights, 0};
   const int64_t share = work.runs * work.groups * 64;
-  const bool fetches = tile * share < block_bytes;
+  const bool fetches = tile * share < work.next_bytes;
   return {work.weights, fetches ? work.next + tile * share : work.weights, fetches ? 64 : 0};
 }
 
 // Where tiles do not fetch what comes next themselves: a share of its lines before each of them.
 class Fetch {
  public:
-  Fetch(const DirectWork &work, int64_t block_bytes, int64_t tiles)
-      : next_(work.next), left_(work.next == nullptr || kAhead > 0 ? 0 : block_bytes / 64), share_(left_ / tiles + 1) {}
+  Fetch(const DirectWork &work, int64_t tiles)
+      : next_(work.next), left_(work.next == nullptr || kAhead > 0 ? 0 : work.next_bytes / 64), share_(left_ / tiles + 1) {}
 
   void some() {
     if (kAhead > 0) return;
@@ -160,7 +160,7 @@ __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish
     const uint8_t *pixels[P];
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) pixels[p] = x + p * work.column;
-    Stream stream = stream_of(work, t, work.runs * work.groups * V * kVectorBytes);
+    Stream stream = stream_of(work, t);
     for (int64_t r = 0; r < work.runs; ++r) {
       accumulate<Product, P, V>(sums, pixels, work.offsets[r], work.groups, &stream);
     }
@@ -178,7 +178,7 @@ template <typename Product, Simple kSimple, int64_t P, int64_t V>
 __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   Vector sums[P][V];
   begin(work, sums);
-  Stream stream = stream_of(work, (pixels.first - work.first) / P, work.runs * work.groups * V * kVectorBytes);
+  Stream stream = stream_of(work, (pixels.first - work.first) / P);
   for (int64_t r = 0; r < work.runs; ++r) {
     accumulate<Product, P, V>(sums, pixels.x, work.offsets[r], work.groups, &stream);
   }
@@ -340,7 +340,7 @@ void run_block(const DirectWork &work) {
   constexpr int64_t kPixels = TilePixels<V>::kCount;
   const Finish<V> finish(work);
   Walk walk(work);
-  Fetch fetch(work, work.runs * work.groups * V * kVectorBytes, work.count / kPixels + 1);
+  Fetch fetch(work, work.count / kPixels + 1);
   int64_t left = work.count;
   while (left > 4 || left >= kPixels) {
     const int64_t tiles = (left < walk.left_in_row() ? left : walk.left_in_row()) / kPixels;

@@ -106,6 +106,19 @@ def test_a_budget_is_kept():
     assert model.algorithms()[0].macs == 40 * 40 * direct
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int16"])
+def test_direct_weights_take_the_files_bytes(kind, monkeypatch):
+    """Whatever an instruction set multiplies: 8-bit weights are kept in 8 bits, beside 12 bytes for each output."""
+    rng = np.random.default_rng(0)
+    op, values = ops.Conv((1, 1), (1, 1), (1, 1), (1, 1), 1, None), random_integers(rng, (64, 64, 3, 3), "int8")
+    graph = weighted_graph(op, (1, 64, 9, 9), typed(kind, 1.0), values, rng.integers(-9, 9, 64), typed(kind, 9.0))
+    model = model_by(graph, "direct", monkeypatch)
+    x = random_integers(rng, (1, 64, 9, 9), kind)
+    np.testing.assert_array_equal(model(x), QuantizedModel(graph, backend="reference")(x))
+    assert [entry.algorithm for entry in model.algorithms()] == ["direct"]
+    assert values.size <= model.algorithms()[0].bytes <= values.size + 12 * 64
+
+
 @needs_vectors
 def test_every_kind_of_short_tile():
     """All rests of rows and columns, in images of one and of several blocks of tiles."""

@@ -44,7 +44,9 @@ class Packed:
 
 def packed_bytes(work: Conv, algorithm: str) -> int | None:
     """Bytes of the weights laid out for an algorithm; None if it cannot compute the layer."""
-    if algorithm != DIRECT and work.weights.values.dtype != np.int8:
+    if algorithm == DIRECT:
+        return work.weights.values.nbytes
+    if work.weights.values.dtype != np.int8:
         return None
     layer, _ = _layer(work, values=False)
     found = c_int64(-1)
