@@ -38,7 +38,7 @@ namespace {
 
 constexpr int64_t kChunkPixels = 96;
 constexpr int64_t kWidenedPixels = 512;
-constexpr int64_t kItemProducts = int64_t{1} << 21;  // of one work item, or more: handing it out should cost nothing
+constexpr int64_t kItemProducts = int64_t{1} << 23;  // of one work item, or more: handing it out should cost nothing
 constexpr int64_t kNearWeights = int64_t{1} << 18;   // bytes that stay in the second-level cache beside pixels
 constexpr int64_t kItemsPerThread = 4;
 constexpr int64_t kLineBytes = 64;
