@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -62,6 +63,46 @@ bool spin(Ready ready) {
   return false;
 }
 
+// Where a thread may run. A worker that is woken, or has just begun, tends to land on the processor of the thread that
+// calls it, which is busy, and to stay there for milliseconds although others are idle: it is kept off for that moment.
+class Stray {
+ public:
+  // The thread must sleep, or be the calling one.
+  void keep_off(pthread_t thread, int processor) {
+#if defined(__linux__)
+    if (kept_ || processor < 0 || processor >= CPU_SETSIZE) return;
+    if (pthread_getaffinity_np(thread, sizeof before_, &before_) != 0) return;
+    cpu_set_t others = before_;
+    CPU_CLR(processor, &others);
+    kept_ = CPU_COUNT(&others) > 0 && pthread_setaffinity_np(thread, sizeof others, &others) == 0;
+#else
+    (void)thread, (void)processor;
+#endif
+  }
+
+  // By the thread itself, once it is elsewhere.
+  void allow_all() {
+#if defined(__linux__)
+    if (kept_) pthread_setaffinity_np(pthread_self(), sizeof before_, &before_);
+    kept_ = false;
+#endif
+  }
+
+ private:
+#if defined(__linux__)
+  cpu_set_t before_;
+  bool kept_ = false;
+#endif
+};
+
+int this_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 // One piece of work at a time is open: the caller and those workers that come in time take chunk after chunk of it. The
 // caller closes it when all chunks are taken and waits for the workers inside; it never waits for one that still sleeps.
 class Pool {
@@ -75,7 +116,7 @@ class Pool {
       ++generation_;
     }
     wake_.notify_all();
-    for (std::thread &worker : workers_) worker.join();
+    for (const auto &worker : workers_) worker->thread.join();
   }
 
   int32_t threads() const { return threads_; }
@@ -97,11 +138,24 @@ class Pool {
  private:
   static constexpr int64_t kClosed = int64_t{1} << 62;
 
+  struct Worker {
+    std::thread thread;
+    bool sleeps = false;  // this and what follows under mutex_, once the thread runs
+    Stray stray;
+  };
+
   void start_workers() {
     while (static_cast<int32_t>(workers_.size()) + 1 < threads_) {
       try {
-        workers_.emplace_back([this, seen = generation_.load()] { serve(seen); });
+        workers_.push_back(std::make_unique<Worker>());
+        Worker *worker = workers_.back().get();
+        worker->thread = std::thread([this, worker, seen = generation_.load(), processor = this_processor()] {
+          worker->stray.keep_off(pthread_self(), processor);
+          worker->stray.allow_all();
+          serve(worker, seen);
+        });
       } catch (const std::exception &) {
+        if (!workers_.empty() && !workers_.back()->thread.joinable()) workers_.pop_back();
         threads_ = static_cast<int32_t>(workers_.size()) + 1;  // the system grants no more
       }
     }
@@ -118,6 +172,9 @@ class Pool {
     ++generation_;
     if (sleepers_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
+      for (const auto &worker : workers_) {
+        if (worker->sleeps) worker->stray.keep_off(worker->thread.native_handle(), this_processor());
+      }
       wake_.notify_all();
     }
   }
@@ -147,10 +204,10 @@ class Pool {
     }
   }
 
-  void serve(uint64_t seen) {
+  void serve(Worker *self, uint64_t seen) {
     const auto called = [this, &seen] { return generation_.load() != seen; };
     for (;;) {
-      if (!spin(called)) sleep(called);
+      if (!spin(called)) sleep(self, called);
       if (stop_) return;
       seen = generation_.load();
       if (!enter()) continue;
@@ -160,17 +217,20 @@ class Pool {
   }
 
   template <typename Called>
-  void sleep(Called called) {
+  void sleep(Worker *self, Called called) {
     std::unique_lock<std::mutex> lock(mutex_);
+    self->sleeps = true;
     ++sleepers_;
     wake_.wait(lock, called);
     --sleepers_;
+    self->sleeps = false;
+    self->stray.allow_all();
   }
 
   std::mutex busy_;   // held by the caller that uses the pool
   std::mutex mutex_;  // what sleepers wait with
   std::condition_variable wake_;
-  std::vector<std::thread> workers_;
+  std::vector<std::unique_ptr<Worker>> workers_;
   std::atomic<int32_t> threads_;
   std::atomic<uint64_t> generation_{0};
   std::atomic<int64_t> inside_{kClosed};  // workers that take chunks, and whether no more may come

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from ctypes import byref, c_float, c_int32, c_int64, c_void_p
 
 import numpy as np
@@ -200,6 +201,33 @@ def test_a_thread_that_stays_alone_leaves_the_others_theirs():
     for _, heat in found:
         np.testing.assert_array_equal(heat, model(x)["heat"])
     native.set_num_threads(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound here")
+def test_woken_workers_may_run_wherever_they_might_before():
+    """A worker that wakes is kept off its caller's processor, for that moment only, and not where there is no other."""
+    everywhere = os.sched_getaffinity(0)
+    model = QuantizedModel(small_network(), backend="native")
+    x = image((2, 3, 64, 80))
+    expected = model(x)["heat"]
+    for allowed in (everywhere, {min(everywhere)}):
+        os.sched_setaffinity(0, allowed)
+        try:
+            others = set(os.listdir("/proc/self/task"))
+            native.set_num_threads(3)
+            model(x)
+            workers = set(os.listdir("/proc/self/task")) - others
+            assert len(workers) >= 2
+            for _ in range(20):
+                time.sleep(0.002)  # longer than a worker spins
+                np.testing.assert_array_equal(model(x)["heat"], expected)
+            deadline = time.monotonic() + 30  # a worker that was woken may not have come yet
+            while any(os.sched_getaffinity(int(worker)) != allowed for worker in workers):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            os.sched_setaffinity(0, everywhere)
+            native.set_num_threads(0)
 
 
 def test_a_forked_child_starts_its_own_threads():
