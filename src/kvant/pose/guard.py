@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -30,6 +31,7 @@ _CALLS = frozenset(
 )  # fmt: skip
 _CALL_BYTES = 64_000  # of what is sent to anything but /upload
 _UPLOAD_EXTRA = 64_000  # what a form adds to the file in it
+_MOST_KEPT = 50  # files of the largest size that may lie there at a time: they are deleted after some minutes only
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # The page must work without a network, and without telling anyone who looks at it.
@@ -70,13 +72,14 @@ class Guard:
     Args:
         app: what is guarded.
         folder: the only folder of which files are handed out.
-        upload_bytes: the largest file that may be sent.
+        upload_bytes: the largest file that may be sent; files are taken while 50 such ones fit beside those in `folder`.
         loopback: only requests to this machine's own names are answered: a page of someone else's that makes a browser
             resolve its own name to this machine (DNS rebinding) asks for another one.
     """
 
     def __init__(self, app: App, folder: Path, upload_bytes: int, loopback: bool) -> None:
         self.app, self.folder, self.upload_bytes, self.loopback = app, folder, upload_bytes, loopback
+        self._coming = 0  # bytes that uploads on their way may still bring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -89,10 +92,23 @@ class Guard:
             await _answer(send, *refusal)
             return
         body = Counted(receive, self._most_bytes(scope["path"]))
-        if scope["method"] == "POST" and scope["path"] != UPLOAD:
+        if scope["method"] == "POST" and scope["path"] == UPLOAD:
+            await self._keep(scope, body, send)
+        elif scope["method"] == "POST":
             await self._call(scope, body, send)
         else:
             await self._pass_on(scope, body, body, send)
+
+    async def _keep(self, scope: Scope, body: Counted, send: Send) -> None:
+        """An upload, if there is room for the largest one."""
+        if _bytes_in(self.folder) + self._coming + self.upload_bytes > _MOST_KEPT * self.upload_bytes:
+            await _answer(send, 507, "too many files are kept for now; try again in some minutes")
+            return
+        self._coming += self.upload_bytes
+        try:
+            await self._pass_on(scope, body, body, send)
+        finally:
+            self._coming -= self.upload_bytes
 
     async def _call(self, scope: Scope, body: Counted, send: Send) -> None:
         """A call names files; the whole of it is looked at before Gradio sees it."""
@@ -173,6 +189,14 @@ class Guard:
 
     def _most_bytes(self, path: str) -> int:
         return self.upload_bytes + _UPLOAD_EXTRA if path == UPLOAD else _CALL_BYTES
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # files are deleted meanwhile
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _split(address: str) -> SplitResult:
