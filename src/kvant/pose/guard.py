@@ -72,7 +72,7 @@ class Guard:
     Args:
         app: what is guarded.
         folder: the only folder of which files are handed out.
-        upload_bytes: the largest file that may be sent; files are taken while 50 such ones fit beside those in `folder`.
+        upload_bytes: the largest file that may be sent; more are taken while `folder` has room for 50 such ones.
         loopback: only requests to this machine's own names are answered: a page of someone else's that makes a browser
             resolve its own name to this machine (DNS rebinding) asks for another one.
     """
