@@ -187,7 +187,9 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
             if engine != "float":
                 line[1] = engine
                 line[3:5] = f"{entry['top1'] - found['float']['top1']:+.1f}", f"{entry['agreement']:.1f} %"
-                line[6:] = f"{entry['quantize_seconds']:.0f} s", f"{entry['quantize_extra_mb']} MB"
+                # A run that had to wait for others has no time of its own.
+                seconds = entry["quantize_seconds"]
+                line[6:] = "" if seconds is None else f"{seconds:.0f} s", f"{entry['quantize_extra_mb']} MB"
             lines.append(line)
     return lines
 

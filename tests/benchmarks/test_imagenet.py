@@ -104,7 +104,8 @@ def test_tables(load: Any, tmp_path: Path) -> None:
     }
     base = {"cpu": "A CPU", "threads": 2, "versions": {}}
     report = {**base, "photos": 436, "calibration_photos": 64}
-    report |= {"results": {"mobilenet-v2": {"float": plain, "kvant": kvant}}}
+    waited = {**kvant, "quantize_seconds": None}
+    report |= {"results": {"mobilenet-v2": {"float": plain, "kvant": kvant, "kvant, no data": waited}}}
     sentence = {"bytes": 23_000_000, "share": 0.26, "smallest": 0.996, "mean": 0.998, "eight": 0.8, "seconds": 9.1}
     text = {
         **base,
@@ -119,6 +120,7 @@ def test_tables(load: Any, tmp_path: Path) -> None:
     page = "<!-- table: imagenet -->\n<!-- end -->\n<!-- table: sentences -->\n<!-- end -->\n"
     page = load("tables").rewrite(page, tmp_path)
     assert "| MobileNetV2 | kvant | 83.5 % | -0.5 | 97.2 % | 3.70 MB | 14 s | 9 MB |" in page
+    assert "| MobileNetV2 | kvant, no data | 83.5 % | -0.5 | 97.2 % | 3.70 MB |  | 9 MB |" in page
     assert "436 photos, calibrated on 64 others. A CPU, 2 threads" in page
     assert "| kvant, static | 0.9960 | 0.9980 | 80% | 23.0 MB | 0.260 x | 9 s |" in page
 
