@@ -8,35 +8,66 @@ corrects what the earlier ones could not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 import torch
 
 from kvant.capture import Executor, last_uses
-from kvant.graph import Node, TensorType, ops
+from kvant.graph import Graph, Node, ops
 from kvant.quantization.equalize import unpadded
 from kvant.quantization.learned import learned
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
-from kvant.quantization.simulate import Plan, integers_of
+from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
-from kvant.quantization.truth import Mean, Means, channel_axis, clamped, together, without_clamp
+from kvant.quantization.ties import makes_values
 from kvant.quantization.workers import in_order
 
 Result = TypeVar("Result")
 Tensors = dict[str, torch.Tensor]
 
 
-def correct(plan: Plan, samples: list[Sample], wanted: Means, show: Progress, *, compensate: bool = False) -> Plan:
+def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """The mean of each channel of every weighted node's output, before its clamp, in the float network.
+
+    Returns:
+        float64 (O) by the node's output; means over ``samples``, positions and, for linear layers, rows.
+    """
+    executor = Executor(graph)
+    steps = list(zip(graph.nodes, last_uses(graph), strict=True))
+
+    def means(sample: Sample) -> dict[str, _Mean]:
+        found: dict[str, _Mean] = {}
+        bindings = executor.bind(sample)
+        values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
+        with torch.inference_mode():
+            for node, dead in steps:
+                if isinstance(node.op, ops.WEIGHTED):
+                    open_values = executor.step(without_clamp(node), values, bindings)
+                    found[node.output] = _Mean.of(open_values, channel_axis(node))
+                    values[node.output] = clamped(node, open_values)
+                else:
+                    values[node.output] = executor.step(node, values, bindings)
+                _drop(values, dead)
+        return found
+
+    parts = list(in_order(means, samples))
+    return {name: _together(part[name] for part in parts) for name in parts[0]}
+
+
+def correct(
+    plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], show: Progress, *, compensate: bool = False
+) -> Plan:
     """``plan`` with the mean error on ``samples`` taken out of the biases.
 
     Args:
         plan: what is decided so far; its types say where the quantized network rounds.
         samples: lists of tensors in the order of the graph's inputs, all of them run in step.
-        wanted: the means of the float graph's layers on the same samples, before their clamps.
+        wanted: ``float_means`` of the graph on the same samples.
         compensate: also round each layer's weights anew, by ``kvant.quantization.rounding``, where that is affordable.
 
     Returns:
@@ -46,45 +77,39 @@ def correct(plan: Plan, samples: list[Sample], wanted: Means, show: Progress, *,
 
 
 class _Correction:
-    def __init__(self, plan: Plan, samples: list[Sample], wanted: Means, compensate: bool) -> None:
+    def __init__(self, plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], compensate: bool) -> None:
         self.plan = plan
         self.wanted = wanted
         self.weights = dict(plan.weights)
         simulated = plan.simulated_graph()
         self.rough = Executor(simulated)
-        self.steps = [
-            (node, rough, [name for name in dead if name != node.output])
-            for node, rough, dead in zip(plan.graph.nodes, simulated.nodes, last_uses(plan.graph), strict=True)
-        ]
+        self.steps = list(zip(plan.graph.nodes, simulated.nodes, last_uses(plan.graph), strict=True))
+        self.rounded = makes_values(plan.graph)
         self.biases = dict(plan.biases)
         self.consumers = plan.graph.consumers()
-        self.got: list[_Held] = []
+        self.got: list[Tensors] = []
         self.bindings = [self.rough.bind(sample) for sample in samples]
         # The float network runs beside the quantized one only where weights are rounded to its activations.
         learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
         self.compensate = compensate
         self.exact = Executor(plan.graph) if compensate or learns else None
-        self.true: list[_Held] = []
-        # In 16 bits the float network's activations lose next to nothing.
-        wide = {name: type for name, type in plan.types.items() if type.dtype == "int16"}
+        self.true: list[Tensors] = []
         for sample in samples:
-            got = _Held(plan.types)
-            for entry, values in zip(plan.graph.inputs, sample, strict=True):
-                got.hold(entry.name, values)
-            self.got.append(got)
+            named = {entry.name: values for entry, values in zip(plan.graph.inputs, sample, strict=True)}
+            self.got.append({name: self._round(name, values) for name, values in named.items()})
             if self.exact is not None:
-                true = _Held(wide)
-                true.update(zip((entry.name for entry in plan.graph.inputs), sample, strict=True))
-                self.true.append(true)
+                self.true.append(named)
 
     def run(self, show: Progress) -> Plan:
         with torch.inference_mode():
             for node, rough, dead in show.track(self.steps, "correcting biases"):
                 if isinstance(node.op, ops.WEIGHTED):
-                    self._weighted(node, rough, dead)
+                    self._weighted(node, rough)
                 else:
-                    self._each(self._follow, node, dead)
-                    self._each(self._step, node, rough, dead)
+                    self._each(self._step, node, rough)
+                self._follow(node)
+                for values in (*self.got, *self.true):
+                    _drop(values, dead)
         return replace(self.plan, weights=self.weights, biases=self.biases)
 
     def _each(self, function: Callable[..., Result], *what: object) -> list[Result]:
@@ -94,54 +119,44 @@ class _Correction:
             with torch.inference_mode():
                 return function(at, *what)
 
-        return list(in_order(one, range(len(self.got)), whole=False))
+        return list(in_order(one, range(len(self.got))))
 
-    def _step(self, at: int, node: Node, rough: Node, dead: list[str]) -> None:
+    def _step(self, at: int, node: Node, rough: Node) -> None:
         got = self.got[at]
-        got.hold(node.output, self.rough.step(rough, got, self.bindings[at]))
-        _drop(got, dead)
+        got[node.output] = self._round(node.output, self.rough.step(rough, got, self.bindings[at]))
 
-    def _follow(self, at: int, node: Node, dead: list[str]) -> None:
+    def _follow(self, node: Node) -> None:
         """Run the float network's node, if it runs at all."""
-        if self.exact is not None:
-            true = self.true[at]
-            true.hold(node.output, self.exact.step(node, true, self.bindings[at]))
-            _drop(true, dead)
+        exact = self.exact
+        if exact is None:
+            return
 
-    def _open_follow(self, at: int, node: Node, dead: list[str]) -> None:
-        """Compute the float network's node without its clamp."""
-        if self.exact is not None:
-            true = self.true[at]
-            true[node.output] = self.exact.step(without_clamp(node), true, self.bindings[at])
-            _drop(true, dead)
+        def step(at: int) -> None:
+            self.true[at][node.output] = exact.step(node, self.true[at], self.bindings[at])
 
-    def _weighted(self, node: Node, rough: Node, dead: list[str]) -> None:
+        self._each(step)
+
+    def _weighted(self, node: Node, rough: Node) -> None:
         if self.exact is not None:
-            self._each(self._open_follow, node, dead)
             self._round_anew(node, rough)
-            self._each(self._clamp, node)
-        shift = self.wanted[node.output] - together(self._each(self._open_step, node, without_clamp(rough), dead))
+        shift = self.wanted[node.output] - _together(self._each(self._open_step, node, without_clamp(rough)))
         added = None
         if node.output in self.biases or not self._absorbed(node):
             added = shift.float()
             self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + added.numpy()
         self._each(self._close, node, added)
 
-    def _clamp(self, at: int, node: Node) -> None:
-        self.true[at].hold(node.output, clamped(node, self.true[at][node.output]))
-
-    def _open_step(self, at: int, node: Node, open_rough: Node, dead: list[str]) -> Mean:
+    def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
         """Compute the node without its clamp, and the mean of its channels."""
         values = self.got[at][node.output] = self.rough.step(open_rough, self.got[at], self.bindings[at])
-        _drop(self.got[at], dead)
-        return Mean.of(values, channel_axis(node))
+        return _Mean.of(values, channel_axis(node))
 
     def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
         """Add what the bias gained, clamp and round."""
         values, axis = self.got[at][node.output], channel_axis(node)
         if added is not None:
             values += added.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
-        self.got[at].hold(node.output, clamped(node, values))
+        self.got[at][node.output] = self._round(node.output, clamped(node, values))
 
     def _absorbed(self, node: Node) -> bool:
         """Whether a shift of the output reaches only biases of later layers, which then take it out there."""
@@ -156,7 +171,8 @@ class _Correction:
         learns = before.scheme.rounding == "learned" and before.values.dtype != np.float32
         if not rounds_well(node, weight) or not (learns or (self.compensate and before.rounds_anew)):
             return
-        pairs = [(true[node.output], got[node.inputs[0]]) for true, got in zip(self.true, self.got, strict=True)]
+        name = node.inputs[0]
+        pairs = [(true[name], got[name]) for true, got in zip(self.true, self.got, strict=True)]
         moments = gather(node, weight, pairs)
         if not learns and not moments.determined():
             return
@@ -164,28 +180,46 @@ class _Correction:
         self.weights[node.output] = anew
         self.rough.set_constant(rough.inputs[1], anew.dequantize())
 
+    def _round(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        return fake_quantize(values, self.plan.types[name]) if name in self.rounded else values
 
-class _Held(Tensors):
-    """Activations of one sample, by name. Those that ``hold`` rounds are kept as integers, in half the room."""
 
-    def __init__(self, types: dict[str, TensorType]) -> None:
-        super().__init__()
-        self.types = types
+@dataclass(frozen=True)
+class _Mean:
+    """The sum over all axes but one, float64, and of how many values."""
 
-    def hold(self, name: str, values: torch.Tensor) -> None:
-        """Keep ``values`` as their type rounds them; what lies on its integers already stays the same."""
-        type = self.types.get(name)
-        if type is None or type.quantization is None:
-            self[name] = values
-        else:
-            self[name] = integers_of(values, type.quantization, type.integer_range()).to(torch.int16)
+    total: torch.Tensor
+    count: int
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        values = super().__getitem__(name)
-        quantization = self.types[name].quantization if values.dtype == torch.int16 else None
-        return values if quantization is None else values.float().mul_(quantization.scale[0])
+    @classmethod
+    def of(cls, values: torch.Tensor, axis: int) -> _Mean:
+        others = [index for index in range(values.dim()) if index != axis % values.dim()]
+        total = values.sum(others) if others else values
+        return cls(total.double(), values.numel() // total.numel())
+
+
+def _together(parts: Iterable[_Mean]) -> torch.Tensor:
+    """The mean of all parts: float64, one entry for each channel."""
+    parts = list(parts)
+    if not parts:
+        raise ValueError("no samples")
+    return torch.stack([part.total for part in parts]).sum(0) / sum(part.count for part in parts)
+
+
+def channel_axis(node: Node) -> int:
+    """The axis of a weighted node's output channels."""
+    return -1 if isinstance(node.op, ops.Linear) else 1
 
 
 def _drop(values: Tensors, names: list[str]) -> None:
     for name in names:
         values.pop(name, None)
+
+
+def without_clamp(node: Node) -> Node:
+    return replace(node, op=msgspec.structs.replace(node.op, clamp=None))
+
+
+def clamped(node: Node, values: torch.Tensor) -> torch.Tensor:
+    clamp: ops.Clamp | None = node.op.clamp  # type: ignore[union-attr]
+    return values if clamp is None else torch.clamp(values, clamp[0], clamp[1])

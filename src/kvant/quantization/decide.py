@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from operator import is_
 
 import numpy as np
+import torch
 
 from kvant.capture import Executor
 from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, ops
-from kvant.quantization.correct import correct
-from kvant.quantization.equalize import Equalization, equalize
+from kvant.quantization.correct import correct, float_means
+from kvant.quantization.equalize import equalize
 from kvant.quantization.grids import FINE
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.parts import Parts
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.reestimate import reestimated, reestimates
-from kvant.quantization.refine import LARGER_SHARE, SMALL_SHARE, refine, refine_small, weight_noise
+from kvant.quantization.refine import refine, refine_small, weight_noise
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.sensitivity import DIRECTIONS, widen
 from kvant.quantization.simulate import Plan
 from kvant.quantization.smooth import smooth
 from kvant.quantization.staircase import place, staircases
-from kvant.quantization.statistics import Channels, Sample, Statistics, at_least, part
+from kvant.quantization.statistics import Channels, Sample, Statistics, at_least, observe, part
 from kvant.quantization.ties import makes_values, ties
-from kvant.quantization.truth import Means, look, moved
 from kvant.quantization.tune import tune
 from kvant.quantization.types import activation_schemes, activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
-from kvant.quantization.workers import in_order
 from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
 from kvant.runtime import Decision
 
 # Weights rounded to nearest are good enough if they alone leave this much more than the wanted signal to noise.
 WEIGHT_MARGIN_DB = 8.0
-# Weights rounded to nearest that miss the target by so much get 14 bits in more layers.
-FAR_DB = 12.0
 # Int8 weights may fall short of the target by this much before some get more bits, and then exceed it by this much.
 TOLERATED_DB = 1.0
 REFINED_DB = 2.0
@@ -50,12 +47,6 @@ HALF_DB = 3.0
 SHARE_FOR_SHORTEST = 0.0625
 # Plans that miss the target by less than this are not tuned: measured, that made one of 23 dB worse.
 TUNABLE_DB = 4.0
-# Values of samples that are fitted to: their activations, many times as many, are in memory at once.
-FITTED_VALUES = 33 << 16
-# Of large samples, so many are held out at most: each decision measures them.
-HELD = 5
-# Ways to equalize are told apart on the middles of so many samples.
-ROUGHLY = 4
 
 
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
@@ -63,93 +54,24 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     recipe.check_rules(graph)
     graph, seen, smoothed = smooth(graph, seen, recipe)
     graph, places = place(graph, seen, recipe)
-    ways = _ways_to_equalize(graph, seen, recipe)
-    kept = Kept(graph, seen, recipe, ways)
-    start = Start(kept, 0, places, recipe, show)
+    if recipe.effort == "fast":
+        parts = Parts(Executor(graph), seen.samples[0])
+        seen = replace(seen, samples=[parts.middle(sample) for sample in seen.samples])
+    start = Start(graph, places, seen, recipe, show)
     start.trial.history += smoothed
     if start.equalized:
         start.trial.history.append(Decision("equalization", True, detail="for weights"))
-    if len(ways) == 1:
+    if recipe.effort == "fast" or not start.equalized or recipe.center:
         return start.finish()
     before = start.in_8_bits()
     if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
         return start.finish()
-    other = Start(kept, 1, places, recipe, show)
+    other = Start(graph, places, seen, recipe, show, by_noise=True)
     after = other.in_8_bits()
     better = after > before + BETTER_DB
     other.trial.history = start.trial.history
     start.trial.note("equalization", better, before, after, "for 8-bit activations instead, all of them in 8 bits")
     return (other if better else start).finish()
-
-
-def _ways_to_equalize(graph: Graph, seen: Statistics, recipe: Recipe) -> list[Equalization]:
-    """Those that are to be tried."""
-    if not recipe.equalize:
-        return [Equalization(graph, {})]
-    first = equalize(graph, seen.channels, center=recipe.center)
-    if recipe.effort == "fast" or recipe.center or not first.moves:
-        return [first]
-    return [first, equalize(graph, seen.channels, by_noise=True)]
-
-
-def _bounded(fitted: list[Sample], held: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """So many of ``fitted`` that their activations fit into memory side by side; others are held out as well."""
-    sizes = np.cumsum([sum(values.numel() for values in sample) for sample in fitted])
-    count = max(int(np.searchsorted(sizes, FITTED_VALUES, "right")), 1)
-    return (fitted, held) if count >= len(fitted) else (fitted[:count], [*fitted[count:], *held][-HELD:])
-
-
-class Kept:
-    """The samples that are kept, and what the float network does on them, whichever way it is equalized.
-
-    Attributes:
-        seen: all that calibration saw.
-        fitted: samples that biases and weights are fitted to; with "fast", the middles of large ones.
-        more: samples to learn from beside those.
-        yardstick: of samples held out; of the middles of large ones, but with "best".
-    """
-
-    def __init__(self, graph: Graph, seen: Statistics, recipe: Recipe, ways: list[Equalization]) -> None:
-        self.graph, self.seen, self.ways, self.observer = graph, seen, ways, recipe.observer
-        parts = Parts(Executor(graph), seen.samples[0])
-        fitted, held = part(seen.samples[: recipe.measured_samples])
-        if recipe.effort == "fast":
-            fitted = [parts.middle(sample) for sample in fitted]
-        if recipe.effort != "best":
-            fitted, held = _bounded(fitted, held)
-            held = [parts.middle(sample) for sample in held]
-        self.fitted, self.more = fitted, seen.samples[recipe.measured_samples :]
-        middle, end = len(fitted), len(fitted) + len(held)
-        self.truth = look(
-            graph,
-            [*fitted, *held, *self.more],
-            means_of=range(middle),
-            outputs_of=range(middle, end),
-            ways=[way.moves for way in ways],
-            observer=recipe.observer,
-        )
-        self.yardstick = Yardstick(
-            graph, held, seen.shortest, parts=parts, wanted=[self.truth.outputs[at] for at in range(middle, end)]
-        )
-
-    @cached_property
-    def middles(self) -> tuple[list[Sample], Means]:
-        """The middles of some samples that are fitted to, and the float network's means on them."""
-        middles = [self.yardstick.parts.middle(sample) for sample in self.fitted[:ROUGHLY]]
-        numbers = range(len(middles))
-        return middles, look(
-            self.graph, middles, means_of=numbers, outputs_of=(), ways=(), observer=self.observer
-        ).means
-
-    def observed(self, way: int) -> tuple[dict[str, Channels], dict[str, AnyObserver]]:
-        """Channels and observers of the graph that is equalized this way."""
-        channels, observers = dict(self.seen.channels), dict(self.seen.observers)
-        for name, move in self.ways[way].moves.items():
-            if name in channels:
-                channels[name] = channels[name].moved(*move)
-        for name, observer in self.truth.observers[way].items():
-            observers[name] = at_least(observer, channels.get(name))
-        return channels, observers
 
 
 class Start:
@@ -161,25 +83,41 @@ class Start:
         narrow: the types that the recipe asks for.
     """
 
-    def __init__(self, kept: Kept, way: int, places: dict[str, str], recipe: Recipe, show: Progress) -> None:
-        graph, self.moves = kept.ways[way].graph, kept.ways[way].moves
-        self.kept = kept
-        channels, observers = kept.observed(way)
-        self.equalized = bool(self.moves)
+    def __init__(
+        self,
+        graph: Graph,
+        places: dict[str, str],
+        seen: Statistics,
+        recipe: Recipe,
+        show: Progress,
+        *,
+        by_noise: bool = False,
+    ) -> None:
+        channels, observers, given = seen.channels, dict(seen.observers), graph
+        if recipe.equalize:
+            graph, channels = _equalized(graph, seen, observers, recipe, by_noise)
+        self.equalized = graph is not given
         tables, levels = staircases(graph, places, observers, recipe)
-        self.narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, kept.seen.count))
+        self.narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
         self.plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
         self.movable = _movable(graph, self.plan.types, recipe)
-        self.trial = Trial(kept.fitted, moved(kept.truth.means, self.moves), kept, recipe, show)
+        fitted, held = part(seen.samples[: recipe.measured_samples])
+        more = seen.samples[recipe.measured_samples :]
+        self.trial = Trial(fitted, more, Yardstick(graph, held, seen.shortest), recipe, show)
 
     def in_8_bits(self) -> float:
         """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins.
 
-        Biases are corrected on a few middles: good enough to tell one way from the other, for less time.
+        Biases are corrected on the middles of samples: good enough to tell one way from the other, for less time.
         """
-        middles, means = self.kept.middles
-        trial = Trial(middles, moved(means, self.moves), self.kept, self.trial.recipe, self.trial.show)
-        return trial.yardstick.measure(trial.corrected(replace(self.plan, types=self.narrow)))
+        trial, plan = self.trial, replace(self.plan, types=self.narrow)
+        known = list(trial.history)
+        middles = [trial.yardstick.parts.middle(sample) for sample in trial.fitted]
+        if not all(map(is_, middles, trial.fitted)):  # else the float network's means are those of what follows
+            trial = Trial(middles, [], trial.yardstick, trial.recipe, trial.show)
+        found = trial.yardstick.measure(trial.corrected(plan))
+        self.trial.history = known  # what was tried here is not what is finished
+        return found
 
     def finish(self) -> Plan:
         """Everything decided."""
@@ -223,14 +161,16 @@ class Start:
 class Trial:
     """Samples that biases and weights are fitted to, and a yardstick of samples held out, on which choices are made."""
 
-    def __init__(self, fitted: list[Sample], means: Means, kept: Kept, recipe: Recipe, show: Progress) -> None:
+    def __init__(
+        self, fitted: list[Sample], more: list[Sample], yardstick: Yardstick, recipe: Recipe, show: Progress
+    ) -> None:
         self.fitted = fitted
-        self.means = means
-        self.learnt = [*fitted, *kept.more]
-        self.yardstick = kept.yardstick
+        self.learnt = [*fitted, *more]
+        self.yardstick = yardstick
         self.recipe = recipe
         self.show = show
         self.history: list[Decision] = []
+        self._means: dict[str, torch.Tensor] = {}
 
     def note(self, step: str, taken: bool, before: float, after: float, detail: str = "") -> None:
         """Remember what was tried, and the signal to noise in dB without it and with it."""
@@ -246,7 +186,9 @@ class Trial:
         """Biases (and weights) of ``plan`` corrected, if the recipe wants it."""
         if not self.recipe.correct_bias:
             return plan
-        return correct(plan, self.fitted, self.means, self.show, compensate=compensate)
+        if not self._means:
+            self._means = float_means(plan.graph, self.fitted)
+        return correct(plan, self.fitted, self._means, self.show, compensate=compensate)
 
     def corrected(self, plan: Plan) -> Plan:
         """``plan`` with corrected biases, if they leave less noise on the samples held out.
@@ -302,8 +244,7 @@ def _choose_weights(plan: Plan, trial: Trial) -> Plan:
     noise = _refinable(nearest, weight_noise(nearest, yardstick, trial.show)) if recipe.fine_weights else {}
     best = nearest
     if recipe.compensate and recipe.correct_bias:
-        share = LARGER_SHARE if before < target - FAR_DB else SMALL_SHARE
-        start = refine_small(nearest, noise, share)
+        start = refine_small(nearest, noise)
         anew = trial.correct(replace(start, biases=plan.biases), compensate=True)
         best = trial.better("compensated rounding", nearest, anew, _fine_share(anew))
     if noise and yardstick.measure_whole(best) < target - TOLERATED_DB:
@@ -349,6 +290,24 @@ def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in noise.items() if plan.weights[name].scheme.plain}
 
 
+def _equalized(
+    graph: Graph, seen: Statistics, observers: dict[str, AnyObserver], recipe: Recipe, by_noise: bool
+) -> tuple[Graph, dict[str, Channels]]:
+    """Equalize, then observe anew, on the kept samples, the tensors that changed."""
+    result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise)
+    if not result.moves:
+        return graph, seen.channels
+    channels = dict(seen.channels)
+    for name, (offset, divisor) in result.moves.items():
+        if name in channels:
+            channels[name] = channels[name].moved(offset, divisor)
+    changed = set(result.moves) & makes_values(graph)
+    again = observe(result.graph, seen.samples, changed, recipe.observer)
+    for name in changed:
+        observers[name] = at_least(again[name], channels.get(name))
+    return result.graph, channels
+
+
 def _reals(graph: Graph, recipe: Recipe) -> dict[str, Arithmetic]:
     """How weighted nodes that take float32 multiply, by the node's output."""
     found = {node.output: recipe.layer_arithmetic(node) for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
@@ -371,16 +330,12 @@ def _weights(graph: Graph, channels: dict[str, Channels], recipe: Recipe) -> dic
         for name, node in nodes.items()
         if node.inputs[0] in channels and schemes[name].range in ("mse", "cosine")
     }
-
-    def one(name: str) -> QuantizedWeight:
-        arithmetic = recipe.layer_arithmetic(nodes[name])
-        if arithmetic in ("float", "float16"):
-            return unquantized(values[name], nodes[name], half=arithmetic == "float16")
-        return quantize_weight(
-            values[name], moments.get(name), schemes[name], name=name, network_scale=shared.get(name)
-        )
-
-    return dict(zip(nodes, in_order(one, nodes, whole=False), strict=True))
+    return {
+        name: unquantized(values[name], node, half=recipe.layer_arithmetic(node) == "float16")
+        if recipe.layer_arithmetic(node) in ("float", "float16")
+        else quantize_weight(values[name], moments.get(name), schemes[name], name=name, network_scale=shared.get(name))
+        for name, node in nodes.items()
+    }
 
 
 def _moment(weight: np.ndarray, moment: np.ndarray, groups: int) -> np.ndarray | None:

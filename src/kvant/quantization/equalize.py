@@ -27,16 +27,16 @@ _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _WEIGHTS_MATTER = 4.0
 
 
-# By tensor, offset and divisor of each channel, float32 (C): x became (x - offset) / divisor.
-Moves = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
 @dataclass(frozen=True)
 class Equalization:
-    """A graph with moved scales and offsets, and what happened to the channels of each tensor that changed."""
+    """A graph with moved scales and offsets, and for each tensor that changed what happened to its channels.
+
+    Attributes:
+        moves: by tensor, offset and divisor of each channel, float32 (C): x became (x - offset) / divisor.
+    """
 
     graph: Graph
-    moves: Moves
+    moves: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def equalize(
@@ -56,7 +56,7 @@ def equalize(
     graph = graph.copy()
     _unshare_weights(graph)
     consumers = graph.consumers()
-    moves: Moves = {}
+    moves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for index, node in enumerate(graph.nodes):
         if not _homogeneous(node):
             continue

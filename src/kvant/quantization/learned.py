@@ -80,11 +80,11 @@ class _Problem:
     """The squared error of a layer's output as a function of its weights (O, K), but for a constant."""
 
     def __init__(self, weight: np.ndarray, moments: Moments) -> None:
-        own, lack = moments.own.clone(), moments.lack.clone()
-        hessian = damped(Moments(own, lack, moments.positions))
+        own, cross = moments.own.clone(), moments.cross.clone()
+        hessian = damped(Moments(own, cross, moments.positions))
         rows = torch.from_numpy(weight.reshape(*own.shape[:1], -1, own.shape[1])).double()
         # The float weight with the float inputs is what is wanted.
-        wanted = rows @ hessian + lack
+        wanted = rows @ (hessian + cross - own)
         least = torch.linalg.solve(hessian, wanted.transpose(1, 2)).transpose(1, 2)
         self.best = least.float()
         self.hessian = hessian.float()

@@ -47,13 +47,8 @@ class Histogram:
         first token are a hundred times as large as all else, always the same ones, and a stride would always miss them.
         """
         flat = values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(1, -1)
-        return flat[:, :: _stride(values)].flatten().clone()
-
-    @staticmethod
-    def channels_of_some(values: torch.Tensor) -> torch.Tensor:
-        """The channel (axis 1) of each of ``some(values)``: int64."""
-        size = math.prod(values.shape[1:])
-        return (torch.arange(0, size, _stride(values)) // (size // values.shape[1])).repeat(values.shape[0])
+        stride = 1 if values.dim() == 3 else max(flat.shape[1] // HISTOGRAM_VALUES, 1) | 1
+        return flat[:, ::stride].flatten().clone()
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both sets of values."""
@@ -85,12 +80,6 @@ class Histogram:
         return (np.arange(2 * HALF_BINS) - HALF_BINS + 0.5) * math.ldexp(1.0, self.exponent)
 
 
-def _stride(values: torch.Tensor) -> int:
-    """Of each sample's values, every which is looked at: odd, so that it meets all columns of a map."""
-    count = values[0].numel() if values.dim() > 1 else values.numel()
-    return 1 if values.dim() == 3 else max(count // HISTOGRAM_VALUES, 1) | 1
-
-
 def _exponent_for(magnitude: float) -> int:
     """The smallest exponent at which ``magnitude`` lies inside the bins (the upper edge itself lies outside)."""
     if magnitude == 0:
@@ -111,11 +100,6 @@ class Extremes:
         """None of the values: float32 (0)."""
         return values.new_empty(0)
 
-    @staticmethod
-    def channels_of_some(values: torch.Tensor) -> torch.Tensor:
-        """The channel of each of none: int64 (0)."""
-        return values.new_empty(0, dtype=torch.int64)
-
     def observe(self, values: torch.Tensor, low: float, high: float) -> None:
         """Take the extremes ``low`` and ``high`` of one batch."""
         self.low, self.high = min(self.low, low), max(self.high, high)
@@ -126,7 +110,6 @@ class MovingAverage:
 
     momentum = 0.1
     some = staticmethod(Extremes.some)
-    channels_of_some = staticmethod(Extremes.channels_of_some)
 
     def __init__(self) -> None:
         self.low = math.nan

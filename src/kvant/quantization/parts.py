@@ -12,8 +12,6 @@ from kvant.quantization.statistics import Sample
 # Height and width of a part, and the multiple of pixels at which it begins, so that strides fall as on the whole.
 SIDE = 256
 ALIGNED = 32
-# Height and width of a part whose activations are all kept, for their gradients.
-GRADIENT_SIDE = 192
 
 
 class Parts:
@@ -31,30 +29,29 @@ class Parts:
             [axis for axis in (2, 3) if len(shape) == 4 and is_symbol(shape[axis])]
             for shape in (entry.shape for entry in executor.graph.inputs)
         ]
-        parts = [self.middle(sample, side) for side in (SIDE, GRADIENT_SIDE)]
-        try:
-            for each in parts:
-                if each is not sample:
-                    executor.run(each)
-        except (InputError, ShapeError):
-            self.axes = [[] for _ in self.axes]
+        middle = self.middle(sample)
+        if middle is not sample:
+            try:
+                executor.run(middle)
+            except (InputError, ShapeError):
+                self.axes = [[] for _ in self.axes]
 
-    def middle(self, sample: Sample, side: int = SIDE) -> Sample:
-        """The middle, of ``side`` height and width."""
-        return self._cut(sample, None, side)
+    def middle(self, sample: Sample) -> Sample:
+        """The middle."""
+        return self._cut(sample, None)
 
     def random(self, sample: Sample, generator: torch.Generator) -> Sample:
         """A part somewhere."""
-        return self._cut(sample, generator, SIDE)
+        return self._cut(sample, generator)
 
-    def _cut(self, sample: Sample, generator: torch.Generator | None, side: int) -> Sample:
+    def _cut(self, sample: Sample, generator: torch.Generator | None) -> Sample:
         cut, any_cut = [], False
         for axes, values in zip(self.axes, sample, strict=True):
             for axis in axes:
-                spare = values.shape[axis] - side
+                spare = values.shape[axis] - SIDE
                 if spare > 0:
                     start = spare // 2 if generator is None else _below(spare + 1, generator)
-                    values, any_cut = values.narrow(axis, start // ALIGNED * ALIGNED, side), True
+                    values, any_cut = values.narrow(axis, start // ALIGNED * ALIGNED, SIDE), True
             cut.append(values)
         return cut if any_cut else sample
 

@@ -95,15 +95,14 @@ class Recipe:
         compensate: where weights limit accuracy, round them so that the errors within a layer make up for each
             other on the kept samples (together with ``correct_bias``; weights that are rounded half to even only).
         fine_weights: where int8 weights limit accuracy, give 14 bits (kept as int16) to the weights of layers that
-            cause most of it: within 1 % of all weights, 4 % where it is far from ``target_sqnr``, and beyond that only
-            where that is missed otherwise. Weights of other schemes keep theirs.
+            cause most of it: within 1 % of all weights, and beyond that only where ``target_sqnr`` is missed otherwise.
+            Weights of other schemes keep theirs.
         samples: how many calibration samples are kept for equalization, correction and measurement.
         effort: time for accuracy. "fast" runs on no more samples than twice as many as are kept, rounds weights to
             nearest, and then looks at the middles of large samples only.
-            "default" fits to large samples whole, as many as fit into memory side by side, and measures their middles.
-            "best" looks at twice as many, all whole, makes do with 3 dB less for more multiplications in 8 bits, and
-            where far more is missing lets weights, biases and scales learn from the float network on eight times as
-            many samples, without labels: minutes.
+            "best" looks at twice as many, makes do with 3 dB less for more multiplications in 8 bits, and where far
+            more is missing lets weights, biases and scales learn from the float network on eight times as many
+            samples, without labels: minutes.
 
     Example:
         >>> recipe = Recipe(WeightScheme(bits=4), rules=(Rule("head*", weights=WeightScheme(bits=8)),))

@@ -20,12 +20,12 @@ import torch
 
 from kvant.capture import Executor, last_uses
 from kvant.graph import Node, ops
+from kvant.quantization.correct import channel_axis, clamped, without_clamp
 from kvant.quantization.progress import Progress
 from kvant.quantization.scales import safe
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
-from kvant.quantization.truth import channel_axis, clamped, without_clamp
 from kvant.quantization.weights import QuantizedWeight
 from kvant.quantization.workers import in_order
 

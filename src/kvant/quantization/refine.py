@@ -1,8 +1,8 @@
 """Which layers need finer weights: the noise that rounding each one's weights to 8 bits causes at the outputs.
 
 Most networks need none. Where 8-bit weights limit accuracy, the layers whose rounding hurts most for their size get 14
-bits, kept as int16: within 1 % of the weights, or 4 %, first, and where far too little signal is left (small depthwise
-networks, mostly), as many as it takes.
+bits, kept as int16: within 1 % of the weights first, and where far too little signal is left (small depthwise networks,
+mostly), as many as it takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from itertools import accumulate
 import torch
 
 from kvant.capture import Executor
-from kvant.quantization.parts import GRADIENT_SIDE
 from kvant.quantization.progress import Progress
 from kvant.quantization.sensitivity import DIRECTIONS, noise_of, smallest
 from kvant.quantization.simulate import Plan
@@ -26,15 +25,14 @@ Noise = dict[str, float]
 
 # The number of layers is told apart this finely: every trial corrects the biases of the whole network.
 PARTS = 10
-# The share of all weights that may be refined wherever weights limit accuracy, and where they do by far.
+# The share of all weights that may be refined wherever weights limit accuracy: it hardly shows in the file.
 SMALL_SHARE = 0.01
-LARGER_SHARE = 0.04
 
 
-def refine_small(plan: Plan, noise: Noise, share: float) -> Plan:
-    """``plan`` with 14-bit weights in the layers that cause the most noise for their size, this ``share`` of all."""
+def refine_small(plan: Plan, noise: Noise) -> Plan:
+    """``plan`` with 14-bit weights in the layers that cause the most noise for their size, 1 % of all weights."""
     sizes = {name: weight.values.size for name, weight in plan.weights.items()}
-    room = share * sum(sizes.values())
+    room = SMALL_SHARE * sum(sizes.values())
     chosen = []
     for name in sorted(noise, key=lambda name: -noise[name] / sizes[name]):
         if sizes[name] <= room:
@@ -95,7 +93,7 @@ def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress, directions: i
     exact = plan.float_weights()
     errors = {name: torch.from_numpy(weight.dequantize() - exact[name]) for name, weight in plan.weights.items()}
     found = noise_of(
-        lambda sample: (executor.run(yardstick.parts.middle(sample, GRADIENT_SIDE), gradients=True), tensors),
+        lambda sample: (executor.run(yardstick.parts.middle(sample), gradients=True), tensors),
         lambda name, _: errors[name],
         yardstick,
         show.track(yardstick.samples, "measuring weights"),

@@ -22,9 +22,8 @@ from kvant.quantization.workers import in_order
 
 # Weights of one output channel beyond which the K x K matrices cost more than they give.
 LARGEST = 2400
-# Positions of all samples that enter the moments, at least, and for each weight of a channel.
-LEAST_POSITIONS = 1024
-POSITIONS = 12
+# Positions of one sample that enter the moments: this many, or as many as weights of a channel if these are more.
+LEAST_POSITIONS = 256
 # Fewer than this would fit the samples, not the network.
 POSITIONS_PER_WEIGHT = 4
 # Columns that are rounded one by one before their errors are spread over all later columns.
@@ -35,17 +34,13 @@ DAMPING = 0.05
 
 @dataclass
 class Moments:
-    """Sums over positions, float64: of the quantized inputs with themselves, and of what the output lacks with them.
+    """Sums over positions, float64 (G, K, K): the quantized inputs with themselves, float inputs with them.
 
-    Of values less their mean: what a weight's error times the mean does to the output, the bias takes out again.
-
-    Attributes:
-        own: (G, K, K).
-        lack: (G, O / G, K); what the float weights make of the quantized inputs lacks this to the float output.
+    Of inputs less their mean: what a weight's error times the mean does to the output, the bias takes out again.
     """
 
     own: torch.Tensor
-    lack: torch.Tensor
+    cross: torch.Tensor
     positions: int
 
     def determined(self) -> bool:
@@ -59,31 +54,29 @@ def rounds_well(node: Node, weight: np.ndarray) -> bool:
 
 
 def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
-    """Moments of a layer over samples; each pair holds the float output before its clamp, and the quantized input."""
-    own = made = wanted_sum = got_sum = torch.zeros(())
+    """Moments of a layer's inputs over samples; each pair holds the float and the quantized network's input."""
+    own = cross = wanted_sum = got_sum = torch.zeros(())
     positions = 0
-    count = max(LEAST_POSITIONS, POSITIONS * weight[0].size) / len(pairs)
-    for products in in_order(lambda pair: _products(node, weight, count, *pair), pairs, whole=False):
-        own, made = own + products[0], made + products[1]
+    wanted = max(LEAST_POSITIONS, weight[0].size)
+    for products in in_order(lambda pair: _products(node, weight, wanted, *pair), pairs):
+        own, cross = own + products[0], cross + products[1]
         wanted_sum, got_sum = wanted_sum + products[2], got_sum + products[3]
         positions += products[4]
     if not positions:
         raise ValueError("no samples")
     mean = got_sum.transpose(1, 2) / positions
-    own = own - got_sum @ mean
-    rows = torch.from_numpy(weight.reshape(own.shape[0], -1, own.shape[1])).double()
-    return Moments(own, made - wanted_sum @ mean - rows @ own, positions)
+    return Moments(own - got_sum @ mean, cross - wanted_sum @ mean, positions)
 
 
 def _products(
-    node: Node, weight: np.ndarray, count: float, exact: torch.Tensor, rough: torch.Tensor
+    node: Node, weight: np.ndarray, count: int, exact: torch.Tensor, rough: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Of some positions of one sample: moments of the rough input, with the exact output; sums; how many."""
+    """Of about ``count`` positions of one sample: moments of the rough input, with the exact one; sums; how many."""
     with torch.inference_mode():
-        wanted, got = _positions(node, weight, count, exact, rough)
+        wanted, got = (_columns(node, weight, count, values) for values in (exact, rough))
         turned = got.transpose(1, 2)
-        own, made = torch.bmm(got, turned).double(), torch.bmm(wanted, turned).double()
-        return own, made, _total(wanted), _total(got), got.shape[2]
+        own, cross = torch.bmm(got, turned).double(), torch.bmm(wanted, turned).double()
+        return own, cross, _total(wanted), _total(got), got.shape[2]
 
 
 def _total(columns: torch.Tensor) -> torch.Tensor:
@@ -91,36 +84,28 @@ def _total(columns: torch.Tensor) -> torch.Tensor:
     return columns.sum(2, keepdim=True).double()
 
 
-def _positions(
-    node: Node, weight: np.ndarray, count: float, output: torch.Tensor, values: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """An even grid of ``count`` positions or some more: outputs (G, O / G, P), and what they are made of (G, K, P)."""
+def _columns(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> torch.Tensor:
+    """(G, K, positions): what output positions' products read, thinned to an even grid of ``wanted`` or some more."""
     op = node.op
     if isinstance(op, ops.Linear):
-        rows = (each.reshape(1, -1, each.shape[-1]) for each in (output, values))
-        made, read = (each[:, :: max(int(each.shape[1] / count), 1)].transpose(1, 2) for each in rows)
-        return made, read
+        rows = values.reshape(1, -1, values.shape[-1])
+        return rows[:, :: max(rows.shape[1] // wanted, 1)].transpose(1, 2)
     if not isinstance(op, ops.Conv):
         raise TypeError(f"{node.describe()} is no convolution")
-    values, strides, dilations, kernel = _padded(op, values), op.strides, op.dilations, weight.shape[2:]
+    values = _padded(op, values)
+    strides = op.strides
     if values.dim() == 3:
-        values, output = values.unsqueeze(2), output.unsqueeze(2)
-        strides, dilations, kernel = (1, *strides), (1, *dilations), (1, *kernel)
-    over = output.shape[0] * output.shape[2] * output.shape[3] / count
-    down = max(min(int(over**0.5), output.shape[2]), 1)
-    along = max(int(over / down), 1)
-    steps = (strides[0] * down, strides[1] * along)
+        values, strides = values.unsqueeze(2), (1, *strides)
+    dilations = (1, *op.dilations) if len(op.dilations) == 1 else op.dilations
+    kernel = (1, *weight.shape[2:]) if weight.ndim == 3 else weight.shape[2:]
+    count = values.shape[0] * values.shape[2] * values.shape[3] / (strides[0] * strides[1])
+    skip = max(int((count / wanted) ** 0.5), 1)
+    strides = (strides[0] * skip, strides[1] * skip)
     if set(kernel) == {1}:
-        columns = values[:, :, :: steps[0], :: steps[1]].flatten(2)
+        columns = values[:, :, :: strides[0], :: strides[1]].flatten(2)
     else:
-        columns = torch.nn.functional.unfold(values, kernel, dilations, 0, steps)
-    made = output[:, :, ::down, ::along].flatten(2)
-    return _by_group(made, op.groups), _by_group(columns, op.groups)
-
-
-def _by_group(columns: torch.Tensor, groups: int) -> torch.Tensor:
-    """(N, G * K, P) as (G, K, N * P)."""
-    return columns.transpose(0, 1).reshape(groups, -1, columns.shape[0] * columns.shape[2])
+        columns = torch.nn.functional.unfold(values, kernel, dilations, 0, strides)
+    return columns.transpose(0, 1).reshape(op.groups, -1, columns.shape[0] * columns.shape[2])
 
 
 def _padded(op: ops.Conv, values: torch.Tensor) -> torch.Tensor:
@@ -137,7 +122,7 @@ def compensated(weight: np.ndarray, nearest: QuantizedWeight, moments: Moments) 
     rows = torch.from_numpy(weight.reshape(groups, -1, size)).double()
     steps = torch.from_numpy(nearest.scale.reshape(groups, -1)).double()
     hessian = damped(moments)
-    shift = torch.linalg.solve(hessian, moments.lack.transpose(1, 2))
+    shift = torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2))
     values = _round_in_turn(rows + shift.transpose(1, 2), steps, hessian, nearest.grid)
     return replace(nearest, values=values.numpy().astype(nearest.values.dtype).reshape(weight.shape))
 

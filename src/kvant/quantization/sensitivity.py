@@ -16,7 +16,6 @@ import torch
 
 from kvant.capture import Executor
 from kvant.graph import Graph, TensorType
-from kvant.quantization.parts import GRADIENT_SIDE
 from kvant.quantization.progress import Progress
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
@@ -85,7 +84,7 @@ def group_noise(
 
     def run(sample: Sample) -> tuple[list[torch.Tensor], Tensors]:
         tape = _Tape(rounded)
-        return executor.run(yardstick.parts.middle(sample, GRADIENT_SIDE), tape, gradients=True), tape.seen
+        return executor.run(yardstick.parts.middle(sample), tape, gradients=True), tape.seen
 
     def error(name: str, values: torch.Tensor) -> torch.Tensor | None:
         type = plan.types[name]

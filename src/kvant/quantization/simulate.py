@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, Node, Quantization, TensorType, ops
+from kvant.graph import Graph, Node, TensorType, ops
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
@@ -77,13 +77,10 @@ def fake_quantize(values: torch.Tensor, type: TensorType) -> torch.Tensor:
     """``values`` rounded to what the integers of ``type`` can stand for; float32, same shape."""
     if type.quantization is None:
         return values
-    return integers_of(values, type.quantization, type.integer_range()).mul_(type.quantization.scale[0])
-
-
-def integers_of(values: torch.Tensor, quantization: Quantization, ends: tuple[int, int]) -> torch.Tensor:
-    """The integers between ``ends`` that ``values`` are rounded to, less the zero point; float32, same shape."""
-    low, high = (end - quantization.zero_point for end in ends)
-    return torch.div(values, quantization.scale[0]).round_().clamp_(low, high)
+    low, high = type.integer_range()
+    zero = type.quantization.zero_point
+    scale = type.quantization.scale[0]
+    return torch.div(values, scale).round_().clamp_(low - zero, high - zero).mul_(scale)
 
 
 class Simulation:

@@ -6,7 +6,6 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from kvant.quantization.ties import makes_values
 from kvant.quantization.workers import in_order
 
 Sample = list[torch.Tensor]
-Item = TypeVar("Item")
 
 
 # Values of a batch that are run at once, if these are several samples.
@@ -198,7 +196,7 @@ def at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
     return observer
 
 
-def part(samples: list[Item]) -> tuple[list[Item], list[Item]]:
+def part(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Samples to fit on, and samples held out to decide on; too few to part serve for both."""
     if len(samples) < 4:
         return samples, samples

@@ -14,14 +14,12 @@ from typing import TypeVar
 
 import torch
 
-from kvant.quantization.memory import SPARE, Spare
 from kvant.runtime import results_in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _POOL: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("kvant_workers", default=None)
-_SPARE = Spare()
 
 
 @contextmanager
@@ -45,26 +43,15 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(count)
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, whole: bool = True) -> Iterator[Result]:
+def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``function`` of each of ``items``, in their order; a few are computed ahead by the workers, if there are any.
-
-    Args:
-        function: called by several threads.
-        items: taken one by one.
-        whole: whether each is a run of a whole network; memory that steps free is wanted again at once.
 
     >>> list(in_order(abs, [-1, 2]))
     [1, 2]
     """
-
-    def one(item: Item) -> Result:
-        result = function(item)
-        _SPARE.give_back(SPARE if whole else 2 * SPARE)
-        return result
-
     workers = _POOL.get()
     if workers is None or workers[1] == 1:
-        yield from map(one, items)
+        yield from map(function, items)
         return
     pool, count = workers
-    yield from results_in_order(pool, one, items, most=count + 1)
+    yield from results_in_order(pool, function, items, most=count + 1)

@@ -43,20 +43,12 @@ class Yardstick:
         parts: takes parts of samples, where gradients are wanted.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        samples: Sequence[Sample],
-        shortest: Sample | None = None,
-        *,
-        parts: Parts | None = None,
-        wanted: Sequence[list[torch.Tensor]] | None = None,
-    ) -> None:
+    def __init__(self, graph: Graph, samples: Sequence[Sample], shortest: Sample | None = None) -> None:
         executor = Executor(graph)
         self.shortest = None if shortest is None else Yardstick(graph, [shortest])
         self.samples = list(samples)
-        self.wanted = list(in_order(executor.run, self.samples) if wanted is None else wanted)
-        self.parts = parts or Parts(executor, self.samples[0])
+        self.wanted = list(in_order(executor.run, self.samples))
+        self.parts = Parts(executor, self.samples[0])
         self._latest: deque[tuple[Plan, tuple[float, float]]] = deque(maxlen=_REMEMBERED)
         outputs = {
             index: [sample[index] for sample in self.wanted]
