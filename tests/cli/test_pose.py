@@ -298,10 +298,14 @@ main()
                 self.stopped = True
 
         opened = Opened()
-        with pytest.raises(KeyboardInterrupt), pose_video._stops_with_ctrl_c(opened):  # type: ignore[arg-type]
-            signal.raise_signal(signal.SIGINT)
-            assert opened.stopped
-            signal.raise_signal(signal.SIGINT)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+        try:
+            with pytest.raises(KeyboardInterrupt), pose_video._stops_with_ctrl_c(opened):  # type: ignore[arg-type]
+                signal.raise_signal(signal.SIGINT)
+                assert opened.stopped
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_weight_only(tokens: nn.Module, tmp_path: Path) -> None:
     assert set(layers(eight).values()) == {("float32", "int8", False)}
     assert quality(tokens, eight) > 35
     four = quantize(tokens, tmp_path, arithmetic="weight_only", weights=WeightScheme(4))
-    assert (tmp_path / "tokens.kvant").stat().st_size < size - 2000
+    assert (tmp_path / "tokens.kvant").stat().st_size < size - 1500  # what was decided is in the file too
     assert 12 < quality(tokens, four) < quality(tokens, eight)
 
 
