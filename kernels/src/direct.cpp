@@ -37,7 +37,7 @@ extern const DirectLoops kDirectLoops;
 namespace {
 
 constexpr int64_t kChunkPixels = 96;
-constexpr int64_t kWidenedPixels = 512;
+constexpr int64_t kWidenedPixels = 512;  // that share weights which were widened for them
 constexpr int64_t kItemProducts = int64_t{1} << 23;  // of one work item, or more: handing it out should cost nothing
 constexpr int64_t kNearWeights = int64_t{1} << 18;   // bytes that stay in the second-level cache beside pixels
 constexpr int64_t kItemsPerThread = 4;
@@ -262,7 +262,7 @@ void Direct::fold(const kvant_conv_layer &layer, const Block &block, int64_t ind
   bias_.data()[lane] = static_cast<int64_t>(static_cast<uint64_t>(layer.bias[output]) - folded);
   narrow_bias_.data()[lane] = static_cast<int32_t>(bias_.data()[lane]);
   multipliers_.data()[lane] = layer.multipliers[output];
-  bounded_ = bounded_ && std::abs(layer.multipliers[output]) < 0.99f;
+  bounded_ = bounded_ && keeps_int32(layer.multipliers[output]);
 }
 
 // One output's weights: element e of run r is at [r][e / elements][lane][e % elements] of its block.

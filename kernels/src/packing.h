@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +25,9 @@ inline kvant_conv_layer without_pointers(kvant_conv_layer layer) {
 inline bool fits_int8(const int16_t *values, int64_t count) {
   return std::all_of(values, values + count, [](int16_t value) { return value >= -128 && value <= 127; });
 }
+
+// No product of an int32 and the multiplier reaches 2^31.
+inline bool keeps_int32(float multiplier) { return std::abs(multiplier) < 0.99f; }
 
 // As far as the taps of these output pixels reach.
 inline Reach reach_of_taps(const kvant_conv_layer &layer, const int64_t output_size[2], int64_t slack) {

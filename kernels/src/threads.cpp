@@ -171,9 +171,10 @@ class Pool {
     inside_.store(0);
     ++generation_;
     if (sleepers_.load() > 0) {
+      const int processor = this_processor();
       std::lock_guard<std::mutex> lock(mutex_);
       for (const auto &worker : workers_) {
-        if (worker->sleeps) worker->stray.keep_off(worker->thread.native_handle(), this_processor());
+        if (worker->sleeps) worker->stray.keep_off(worker->thread.native_handle(), processor);
       }
       wake_.notify_all();
     }

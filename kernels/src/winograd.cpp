@@ -18,6 +18,7 @@
 #include "algorithm.h"
 #include "common.h"
 #include "loops.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace kvant {
@@ -213,7 +214,7 @@ Winograd::Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops)
     const uint64_t share = static_cast<uint64_t>(layer.zero_point * total);
     bias_[o] = static_cast<int32_t>(static_cast<uint64_t>(layer.bias[o]) - share);
     multipliers_[o] = layer.multipliers[o];
-    bounded_ = bounded_ && std::abs(multipliers_[o]) < 0.99f;
+    bounded_ = bounded_ && keeps_int32(multipliers_[o]);
   }
 }
 

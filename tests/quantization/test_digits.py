@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import kvant
+from kvant.runtime import DECISIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -87,7 +88,9 @@ def test_files_are_as_large_as_their_bits(digits: Any, plain: Any) -> None:
     count = sum(value.numel() for name, value in plain.model.state_dict().items() if value.dim() > 1)
     for bits in (16, 8, 4, 3, 2, 1):
         recipe = kvant.Recipe(kvant.WeightScheme(bits, range="minmax"), compensate=False, **digits.EXACTLY)
-        weights, file = digits.sizes(digits.quantize(plain, recipe))
+        quantized = digits.quantize(plain, recipe)
+        del quantized.metadata[DECISIONS]  # as long as what was tried
+        weights, file = digits.sizes(quantized)
         # 288 weights of the first layer gain too little to be packed.
         assert weights == pytest.approx(count * bits / 8, rel=0.01, abs=300)
-        assert file - weights < 7000
+        assert file - weights < 6500

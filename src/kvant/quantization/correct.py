@@ -8,9 +8,8 @@ corrects what the earlier ones could not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -25,9 +24,8 @@ from kvant.quantization.rounding import compensated, gather, rounds_well
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
-from kvant.quantization.workers import in_order
+from kvant.quantization.workers import in_order, of_each
 
-Result = TypeVar("Result")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -52,7 +50,7 @@ def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
                     values[node.output] = clamped(node, open_values)
                 else:
                     values[node.output] = executor.step(node, values, bindings)
-                _drop(values, dead)
+                drop(values, dead)
         return found
 
     parts = list(in_order(means, samples))
@@ -106,20 +104,11 @@ class _Correction:
                 if isinstance(node.op, ops.WEIGHTED):
                     self._weighted(node, rough)
                 else:
-                    self._each(self._step, node, rough)
+                    of_each(len(self.got), self._step, node, rough)
                 self._follow(node)
                 for values in (*self.got, *self.true):
-                    _drop(values, dead)
+                    drop(values, dead)
         return replace(self.plan, weights=self.weights, biases=self.biases)
-
-    def _each(self, function: Callable[..., Result], *what: object) -> list[Result]:
-        """``function`` of the number of each sample and ``what``."""
-
-        def one(at: int) -> Result:
-            with torch.inference_mode():
-                return function(at, *what)
-
-        return list(in_order(one, range(len(self.got))))
 
     def _step(self, at: int, node: Node, rough: Node) -> None:
         got = self.got[at]
@@ -134,17 +123,19 @@ class _Correction:
         def step(at: int) -> None:
             self.true[at][node.output] = exact.step(node, self.true[at], self.bindings[at])
 
-        self._each(step)
+        of_each(len(self.got), step)
 
     def _weighted(self, node: Node, rough: Node) -> None:
         if self.exact is not None:
             self._round_anew(node, rough)
-        shift = self.wanted[node.output] - _together(self._each(self._open_step, node, without_clamp(rough)))
+        shift = self.wanted[node.output] - _together(
+            of_each(len(self.got), self._open_step, node, without_clamp(rough))
+        )
         added = None
         if node.output in self.biases or not self._absorbed(node):
             added = shift.float()
             self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + added.numpy()
-        self._each(self._close, node, added)
+        of_each(len(self.got), self._close, node, added)
 
     def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
         """Compute the node without its clamp, and the mean of its channels."""
@@ -153,9 +144,9 @@ class _Correction:
 
     def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
         """Add what the bias gained, clamp and round."""
-        values, axis = self.got[at][node.output], channel_axis(node)
+        values = self.got[at][node.output]
         if added is not None:
-            values += added.reshape([-1 if index == axis % values.dim() else 1 for index in range(values.dim())])
+            values += beside(added, node, values)
         self.got[at][node.output] = self._round(node.output, clamped(node, values))
 
     def _absorbed(self, node: Node) -> bool:
@@ -211,7 +202,13 @@ def channel_axis(node: Node) -> int:
     return -1 if isinstance(node.op, ops.Linear) else 1
 
 
-def _drop(values: Tensors, names: list[str]) -> None:
+def beside(numbers: torch.Tensor, node: Node, values: torch.Tensor) -> torch.Tensor:
+    """One of ``numbers`` (C) for each channel of a weighted node's ``values``, in a shape that goes with theirs."""
+    axis = channel_axis(node) % values.dim()
+    return numbers.reshape([-1 if index == axis else 1 for index in range(values.dim())])
+
+
+def drop(values: Tensors, names: list[str]) -> None:
     for name in names:
         values.pop(name, None)
 

@@ -12,7 +12,6 @@ Layers are looked at from first to last, each behind those that were mended befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,14 +19,14 @@ import torch
 
 from kvant.capture import Executor, last_uses
 from kvant.graph import Node, ops
-from kvant.quantization.correct import channel_axis, clamped, without_clamp
+from kvant.quantization.correct import beside, channel_axis, clamped, drop, without_clamp
 from kvant.quantization.progress import Progress
 from kvant.quantization.scales import safe
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
 from kvant.quantization.weights import QuantizedWeight
-from kvant.quantization.workers import in_order
+from kvant.quantization.workers import of_each
 
 # Channels are made so much weaker or stronger at most; beyond that few values tell what their spread is.
 MOST = 2.0
@@ -66,21 +65,13 @@ class _Reestimation:
         self.got = [{name: self._round(name, values) for name, values in sample.items()} for sample in self.true]
 
     def run(self, show: Progress) -> Plan:
+        count = len(self.got)
         for node, rough, dead in show.track(self.steps, "estimating norms"):
             weighted = isinstance(node.op, ops.WEIGHTED)
-            self._each(self._step, *map(without_clamp, (node, rough)) if weighted else (node, rough))
+            of_each(count, self._step, *map(without_clamp, (node, rough)) if weighted else (node, rough))
             factor, added = self._mended(node) if weighted else (None, None)
-            self._each(self._close, node, factor, added, dead)
+            of_each(count, self._close, node, factor, added, dead)
         return replace(self.plan, weights=self.weights, biases=self.biases)
-
-    def _each(self, function: Callable[..., object], *what: object) -> list[object]:
-        """``function`` of the number of each sample and ``what``."""
-
-        def one(at: int) -> object:
-            with torch.inference_mode():
-                return function(at, *what)
-
-        return list(in_order(one, range(len(self.got))))
 
     def _step(self, at: int, node: Node, rough: Node) -> None:
         self.true[at][node.output] = self.exact.step(node, self.true[at], self.bindings[at])
@@ -109,14 +100,12 @@ class _Reestimation:
         true, got = self.true[at], self.got[at]
         values = got[node.output]
         if factor is not None and added is not None:
-            shape = [-1 if index == channel_axis(node) % values.dim() else 1 for index in range(values.dim())]
-            values = values * factor.reshape(shape) + added.reshape(shape)
+            values = values * beside(factor, node, values) + beside(added, node, values)
         if isinstance(node.op, ops.WEIGHTED):
             true[node.output], values = clamped(node, true[node.output]), clamped(node, values)
         got[node.output] = self._round(node.output, values)
-        for name in dead:
-            true.pop(name, None)
-            got.pop(name, None)
+        drop(true, dead)
+        drop(got, dead)
 
     def _round(self, name: str, values: torch.Tensor) -> torch.Tensor:
         return fake_quantize(values, self.plan.types[name]) if name in self.rounded else values

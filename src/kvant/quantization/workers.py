@@ -43,6 +43,20 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(count)
 
 
+def of_each(count: int, function: Callable[..., Result], *what: object) -> list[Result]:
+    """``function`` of each number below ``count`` and ``what``, in inference mode; see ``in_order``.
+
+    >>> of_each(3, pow, 2)
+    [0, 1, 4]
+    """
+
+    def one(number: int) -> Result:
+        with torch.inference_mode():
+            return function(number, *what)
+
+    return list(in_order(one, range(count)))
+
+
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``function`` of each of ``items``, in their order; a few are computed ahead by the workers, if there are any.
 
