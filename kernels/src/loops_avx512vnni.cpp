@@ -28,6 +28,26 @@ inline Vector multiply_add(Vector sum, Vector a, Vector b) {
   return sum;
 }
 
+__attribute__((target("avx512vbmi"))) int64_t table_by_vbmi(int64_t count, const uint8_t *x, uint8_t flip,
+                                                            const uint8_t *entries, uint8_t *y) {
+  const Vector flips = _mm512_set1_epi8(static_cast<char>(flip));
+  const Vector first = _mm512_loadu_si512(entries), second = _mm512_loadu_si512(entries + 64),
+               third = _mm512_loadu_si512(entries + 128), fourth = _mm512_loadu_si512(entries + 192);
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    const Vector index = _mm512_xor_si512(_mm512_loadu_si512(x + i), flips);
+    const Vector lower = _mm512_permutex2var_epi8(first, index, second);
+    const Vector upper = _mm512_permutex2var_epi8(third, index, fourth);
+    _mm512_storeu_si512(y + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper));
+  }
+  return i;
+}
+
+// y[i] = entries[x[i] ^ flip], as far as whole vectors go: how many that were. The first processors with VNNI lack VBMI.
+int64_t table_of_bytes(int64_t count, const uint8_t *x, uint8_t flip, const uint8_t *entries, uint8_t *y) {
+  return __builtin_cpu_supports("avx512vbmi") ? table_by_vbmi(count, x, flip, entries, y) : 0;
+}
+
 }  // namespace
 }  // namespace avx512vnni
 }  // namespace kvant

@@ -103,8 +103,10 @@ int this_processor() {
 #endif
 }
 
-// One piece of work at a time is open: the caller and those workers that come in time take chunk after chunk of it. The
-// caller closes it when all chunks are taken and waits for the workers inside; it never waits for one that still sleeps.
+// One piece of work at a time is open: the caller and those workers that come in time take chunk after chunk of it. Each
+// begins with a share of its own, the same one of every layer, so that it mostly finds what it wrote itself in its cache,
+// and then takes what others have left. The caller closes the work when all chunks are taken and waits for the workers
+// inside; it never waits for one that still sleeps.
 class Pool {
  public:
   explicit Pool(int32_t threads) : threads_(threads) {}
@@ -127,7 +129,7 @@ class Pool {
     if (!busy.owns_lock()) return false;
     start_workers();
     open(items, chunks, work);
-    take_chunks();
+    take_chunks(0);
     inside_.fetch_or(kClosed);
     const auto empty = [this] { return inside_.load() == kClosed; };
     while (!spin(empty)) std::this_thread::yield();
@@ -138,8 +140,14 @@ class Pool {
  private:
   static constexpr int64_t kClosed = int64_t{1} << 62;
 
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   struct Worker {
     std::thread thread;
+    Share share;
     bool sleeps = false;  // this and what follows under mutex_, once the thread runs
     Stray stray;
   };
@@ -149,10 +157,11 @@ class Pool {
       try {
         workers_.push_back(std::make_unique<Worker>());
         Worker *worker = workers_.back().get();
-        worker->thread = std::thread([this, worker, seen = generation_.load(), processor = this_processor()] {
+        const int64_t place = static_cast<int64_t>(workers_.size());
+        worker->thread = std::thread([this, worker, place, seen = generation_.load(), processor = this_processor()] {
           worker->stray.keep_off(pthread_self(), processor);
           worker->stray.allow_all();
-          serve(worker, seen);
+          serve(worker, place, seen);
         });
       } catch (const std::exception &) {
         if (!workers_.empty() && !workers_.back()->thread.joinable()) workers_.pop_back();
@@ -166,7 +175,12 @@ class Pool {
     work_ = &work;
     items_ = items;
     chunks_ = chunks;
-    next_ = 0;
+    const int64_t threads = threads_;
+    for (int64_t i = 0; i < threads; ++i) {
+      Share &share = share_of(i);
+      share.next = chunks * i / threads;
+      share.end = chunks * (i + 1) / threads;
+    }
     status_ = KVANT_OK;
     inside_.store(0);
     ++generation_;
@@ -193,26 +207,32 @@ class Pool {
     return items_ / chunks_ * chunk + std::min(chunk, items_ % chunks_);
   }
 
-  void take_chunks() {
+  // The caller's is 0.
+  Share &share_of(int64_t thread) { return thread == 0 ? callers_ : workers_[static_cast<size_t>(thread - 1)]->share; }
+
+  void take_chunks(int64_t thread) {
+    const int64_t threads = threads_;
     int32_t worst = KVANT_OK;
-    for (;;) {
-      const int64_t chunk = next_.fetch_add(1);
-      if (chunk >= chunks_) break;
-      worst = std::max(worst, (*work_)(begin_of(chunk), begin_of(chunk + 1)));
+    for (int64_t i = 0; i < threads; ++i) {
+      Share &share = share_of((thread + i) % threads);
+      while (share.next.load() < share.end) {
+        const int64_t chunk = share.next.fetch_add(1);
+        if (chunk < share.end) worst = std::max(worst, (*work_)(begin_of(chunk), begin_of(chunk + 1)));
+      }
     }
     int32_t before = status_.load();
     while (before < worst && !status_.compare_exchange_weak(before, worst)) {
     }
   }
 
-  void serve(Worker *self, uint64_t seen) {
+  void serve(Worker *self, int64_t place, uint64_t seen) {
     const auto called = [this, &seen] { return generation_.load() != seen; };
     for (;;) {
       if (!spin(called)) sleep(self, called);
       if (stop_) return;
       seen = generation_.load();
       if (!enter()) continue;
-      take_chunks();
+      take_chunks(place);
       inside_.fetch_sub(1);
     }
   }
@@ -233,13 +253,13 @@ class Pool {
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::atomic<int32_t> threads_;
+  Share callers_;
   std::atomic<uint64_t> generation_{0};
   std::atomic<int64_t> inside_{kClosed};  // workers that take chunks, and whether no more may come
   std::atomic<int32_t> sleepers_{0};
   std::atomic<bool> stop_{false};
   const Work *work_ = nullptr;
   int64_t items_ = 0, chunks_ = 1;
-  std::atomic<int64_t> next_{0};
   std::atomic<int32_t> status_{KVANT_OK};
 };
 

@@ -72,10 +72,11 @@ def test_binary_takes_a_constant_and_clamps_in_real_values():
     assert result.tolist() == [[80, 90, 109, 110], [50, 50, 50, 110]]
 
 
-@pytest.mark.parametrize(("dtype", "entries"), [("uint8", 256), ("int16", 65536)])
-def test_table_looks_up_by_distance_from_the_lowest(dtype, entries):
+@pytest.mark.parametrize("size", [1, 5, 67, 1500])
+@pytest.mark.parametrize(("dtype", "entries"), [("uint8", 256), ("int8", 256), ("int16", 65536)])
+def test_table_looks_up_by_distance_from_the_lowest(dtype, entries, size):
     rng = np.random.default_rng(2)
-    x = random_integers(rng, (2, 3, 5), dtype)
+    x = random_integers(rng, (2, 3, size), dtype)
     low = int(np.iinfo(dtype).min)
     table = rng.integers(0, 255, entries).astype(np.uint8)
     graph = one_op(ops.Table(), {"x": (x.shape, typed(dtype))}, typed("uint8"), {"t": (table, None)})
