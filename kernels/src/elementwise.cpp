@@ -1,5 +1,6 @@
 // Quantization, requantization, tables and binary functions.
 #include <algorithm>
+#include <cstring>
 
 #include "common.h"
 #include "loops.h"
@@ -49,6 +50,81 @@ int64_t offset_of(int64_t row, int64_t rank, const int64_t *shape, const int64_t
     row /= shape[axis];
   }
   return offset;
+}
+
+struct Binary {
+  int32_t function;
+  int64_t rank;
+  const int64_t *shape;
+  Operand a, b;
+  Operands operands;
+  const kvant_target *target;
+  uint8_t *y;
+
+  int64_t width() const { return shape[rank - 1]; }
+  int64_t offset(int64_t row, const Operand &from) const { return offset_of(row, rank, shape, from.strides); }
+
+  // Whether both operands are of the result's type, and elements of a row side by side.
+  bool alike() const {
+    const int32_t dtype = target->dtype;
+    return (function == KVANT_ADD || function == KVANT_MUL) && a.source->dtype == dtype && b.source->dtype == dtype &&
+           a.strides[rank - 1] == 1 && b.strides[rank - 1] == 1;
+  }
+
+  // Whether row after row of `one` meets the same short row of `other`.
+  bool repeats(const Operand &one, const Operand &other) const {
+    return rank >= 2 && 2 * width() <= kChunk && one.strides[rank - 2] == width() && other.strides[rank - 2] == 0;
+  }
+
+  void compute_alike(int64_t count, const void *first, const void *second, int64_t index) const {
+    loops().binary_alike(function == KVANT_MUL, count, first, second, operands, target, at(y, target, index));
+  }
+};
+
+// Several rows at once: the row that they all meet is written as often. Where channels are scaled, rows are short.
+int32_t binary_by_repeats(const Binary &binary, int64_t rows, bool first_repeats) {
+  const Operand &repeated = first_repeats ? binary.a : binary.b, &other = first_repeats ? binary.b : binary.a;
+  const int64_t width = binary.width(), alike = binary.shape[binary.rank - 2], size = size_of(binary.target->dtype);
+  const int64_t most = std::min(kChunk / width, alike), pieces = divide_up(alike, most);
+  const int64_t grain = divide_up(kGrain, most * width);
+  return parallel(rows / alike * pieces, grain, [=, &binary](int64_t begin, int64_t end) -> int32_t {
+    uint8_t copies[2 * kChunk];
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t i = item % pieces * most, row = item / pieces * alike + i, count = std::min(most, alike - i);
+      const uint8_t *from = at(repeated.source, binary.offset(row, repeated));
+      for (int64_t copy = 0; copy < count; ++copy) std::memcpy(copies + copy * width * size, from, width * size);
+      const void *all = at(other.source, binary.offset(row, other));
+      binary.compute_alike(count * width, first_repeats ? copies : all, first_repeats ? all : copies, row * width);
+    }
+    return KVANT_OK;
+  });
+}
+
+// Pieces of kChunk elements of a row; the last one of each row may be shorter.
+int32_t binary_by_rows(const Binary &binary, int64_t rows) {
+  const int64_t width = binary.width(), pieces = divide_up(width, kChunk);
+  const int64_t step_a = binary.a.strides[binary.rank - 1], step_b = binary.b.strides[binary.rank - 1];
+  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, std::min(width, kChunk)));
+  const bool alike = binary.alike();
+  return parallel(rows * pieces, grain, [=, &binary](int64_t begin, int64_t end) -> int32_t {
+    int32_t first[kChunk], second[kChunk];
+    float values[kChunk];
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t row = item / pieces, i = item % pieces * kChunk, n = std::min(kChunk, width - i);
+      const int64_t from_a = binary.offset(row, binary.a) + i * step_a;
+      const int64_t from_b = binary.offset(row, binary.b) + i * step_b;
+      if (alike) {
+        binary.compute_alike(n, at(binary.a.source, from_a), at(binary.b.source, from_b), row * width + i);
+        continue;
+      }
+      binary.a.read(from_a, step_a, n, first);
+      binary.b.read(from_b, step_b, n, second);
+      const Operands &operands = binary.operands;
+      loops().binary(binary.function, n, first, second, operands.multiplier_a, operands.multiplier_b, values);
+      loops().settle_float(n, values, binary.target, at(binary.y, binary.target, row * width + i));
+    }
+    return KVANT_OK;
+  });
 }
 
 // Pixels whose channels lie `inner` apart.
@@ -163,32 +239,11 @@ extern "C" int32_t kvant_binary(int32_t function, int64_t rank, const int64_t *s
   KVANT_REQUIRE(valid(a) && valid(b) && valid(target), KVANT_BAD_ARGUMENT);
   int64_t rows, count;
   KVANT_REQUIRE(product(shape, rank - 1, &rows) && product(shape, rank, &count), KVANT_OVERFLOW);
-  const int64_t width = shape[rank - 1];
-  const Operand left{a, strides_a}, right{b, strides_b};
-  const Operands operands{a->zero_point, b->zero_point, multiplier_a, multiplier_b};
-  const bool alike = (function == KVANT_ADD || function == KVANT_MUL) && a->dtype == target->dtype &&
-                     b->dtype == target->dtype && strides_a[rank - 1] == 1 && strides_b[rank - 1] == 1;
-  // Pieces of kChunk elements of a row; the last one of each row may be shorter.
-  const int64_t pieces = divide_up(width, kChunk);
-  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, std::min(width, kChunk)));
-  return parallel(rows * pieces, grain, [=](int64_t begin, int64_t end) -> int32_t {
-    int32_t first[kChunk], second[kChunk];
-    float values[kChunk];
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t row = item / pieces, i = item % pieces * kChunk, n = std::min(kChunk, width - i);
-      const int64_t step_a = strides_a[rank - 1], step_b = strides_b[rank - 1];
-      const int64_t from_a = offset_of(row, rank, shape, strides_a) + i * step_a;
-      const int64_t from_b = offset_of(row, rank, shape, strides_b) + i * step_b;
-      if (alike) {
-        loops().binary_alike(function == KVANT_MUL, n, at(a, from_a), at(b, from_b), operands, target,
-                             at(y, target, row * width + i));
-        continue;
-      }
-      left.read(from_a, step_a, n, first);
-      right.read(from_b, step_b, n, second);
-      loops().binary(function, n, first, second, multiplier_a, multiplier_b, values);
-      loops().settle_float(n, values, target, at(y, target, row * width + i));
-    }
-    return KVANT_OK;
-  });
+  const Binary binary{function, rank, shape, {a, strides_a}, {b, strides_b},
+                      {a->zero_point, b->zero_point, multiplier_a, multiplier_b}, target, static_cast<uint8_t *>(y)};
+  if (binary.alike() && count > 0) {
+    if (binary.repeats(binary.a, binary.b)) return binary_by_repeats(binary, rows, false);
+    if (binary.repeats(binary.b, binary.a)) return binary_by_repeats(binary, rows, true);
+  }
+  return binary_by_rows(binary, rows);
 }

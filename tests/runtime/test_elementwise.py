@@ -52,6 +52,29 @@ def test_binary_with_broadcasting(fn, a_dtype, b_dtype):
     assert np.abs(result - to_integers(exact, y_type)).max() <= 1
 
 
+@pytest.mark.parametrize("fn", ["add", "mul"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+@pytest.mark.parametrize(
+    ("shape", "other"),
+    [
+        ((2, 70, 3, 5), (2, 1, 1, 5)),
+        ((3, 2000, 7), (7,)),
+        ((2, 3, 600), (2, 1, 600)),
+        ((1, 5, 1), (1, 1, 1)),
+        ((4, 1, 9), (4, 1, 9)),
+    ],
+)
+def test_binary_of_one_type_where_a_row_meets_many(fn, dtype, shape, other):
+    rng = np.random.default_rng(1)
+    a_type, b_type, y_type = typed(dtype, 0.01), typed(dtype, 0.02), typed(dtype, 0.5 if fn == "mul" else 0.03)
+    a, b = random_integers(rng, shape, dtype), random_integers(rng, other, dtype)
+    exact = to_integers({"add": np.add, "mul": np.multiply}[fn](real(a, a_type), real(b, b_type)), y_type)
+    result = run(one_op(ops.Binary(fn), {"a": (shape, a_type), "b": (other, b_type)}, y_type), a, b)
+    turned = run(one_op(ops.Binary(fn), {"b": (other, b_type), "a": (shape, a_type)}, y_type), b, a)
+    assert np.abs(result.astype(int) - exact).max() <= 1
+    np.testing.assert_array_equal(result, turned)
+
+
 def test_division_by_zero_has_a_meaning():
     x_type, y_type = typed("uint8", 1.0, 10), typed("uint8", 1.0, 100)
     a, b = np.array([10, 20, 0], np.uint8), np.array([10, 10, 10], np.uint8)
