@@ -79,3 +79,18 @@ def test_other_axes_are_copied(axis: int) -> None:
     placed = Planner(graph).plan({"image": SHAPE}).placements
     # An output is dense: its parts lie in it without a gap at the end of pixels.
     assert placed["a"].pitch == (8 if axis == 1 else None)
+
+
+@pytest.mark.parametrize("axis", [0, 2, 3])
+def test_single_pixels_joined_along_other_axes_are_copied(axis: int) -> None:
+    """Their runs are as long as those of channels are (a recurrent layer's states, one sample at a time)."""
+    shape = (1, 4, 1, 1)
+    graph = graph_of(shape, typed("uint8", 0.02, 128))
+    parts = [add_conv(graph, "x", name, 4, channels=4, seed=i) for i, name in enumerate("abcd")]
+    halves = [graph.add_node(ops.Concat(axis), parts[at : at + 2], f"half{at}", TYPE) for at in (0, 2)]
+    graph.add_node(ops.Concat(1), halves, "both", TYPE)
+    graph.outputs, graph.structure = ("both",), 0
+    validate(graph)
+    native, reference = (QuantizedModel(graph, backend=name)(image(shape)) for name in ("native", "reference"))
+    np.testing.assert_array_equal(native, reference, strict=True)
+    assert native.shape == tuple(2 if at == axis else size for at, size in enumerate((1, 8, 1, 1)))

@@ -65,10 +65,14 @@ class _Graph:
         return (isinstance(step.work, Conv | ConvPair) and position == 0) or self.joins_channels(step)
 
     def joins_channels(self, step: Step) -> bool:
-        """Whether a step concatenates along what lies innermost in memory."""
+        """Whether a step concatenates along what lies innermost in memory.
+
+        Joining whole tensors along an outer axis copies runs of the same sizes where all axes before have one entry.
+        """
         if not isinstance(step.work, Concat):
             return False
-        return step.work.sizes == tuple(self.context.laid_out(name)[-1] for name in step.inputs)
+        sizes = tuple(self.context.laid_out(name)[-1] for name in step.inputs)
+        return step.work.sizes == sizes and sum(sizes) == self.context.laid_out(step.output)[-1]
 
 
 def find_homes(context: Context) -> dict[str, Home]:
