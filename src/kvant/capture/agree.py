@@ -29,6 +29,12 @@ _CHANGES: tuple[Callable[[int, int], int], ...] = (
 _LARGER: tuple[Callable[[int, int], int], ...] = (
     lambda number, size: 2 * size, lambda number, size: size + 32, lambda number, size: size + 1,
 )  # fmt: skip
+
+
+def _unchanged(number: int, size: int) -> int:
+    return size
+
+
 # Differences from the order of float operations stay far below; another way through the code does not.
 _TOLERANCE = 1e-2
 
@@ -59,9 +65,12 @@ def agrees(model: nn.Module, arguments: Arguments, graph: Graph) -> bool:
 
 
 def _other_shapes(graph: Graph, changes: Iterable[Callable[[int, int], int]]) -> Iterator[list[list[int]]]:
-    """Shapes of the inputs, in order, after each change; none if no size but the batch is free."""
+    """Shapes of the inputs, in order, after each change; the example's own if no size but the batch is free.
+
+    A graph is traced with two samples where the example has one, and ``squeeze()`` makes something else of one.
+    """
     free = [symbol for symbol in graph.example if not symbol.startswith("batch")]
-    for change in changes if free else ():
+    for change in changes if free else (_unchanged,):
         sizes = graph.example | {symbol: change(at, graph.example[symbol]) for at, symbol in enumerate(free)}
         yield [[evaluate(dim, sizes) for dim in entry.shape] for entry in graph.inputs]
 

@@ -185,7 +185,7 @@ class _Translation:
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._region(node, args)
         if not isinstance(target, torch._ops.OpOverload):
-            return _MISSING if _holds(_MISSING, args) else target(*args, **kwargs)  # type: ignore[operator]
+            return self._part(node, args, kwargs)
         value = self._operator(node, _functional(target), args, kwargs)
         if target._schema.is_mutable and isinstance(node.args[0], fx.Node):
             if node.args[0].op == "placeholder" and isinstance(values[node.args[0]], Tensor):
@@ -193,10 +193,22 @@ class _Translation:
             values[node.args[0]] = value
         return value
 
+    def _part(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What Python's own operators make of values, such as one of the results of an operator that has several."""
+        if _holds(_MISSING, (args, kwargs)):
+            return _MISSING
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if value is None and node.users:
+            maker = node.args[0] if isinstance(node.args[0], fx.Node) else node
+            return self._refuse(maker, str(maker.target), f"its result number {args[1] + 1} is used")
+        return value
+
     def _region(self, node: fx.Node, args: Sequence[Any]) -> Any:
         """The body of ``with torch.no_grad():`` and its like, which torch keeps as a program of its own."""
         bodies = [index for index, value in enumerate(args) if isinstance(value, fx.GraphModule)]
-        if "set_grad_enabled" not in str(node.target) or len(bodies) != 1:
+        # Arguments of an autocast: the device, the dtype, whether it is on, whether it keeps what it cast.
+        no_cast = "autocast" in str(node.target) and (args[0] != "cpu" or not args[2])
+        if not (no_cast or "set_grad_enabled" in str(node.target)) or len(bodies) != 1:
             return self._refuse(node, str(node.target), "")
         return self._interpret(args[bodies[0]], args[bodies[0] + 1 :])
 

@@ -70,6 +70,8 @@ class Channels:
     @classmethod
     def of(cls, values: torch.Tensor, axis: int) -> Channels:
         """Statistics of a tensor whose channels lie along ``axis``."""
+        if values.dim() == 1:
+            values, axis = values[None], 1
         others = [index for index in range(values.dim()) if index != axis % values.dim()]
         some = _some_positions(values, axis)
         norm = torch.linalg.vector_norm(some, 2, others).numpy().astype(np.float64)
@@ -155,7 +157,7 @@ def collect(
         CalibrationError: there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
     """
     seen = Statistics()
-    split = all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape)
+    split = _is_made_of_samples(graph)
     kept = _Kept(max(keep, most or 0), split, tokens=any(entry.type.dtype != "float32" for entry in graph.inputs))
 
     def checked() -> Iterator[Sample]:
@@ -178,6 +180,13 @@ def collect(
     if not seen.samples and seen.shortest is not None:
         seen.samples, seen.shortest = [seen.shortest], None
     return seen
+
+
+def _is_made_of_samples(graph: Graph) -> bool:
+    """Whether the first axis of all inputs counts samples: it is free, and no other axis has its size."""
+    first = {entry.shape[0] for entry in graph.inputs if entry.shape}
+    others = {dim for entry in graph.inputs for dim in entry.shape[1:]}
+    return all(map(is_symbol, first)) and not first & others
 
 
 def observe(graph: Graph, samples: Iterable[Sample], names: set[str], observer: str) -> dict[str, AnyObserver]:

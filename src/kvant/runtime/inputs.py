@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def collect(graph: Graph, args: Sequence[object], kwargs: Mapping[str, object]) 
         InputError: naming what is missing, surplus, or of the wrong rank, shape, dtype or value.
     """
     names = [entry.name for entry in graph.inputs]
+    args, kwargs = _flat(names, args, kwargs)
     if len(args) > len(names):
         raise InputError(f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}")
     given = dict(zip(names, args, strict=False))
@@ -41,6 +42,59 @@ def collect(graph: Graph, args: Sequence[object], kwargs: Mapping[str, object]) 
     if missing:
         raise InputError(f"input {', '.join(map(repr, missing))} is missing; the model takes {', '.join(names)}")
     return {entry.name: _check(entry, given[entry.name]) for entry in graph.inputs}
+
+
+def any_torch(values: Iterable[object]) -> bool:
+    """Whether a torch.Tensor is among ``values`` or in a tuple, list or dict among them."""
+    for value in values:
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+        if is_torch(value) or any_torch(inner):
+            return True
+    return False
+
+
+def _flat(
+    names: Sequence[str], args: Sequence[object], kwargs: Mapping[str, object]
+) -> tuple[Sequence[object], Mapping[str, object]]:
+    """Arguments without tuples, lists and dicts of arrays: what is in them, by position or by the name it has here.
+
+    Capture calls an array within an argument ``parameter_0`` or ``parameter_key``, nested ones alike.
+    """
+    if not any(_nests(value) for value in (*args, *kwargs.values())):
+        return args, kwargs
+    positions: list[object] = []
+    named: dict[str, object] = {}
+    for value in args:
+        for path, leaf in _leaves(value):
+            if path and not path.rpartition("_")[2].isdigit():
+                named[_called(path, names)] = leaf
+            else:
+                positions.append(leaf)
+    for name, value in kwargs.items():
+        named.update((name + path, leaf) for path, leaf in _leaves(value))
+    return positions, named
+
+
+def _nests(value: object) -> bool:
+    """Whether arrays are within ``value``; lists of numbers are arrays themselves."""
+    if isinstance(value, tuple | list):
+        return any(isinstance(entry, np.ndarray) or is_torch(entry) or _nests(entry) for entry in value)
+    return isinstance(value, Mapping)
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if not _nests(value):
+        yield path, value
+        return
+    for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):  # type: ignore[arg-type]
+        yield from _leaves(entry, f"{path}_{key}")
+
+
+def _called(path: str, names: Sequence[str]) -> str:
+    """The input that ``_key`` in a dict given by position is: it is called so, or so after its parameter's name."""
+    if path[1:] in names:
+        return path[1:]
+    return next((name for name in names if name.endswith(path)), path[1:])
 
 
 def not_quantized(graph: Graph) -> list[str]:

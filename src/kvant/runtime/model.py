@@ -16,7 +16,7 @@ from kvant.format import Golden, write_file
 from kvant.graph import Graph, example_shapes
 from kvant.runtime.decisions import Decision, from_metadata
 from kvant.runtime.execute import Backend, FramePool
-from kvant.runtime.inputs import check_finite, collect, is_torch, nest, not_quantized, to_torch
+from kvant.runtime.inputs import any_torch, check_finite, collect, nest, not_quantized, to_torch
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.native import Choice, NativeBackend
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT, Planner
@@ -96,7 +96,8 @@ class QuantizedModel:
         """Run the model.
 
         Args:
-            args, kwargs: the inputs, by position or by name: NumPy arrays or torch tensors of the graph's dtypes.
+            args, kwargs: the inputs, by position or by name, as the original model takes them: NumPy arrays or torch
+                tensors of the graph's dtypes, or tuples, lists and dicts of them.
 
         Returns:
             The outputs, nested as the original model nests them; torch tensors if any input is one, else arrays.
@@ -108,7 +109,7 @@ class QuantizedModel:
         if again is not None:
             return nest(self.graph.structure, again)
         outputs: list[Any] = self._run(collect(self.graph, args, kwargs))
-        if any(is_torch(value) for value in (*args, *kwargs.values())):
+        if any_torch((*args, *kwargs.values())):
             outputs = to_torch(outputs)
         return nest(self.graph.structure, outputs)
 

@@ -190,9 +190,8 @@ def _storage(context: Context) -> dict[str, str]:
     for name in context.graph.activations():
         source = context.aliases.get(name, name)
         storage[name] = storage.get(source, source)
-    for step in context.steps:
-        for name in step.inputs:
-            storage.setdefault(name, name)
+    for name in (*context.graph.outputs, *(name for step in context.steps for name in step.inputs)):
+        storage.setdefault(name, name)
     return storage
 
 

@@ -1,0 +1,129 @@
+"""Small models as users write them, end to end: the same bits from both back ends, near the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kvant
+from kvant.format import from_bytes, to_bytes
+from kvant.quantization import Recipe
+from kvant.runtime import QuantizedModel
+from networks import sqnr_db
+
+FAST = Recipe(effort="fast")
+
+
+class Function(nn.Module):
+    """A model whose forward is any function of the module and its inputs."""
+
+    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.eval()
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(self, *args)
+
+
+def check(model: nn.Module, data: list[tuple[Any, ...]], *others: tuple[Any, ...], least: float = 25) -> QuantizedModel:
+    """Quantize, save, load, and run on the first input and on ``others``."""
+    quantized = kvant.quantize(model, data[0], calibration=data, recipe=FAST)
+    graph = from_bytes(to_bytes(quantized.graph)).graph
+    native, reference = (QuantizedModel(graph, backend=name) for name in ("native", "reference"))
+    for inputs in (data[0], *others):
+        with torch.no_grad():
+            wanted = _flat(model(*inputs))
+        one, two = _flat(native(*inputs)), _flat(reference(*inputs))
+        for float_output, first, second in zip(wanted, one, two, strict=True):
+            np.testing.assert_array_equal(first.numpy(), second.numpy(), strict=True)
+            assert first.shape == float_output.shape
+            assert sqnr_db(float_output, first) >= least
+    return quantized
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def images(count: int, batch: int = 1, size: int = 16) -> list[tuple[Tensor]]:
+    generator = torch.Generator().manual_seed(count)
+    return [(torch.randn(batch, 3, size, size, generator=generator),) for _ in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_a_tagger_reads_one_sentence_with_a_bidirectional_lstm() -> None:
+    embedding, layer = nn.Embedding(50, 8), nn.LSTM(8, 12, 2, batch_first=True, bidirectional=True)
+    model = Function(lambda m, x: m.head(m.layer(m.embedding(x))[0]), embedding=embedding, layer=layer,
+                     head=nn.Linear(24, 5))  # fmt: skip
+    data = [(torch.randint(0, 50, (2, 6)),) for _ in range(8)]
+    check(model, data, (torch.randint(0, 50, (1, 6)),), least=20)
+
+
+def test_a_constant_is_returned_beside_what_depends_on_the_input() -> None:
+    """Detectors return their anchors so."""
+    model = Function(lambda m, x: (m.conv(x), torch.arange(6.0).view(2, 3)), conv=nn.Conv2d(3, 8, 3))
+    quantized = check(model, images(8), *images(1, batch=2))
+    np.testing.assert_array_equal(quantized(images(1)[0][0].numpy())[1], np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+def test_a_vector_without_batch() -> None:
+    check(Function(lambda m, x: m.second(m.first(x).relu()), first=nn.Linear(12, 16), second=nn.Linear(16, 4)),
+          [(torch.randn(12),) for _ in range(8)])  # fmt: skip
+
+
+def test_a_matrix_as_wide_as_the_batch_is_not_cut_into_samples() -> None:
+    """The nodes of a graph with their adjacency."""
+    def forward(m: Any, x: Tensor, adjacency: Tensor) -> Tensor:
+        return adjacency @ m.second((adjacency @ m.first(x)).relu())
+
+    def nodes(count: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(count, 8), torch.rand(count, count).softmax(1)
+
+    check(Function(forward, first=nn.Linear(8, 16), second=nn.Linear(16, 4)), [nodes(9) for _ in range(8)], nodes(12))
+
+
+def test_squeeze_of_a_single_sample_drops_its_axis() -> None:
+    model = Function(lambda m, x: m.conv(x).mean((2, 3)).squeeze(), conv=nn.Conv2d(3, 8, 3))
+    quantized = check(model, images(8))
+    assert quantized(images(1)[0][0]).shape == (8,)
+    with pytest.raises(kvant.InputError, match="expected 1 x 3 x 16 x 16"):
+        quantized(images(1, batch=2)[0][0])
+
+
+def test_an_autocast_that_is_off_changes_nothing() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = m.conv(x)
+        with torch.autocast("cuda"):
+            return m.conv2(x.relu())
+
+    check(Function(forward, conv=nn.Conv2d(3, 8, 3), conv2=nn.Conv2d(8, 4, 1)), images(8), *images(1, batch=2))
+
+
+def test_an_autocast_that_casts_is_refused() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m.conv(x).float()
+
+    with pytest.raises(kvant.UnsupportedOperatorError, match="autocast"):
+        check(Function(forward, conv=nn.Conv2d(3, 8, 3)), images(2))
+
+
+def test_indices_of_max_pooling_are_refused_where_they_are_used() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return nn.functional.max_unpool2d(*nn.functional.max_pool2d(m.conv(x), 2, return_indices=True), 2)
+
+    with pytest.raises(kvant.UnsupportedOperatorError, match=r"max_pool2d_with_indices.*result number 2 is used"):
+        check(Function(forward, conv=nn.Conv2d(3, 8, 3, padding=1)), images(2))
