@@ -63,12 +63,14 @@ class Builder:
         shape: the traced shape of the current operator's (first) output.
         dtype: its type.
         shapes: the traced shapes of all outputs of an operator that returns several.
+        masks: integer tensors that hold nothing but 0 and 1 in the example.
     """
 
     def __init__(self, graph: Graph, symbols: Symbols) -> None:
         self.graph = graph
         self.symbols = symbols
         self.shapes: list[tuple[Size, ...]] = []
+        self.masks: set[str] = set()
         self.dtype = torch.float32
         self._source = Source()
         self._name = ""
@@ -110,6 +112,8 @@ class Builder:
         names = [self._reference(operand) for operand in inputs]
         output = self.graph.fresh(self._name)
         self.graph.add_node(op, names, output, _graph_type(dtype), self._source)
+        if moves and names[0] in self.masks:
+            self.masks.add(output)
         return Activation(output, tuple(self.shape if shape is None else shape), dtype)
 
     def pointwise(self, x: Activation, *program: Step) -> Activation:
@@ -148,7 +152,8 @@ def to_numpy_safe(value: Tensor) -> Tensor:
 
 def _moved_type(inputs: Sequence[Operand], fallback: torch.dtype) -> torch.dtype:
     first = inputs[0]
-    return first.dtype if first.dtype in _INTEGERS else torch.float32 if isinstance(first, Activation) else fallback
+    kept = first.dtype in _INTEGERS or (isinstance(first, Activation) and first.dtype == torch.bool)
+    return first.dtype if kept else torch.float32 if isinstance(first, Activation) else fallback
 
 
 def _graph_type(dtype: torch.dtype) -> TensorType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from kvant.capture import registry
 from kvant.capture.aliases import stale_reads
 from kvant.capture.builder import Activation, Builder, Operand, Size, to_numpy_safe
 from kvant.capture.export import WRAPPED, Export, decompose, decompositions
+from kvant.capture.ramps import Ramp, of_ramps, ramp
 from kvant.capture.registry import UnsupportedError
 from kvant.capture.source import module_path, output_name, source_of, user_line
 from kvant.capture.structure import INPUT_DTYPES, Arguments
@@ -139,6 +141,8 @@ class _Translation:
             raise TooDynamicError(f"input {name!r} is fixed to another size than the example's: {shape}")
         dtype = INPUT_DTYPES[example.dtype]
         self._builder.graph.add_input(name, shape, TensorType(dtype))
+        if example.dtype == torch.int64 and bool(((example == 0) | (example == 1)).all()):
+            self._builder.masks.add(name)
         return Activation(name, sizes, example.dtype)
 
     def _weight(self, target: str) -> Tensor:
@@ -216,9 +220,11 @@ class _Translation:
         name = str(target)
         handler = registry.find(name.removeprefix("aten.")) if name.startswith("aten.") else None
         random = handler is None and torch.Tag.nondeterministic_seeded in target.tags
-        constant = not _holds_type(Activation, (args, kwargs)) and not _holds_type(_SYMBOLIC, (args, kwargs))
+        constant = not _holds_type(Activation | Ramp, (args, kwargs)) and not _holds_type(_SYMBOLIC, (args, kwargs))
         if constant and not random and not _holds(_MISSING, (args, kwargs)):
             return _evaluate(target, args, kwargs)
+        if _holds_type(Ramp, (args, kwargs)):
+            handler = partial(of_ramps, name=name)
         if handler is None or random:
             return self._refuse(node, name, "its result is random" if random else "")
         if _holds(_MISSING, (args, kwargs)):
@@ -236,7 +242,8 @@ class _Translation:
         dtype = next(entry.dtype for entry in results if isinstance(entry, Tensor))
         source = source_of(node)
         self._builder.begin(output_name(node), source, shapes, dtype)
-        return handler(self._builder, arguments)
+        counted = ramp(node.target, arguments, shapes[0])
+        return counted or handler(self._builder, arguments=arguments)
 
     def _refuse(self, node: fx.Node, operator_name: str, reason: str) -> _Missing:
         path = module_path(node)

@@ -62,17 +62,16 @@ def _flat(
     """
     if not any(_nests(value) for value in (*args, *kwargs.values())):
         return args, kwargs
-    positions: list[object] = []
     named: dict[str, object] = {}
-    for value in args:
-        for path, leaf in _leaves(value):
-            if path and not path.rpartition("_")[2].isdigit():
-                named[_called(path, names)] = leaf
-            else:
-                positions.append(leaf)
+    for path, leaf in (entry for value in args for entry in _leaves(value)):
+        key = _called(path, names) if path and not path.rpartition("_")[2].isdigit() else None
+        name = key or next((name for name in names if name not in named), None)
+        if name is None:
+            raise InputError(f"more inputs were given than the {len(names)} that the model takes: {', '.join(names)}")
+        named[name] = leaf
     for name, value in kwargs.items():
         named.update((name + path, leaf) for path, leaf in _leaves(value))
-    return positions, named
+    return (), named
 
 
 def _nests(value: object) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvant.capture.builder import MASKED, Activation, Builder, Operand, Size, need_activation
-from kvant.capture.operators.elementwise import binary
+from kvant.capture.operators.elementwise import binary, where
 from kvant.capture.operators.shape import swap
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
@@ -49,8 +49,8 @@ def attention(
     scores: Operand = t.emit(ops.MatMul(), query, swap(t, key, -1, -2), shape=scores_shape)
     scores = binary(t, "mul", scores, factor)
     mask = _causal(t, query, key) if is_causal else attn_mask
-    if mask is not None:
-        scores = binary(t, "add", scores, additive(mask))
+    if mask is not None and not _allows_all(mask):
+        scores = binary(t, "add", scores, additive(t, mask))
     return t.emit(ops.MatMul(), softmax(t, scores, -1), value)
 
 
@@ -61,8 +61,10 @@ def _causal(t: Builder, query: Activation, key: Operand) -> Tensor:
     return torch.ones(rows, columns, dtype=torch.bool).tril()
 
 
-def additive(mask: Operand) -> Operand:
+def _allows_all(mask: Operand) -> bool:
+    return isinstance(mask, Tensor) and mask.dtype == torch.bool and bool(mask.all())
+
+
+def additive(t: Builder, mask: Operand) -> Operand:
     """A mask to be added before a softmax: a boolean one, True where attention is allowed, becomes 0 and ``MASKED``."""
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        return torch.where(mask, 0.0, MASKED)
-    return mask
+    return where(t, mask, 0.0, MASKED) if mask.dtype == torch.bool else mask

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvant.capture.builder import Activation, Builder, Operand, Size, is_activation, need_activation, need_constant
+from kvant.capture.builder import (
+    Activation,
+    Builder,
+    Operand,
+    Size,
+    is_activation,
+    need_activation,
+    need_constant,
+    to_numpy_safe,
+)
+from kvant.capture.operators.masks import as_float, invert
 from kvant.capture.registry import Handler, UnsupportedError, handles
 from kvant.graph import ops
 from kvant.graph.ops import BinaryFunction, Step
@@ -222,24 +232,36 @@ def div_rounded(t: Builder, a: Operand, other: Operand | Scalar, rounding_mode: 
 
 @handles("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
 def where(t: Builder, condition: Operand, self: Operand | Scalar, other: Operand | Scalar) -> Operand:
-    mask = need_constant(condition, "the condition")
-    return _select(t, mask, self, other)
-
-
-@handles("masked_fill.Scalar", "masked_fill.Tensor")
-def masked_fill(t: Builder, x: Operand, mask: Operand, value: Operand | Scalar) -> Operand:
-    return _select(t, need_constant(mask, "the mask"), value, x)
-
-
-def _select(t: Builder, mask: Tensor, chosen: Operand | Scalar, other: Operand | Scalar) -> Operand:
-    """``chosen`` where ``mask``, else ``other``, as products with zero and one, which are exact."""
-    terms = [_masked(t, chosen, mask.to(torch.float32)), _masked(t, other, (~mask).to(torch.float32))]
+    """``self`` where ``condition``, else ``other``, as products with zero and one, which are exact."""
+    left, right = (_finite(value) for value in (self, other))
+    terms = [_masked(t, left, condition), _masked(t, right, opposite(t, condition))]
     kept = [term for term in terms if not (isinstance(term, Tensor) and not bool(term.any()))]
     return kept[0] if len(kept) == 1 else binary(t, "add", *kept)
 
 
-def _masked(t: Builder, value: Operand | Scalar, mask: Tensor) -> Operand:
-    if is_activation(value):
-        return value if bool(mask.all()) and mask.dim() <= value.rank else binary(t, "mul", value, mask)
-    constant = torch.as_tensor(value, dtype=torch.float32)
-    return torch.where(mask.bool(), constant, torch.zeros(()))
+@handles("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(t: Builder, x: Operand, mask: Operand, value: Operand | Scalar) -> Operand:
+    return where(t, mask, value, x)
+
+
+def opposite(t: Builder, mask: Operand) -> Operand:
+    """True where ``mask`` is False."""
+    return ~mask if isinstance(mask, Tensor) else invert(t, mask)
+
+
+def _finite(value: Operand | Scalar) -> Operand:
+    """Scalars as tensors; what is as good as minus infinity as ``MASKED``."""
+    return value if is_activation(value) else to_numpy_safe(torch.as_tensor(value, dtype=torch.float32))
+
+
+def _masked(t: Builder, value: Operand, mask: Operand) -> Operand:
+    """``value`` where ``mask``, else zero."""
+    if isinstance(mask, Activation):
+        return value if _is_zero(value) else binary(t, "mul", as_float(mask), value)
+    if isinstance(value, Activation):
+        return value if bool(mask.all()) and mask.dim() <= value.rank else binary(t, "mul", value, mask.float())
+    return torch.where(mask, value, torch.zeros(()))
+
+
+def _is_zero(value: Operand) -> bool:
+    return isinstance(value, Tensor) and not bool(value.any())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvant.capture.builder import Activation, Builder, Operand, need_activation, need_constant
+from kvant.capture.operators.shape import expand, reshape_to, same_shape
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 
@@ -48,7 +49,7 @@ def index(t: Builder, x: Operand, indices: Sequence[Operand | None]) -> Operand:
     return _index_grid(t, need_activation(x, "the operand"), chosen)
 
 
-def _index_grid(t: Builder, x: Activation, chosen: Sequence[tuple[int, Operand]]) -> Activation:
+def _index_grid(t: Builder, x: Activation, chosen: Sequence[tuple[int, Operand]]) -> Operand:
     """Several indices that broadcast to a grid, each along its own axis, such as ``x[:, :, rows[:, None], columns]``.
 
     Torch puts the grid where the first of the axes was if they are neighbours; a grid is then one gather after another.
@@ -56,16 +57,34 @@ def _index_grid(t: Builder, x: Activation, chosen: Sequence[tuple[int, Operand]]
     axes = [axis for axis, _ in chosen]
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise UnsupportedError("selection by indices along axes that are not neighbours")
-    rank = max(len(entry.shape) for _, entry in chosen)
-    for position, (axis, entry) in enumerate(chosen):
-        vector = _grid_axis(need_constant(entry, "the index"), position, rank, len(chosen))
-        shape = (*x.shape[:axis], vector.numel(), *x.shape[axis + 1 :])
-        x = t.emit(ops.Gather(axis), x, _indices(vector, x.shape[axis]), shape=shape)
-    return x
+    entries = [need_constant(entry, "the index") for _, entry in chosen]
+    need_grid([[axis - entry.dim() for axis, size in enumerate(entry.shape) if size != 1] for entry in entries])
+    for axis, entry in zip(axes, entries, strict=True):
+        x = take(t, x, axis, entry.reshape(-1))
+    return x if same_shape(x.shape, t.shape) else reshape_to(t, x, t.shape)
 
 
-def _grid_axis(entry: Tensor, position: int, rank: int, count: int) -> Tensor:
-    sizes = (1,) * (rank - entry.dim()) + tuple(entry.shape)
-    if rank != count or any(size != 1 for axis, size in enumerate(sizes) if axis != position):
+def need_grid(places: Sequence[Sequence[int]]) -> None:
+    """Refuse indices whose axes of more than one entry, counted from the back, are not one behind the other."""
+    used = [place for entry in places for place in entry]
+    if any(len(entry) > 1 for entry in places) or used != sorted(set(used)):
         raise UnsupportedError("selection by indices that form no grid")
-    return entry.reshape(-1)
+
+
+def take(t: Builder, x: Activation, axis: int, vector: Tensor) -> Activation:
+    """The entries of ``x`` along ``axis`` that ``vector`` names."""
+    size = x.shape[axis]
+    if isinstance(size, int) and torch.equal(vector, torch.arange(size)):
+        return x
+    shape = (*x.shape[:axis], vector.numel(), *x.shape[axis + 1 :])
+    return t.emit(ops.Gather(axis), x, _indices(vector, size), shape=shape)
+
+
+@handles("gather.default")
+def gather(t: Builder, x: Operand, dim: int, index: Operand) -> Operand:
+    """An element for each index; of a constant all of whose elements are the same, no index matters."""
+    constant = need_constant(x, "the operand")
+    first = constant.reshape(-1)[:1]
+    if not bool((constant == first).all()):
+        raise UnsupportedError("an element for each index")
+    return expand(t, first.reshape([1] * len(t.shape)))

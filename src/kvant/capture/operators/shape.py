@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvant.capture.builder import Activation, Builder, Operand, Size, is_activation, need_activation
+from kvant.capture.operators.masks import converted
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import Dim, combine, is_symbol, ops
 
@@ -28,9 +29,7 @@ def identity(t: Builder, x: Operand, train: bool = False) -> Operand:
 @handles("to", "_to_copy.default", "type_as.default")
 def convert(t: Builder, x: Operand, other: Operand | None = None) -> Operand:
     x = need_activation(x, "the operand")
-    if t.dtype != x.dtype:
-        raise UnsupportedError(f"a conversion from {x.dtype} to {t.dtype}")
-    return x
+    return x if t.dtype == x.dtype else converted(t, x, t.dtype)
 
 
 def target_shape(t: Builder, sizes: Sequence[Size]) -> tuple[Dim, ...]:
@@ -65,10 +64,11 @@ def reshape_to(t: Builder, x: Operand, sizes: Sequence[Size]) -> Operand:
 )  # fmt: skip
 def reshape(t: Builder, x: Operand) -> Operand:
     x = need_activation(x, "the operand")
-    return x if _same_shape(x.shape, t.shape) else reshape_to(t, x, t.shape)
+    return x if same_shape(x.shape, t.shape) else reshape_to(t, x, t.shape)
 
 
-def _same_shape(left: Sequence[Size], right: Sequence[Size]) -> bool:
+def same_shape(left: Sequence[Size], right: Sequence[Size]) -> bool:
+    """Whether two traced shapes are known to be the same."""
     if len(left) != len(right):
         return False
     return all(
@@ -122,11 +122,13 @@ def movedim(t: Builder, x: Activation, source: int | Sequence[int], destination:
 
 @handles("expand.default", "expand_as.default", "broadcast_to.default")
 def expand(t: Builder, x: Operand) -> Operand:
-    if _same_shape(x.shape, t.shape):
+    if same_shape(x.shape, t.shape):
         return x
     sizes = t.dims(t.shape)
     if isinstance(x, Tensor) and all(isinstance(size, int) for size in sizes):
         return x.expand(sizes)  # type: ignore[arg-type]
+    if isinstance(x, Tensor) and x.dtype == torch.bool:
+        return x  # what reads masks broadcasts them itself
     return t.emit(ops.Expand(sizes), x)
 
 
@@ -195,7 +197,7 @@ def repeat_interleave(t: Builder, x: Activation, repeats: Size, dim: int | None)
 
 
 def slice_axis(
-    t: Builder, x: Activation, axis: int, start: Dim, stop: Dim | None, size: Size, step: int = 1
+    t: Builder, x: Operand, axis: int, start: Dim, stop: Dim | None, size: Size, step: int = 1
 ) -> Activation:
     """Part of ``x`` along ``axis``; ``size`` is the traced size of the result."""
     shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
@@ -207,8 +209,8 @@ def _bound(t: Builder, value: Size | None) -> Dim | None:
 
 
 @handles("slice.Tensor")
-def slice_tensor(t: Builder, x: Activation, dim: int, start: Size | None, end: Size | None, step: int) -> Operand:
-    axis = x.axis(dim)
+def slice_tensor(t: Builder, x: Operand, dim: int, start: Size | None, end: Size | None, step: int) -> Operand:
+    axis = dim % len(x.shape)
     first, last = _bound(t, start) or 0, _bound(t, end)
     if (first == 0 and last is None and step == 1) or _covers(x.shape[axis], first, last, step):
         return x

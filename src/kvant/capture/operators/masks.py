@@ -1,0 +1,104 @@
+"""Masks that depend on inputs: zeros and ones in float32, which torch takes for booleans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kvant.capture.builder import Activation, Builder, Operand, is_activation, need_activation
+from kvant.capture.registry import UnsupportedError, handles
+from kvant.graph import ops
+from kvant.graph.ops import Step
+
+_ZERO_AND_ONE = torch.tensor([0, 1])
+
+
+def as_float(mask: Activation) -> Activation:
+    """The zeros and ones of a mask as numbers."""
+    return replace(mask, dtype=torch.float32)
+
+
+def _as_mask(x: Activation) -> Activation:
+    return replace(x, dtype=torch.bool)
+
+
+def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
+    """``x`` as ``dtype``, where that is a mask or comes from one.
+
+    Raises:
+        UnsupportedError: it is another conversion.
+    """
+    if dtype == torch.bool:
+        return _of_values(t, x, lambda values: values != 0)
+    if dtype == torch.float32 and x.dtype == torch.bool:
+        return as_float(x)
+    if dtype == torch.float32 and x.name in t.masks:
+        return as_float(_of_values(t, x, lambda values: values != 0))
+    reason = f"a conversion from {x.dtype} to {dtype}"
+    if x.dtype in (torch.int64, torch.int32) and dtype == torch.float32:
+        reason += "; only masks, of which the example holds nothing but 0 and 1, are converted"
+    raise UnsupportedError(reason)
+
+
+def _of_values(t: Builder, x: Activation, function: Callable[[Tensor], Tensor]) -> Activation:
+    """The mask that ``function`` makes of the two values of a mask, or of numbers when it asks for zero."""
+    if x.dtype == torch.float32:
+        nonzero = t.pointwise(x, Step("abs"), Step("sign"))
+        return _of_values(t, _as_mask(nonzero), function)
+    if x.dtype != torch.bool and x.name not in t.masks:
+        raise UnsupportedError(f"a mask made of {x.dtype} that hold other values than 0 and 1 in the example")
+    low, high = (float(value) for value in function(_ZERO_AND_ONE).to(torch.float32))
+    if x.dtype != torch.bool:
+        table = torch.tensor([low, high])
+        return _as_mask(t.emit(ops.Gather(0), table, x, shape=x.shape))
+    if (low, high) == (0.0, 1.0):
+        return x
+    return _as_mask(t.pointwise(as_float(x), Step("const", high - low), Step("mul"), Step("const", low), Step("add")))
+
+
+def _comparison(operator: str, function: Callable[[Tensor, float], Tensor]) -> None:
+    @handles(f"{operator}.Scalar")
+    def compare(t: Builder, x: Operand, other: float) -> Activation:
+        x = need_activation(x, "the operand")
+        if x.dtype == torch.float32 and (other != 0 or operator not in ("eq", "ne")):
+            raise UnsupportedError("a comparison of computed numbers with others than zero")
+        return _of_values(t, x, lambda values: function(values, other))
+
+
+for _name, _compare in (
+    ("eq", torch.eq), ("ne", torch.ne), ("gt", torch.gt), ("ge", torch.ge), ("lt", torch.lt), ("le", torch.le),
+):  # fmt: skip
+    _comparison(_name, _compare)
+
+
+@handles("logical_not.default", "bitwise_not.default")
+def invert(t: Builder, x: Operand) -> Activation:
+    return _of_values(t, _mask(x), lambda values: values == 0)
+
+
+def _mask(x: Operand) -> Activation:
+    x = need_activation(x, "the mask")
+    if x.dtype != torch.bool:
+        raise UnsupportedError(f"logic on {x.dtype}")
+    return x
+
+
+@handles("logical_and.default", "bitwise_and.Tensor")
+def both(t: Builder, x: Operand, other: Operand) -> Operand:
+    return _joined(t, "mul", x, other, neutral=True)
+
+
+@handles("logical_or.default", "bitwise_or.Tensor")
+def either(t: Builder, x: Operand, other: Operand) -> Operand:
+    return _joined(t, "max", x, other, neutral=False)
+
+
+def _joined(t: Builder, fn: ops.BinaryFunction, x: Operand, other: Operand, neutral: bool) -> Operand:
+    for constant, rest in ((x, other), (other, x)):
+        if isinstance(constant, Tensor) and bool((constant == neutral).all()) and len(rest.shape) >= constant.dim():
+            return rest
+    masks = [as_float(_mask(entry)) if is_activation(entry) else entry for entry in (x, other)]
+    return _as_mask(t.emit(ops.Binary(fn), *masks))
