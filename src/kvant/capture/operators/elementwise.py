@@ -235,7 +235,7 @@ def where(t: Builder, condition: Operand, self: Operand | Scalar, other: Operand
     """``self`` where ``condition``, else ``other``, as products with zero and one, which are exact."""
     left, right = (_finite(value) for value in (self, other))
     terms = [_masked(t, left, condition), _masked(t, right, opposite(t, condition))]
-    kept = [term for term in terms if not (isinstance(term, Tensor) and not bool(term.any()))]
+    kept = [term for term in terms if not _is_zero(term)] or terms[:1]
     return kept[0] if len(kept) == 1 else binary(t, "add", *kept)
 
 
