@@ -26,7 +26,7 @@ class Executor:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._constants = {name: torch.from_numpy(value.copy()) for name, value in graph.constants.items()}
+        self._constants = {name: _constant(value.copy()) for name, value in graph.constants.items()}
         self._steps = [
             (KERNELS[type(node.op)](node.op, [self._constants.get(name) for name in node.inputs]), node)
             for node in graph.nodes
@@ -64,7 +64,7 @@ class Executor:
 
     def set_constant(self, name: str, value: np.ndarray) -> None:
         """Let later calls of ``step`` see ``value`` (float32, the constant's shape) for the constant ``name``."""
-        self._constants[name] = torch.from_numpy(value)
+        self._constants[name] = _constant(value)
 
     def differentiate(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The constants of these names, which ``run(..., gradients=True)`` differentiates by from now on."""
@@ -107,11 +107,26 @@ def run(graph: Graph, inputs: Sequence[Tensor], observe: Observe | None = None) 
     return Executor(graph).run(inputs, observe)
 
 
+def _constant(value: np.ndarray) -> Tensor:
+    """A tensor whose channels lie side by side, if it has some: so do those of all that a convolution by it makes.
+
+    On CPUs this is about twice as fast, above all where channels are convolved one by one.
+    """
+    tensor = torch.from_numpy(value)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
 def _seen(observe: Observe | None, name: str, value: Tensor) -> Tensor:
     if observe is None:
         return value
     replaced = observe(name, value)
     return value if replaced is None else replaced
+
+
+def in_memory_order(values: Tensor) -> Tensor:
+    """A view (N, H, W, C) of a map (N, C, H, W) whose channels lie side by side; other tensors as they are."""
+    by_channel = values.dim() == 4 and not values.is_contiguous()
+    return values.movedim(1, -1) if by_channel and values.movedim(1, -1).is_contiguous() else values
 
 
 def last_uses(graph: Graph) -> list[list[str]]:

@@ -184,8 +184,8 @@ class _Mean:
 
     @classmethod
     def of(cls, values: torch.Tensor, axis: int) -> _Mean:
-        others = [index for index in range(values.dim()) if index != axis % values.dim()]
-        total = values.sum(others) if others else values
+        others = list(range(values.dim() - 1))
+        total = values.movedim(axis, -1).sum(others) if others else values
         return cls(total.double(), values.numel() // total.numel())
 
 

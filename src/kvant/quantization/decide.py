@@ -42,6 +42,8 @@ REFINED_DB = 2.0
 BETTER_DB = 1.0
 # The best effort may have so much less than the wanted signal to noise, for more multiplications in 8 bits.
 SPARED_DB = 3.0
+# The others may have so much less where more than half of the multiplications would read 16 bits otherwise.
+SPARED_FOR_HALF_DB = 4.0
 # Half of the noise, and the share of all weights that may become finer so that weights cause no more of it.
 HALF_DB = 3.0
 SHARE_FOR_SHORTEST = 0.0625
@@ -54,7 +56,7 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     recipe.check_rules(graph)
     graph, seen, smoothed = smooth(graph, seen, recipe)
     graph, places = place(graph, seen, recipe)
-    if recipe.effort == "fast":
+    if recipe.effort != "best":
         parts = Parts(Executor(graph), seen.samples[0])
         seen = replace(seen, samples=[parts.middle(sample) for sample in seen.samples])
     start = Start(graph, places, seen, recipe, show)
@@ -150,7 +152,8 @@ class Start:
         types = plan.types
         if target is not None:
             directions = 1 if trial.recipe.effort == "fast" else DIRECTIONS
-            types = widen(plan, wide, trial.yardstick, target, trial.show, directions)
+            spared = 0.0 if trial.recipe.effort == "best" else SPARED_FOR_HALF_DB
+            types = widen(plan, wide, trial.yardstick, target, trial.show, directions, spared)
         before, plan = plan, replace(plan, types=types)
         if types != before.types:
             narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))

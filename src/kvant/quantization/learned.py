@@ -80,11 +80,10 @@ class _Problem:
     """The squared error of a layer's output as a function of its weights (O, K), but for a constant."""
 
     def __init__(self, weight: np.ndarray, moments: Moments) -> None:
-        own, cross = moments.own.clone(), moments.cross.clone()
-        hessian = damped(Moments(own, cross, moments.positions))
-        rows = torch.from_numpy(weight.reshape(*own.shape[:1], -1, own.shape[1])).double()
+        hessian = damped(moments)
+        rows = torch.from_numpy(weight.reshape(*hessian.shape[:1], -1, hessian.shape[1])).double()
         # The float weight with the float inputs is what is wanted.
-        wanted = rows @ (hessian + cross - own)
+        wanted = rows @ hessian + moments.lack
         least = torch.linalg.solve(hessian, wanted.transpose(1, 2)).transpose(1, 2)
         self.best = least.float()
         self.hessian = hessian.float()

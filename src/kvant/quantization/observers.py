@@ -7,6 +7,8 @@ import math
 import numpy as np
 import torch
 
+from kvant.capture import in_memory_order
+
 # Bins on each side of zero. A range of uint8 spends 256 levels on at most all of them, so a level has 16 or more.
 HALF_BINS = 4096
 # Values that one sample adds to a histogram; more of a large map tell little that is new.
@@ -46,8 +48,11 @@ class Histogram:
         Of tensors with three axes, such as tokens' rows (N, T, K), all are taken: in transformers few channels of the
         first token are a hundred times as large as all else, always the same ones, and a stride would always miss them.
         """
+        values = in_memory_order(values)
         flat = values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(1, -1)
         stride = 1 if values.dim() == 3 else max(flat.shape[1] // HISTOGRAM_VALUES, 1) | 1
+        while values.dim() > 1 and math.gcd(stride, values.shape[-1]) > 1:
+            stride += 2
         return flat[:, ::stride].flatten().clone()
 
     def merge(self, other: Histogram) -> Histogram:

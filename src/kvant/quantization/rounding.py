@@ -9,6 +9,7 @@ of channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,14 +19,22 @@ import torch
 from kvant.graph import Node, ops
 from kvant.quantization.grids import Grid
 from kvant.quantization.weights import QuantizedWeight
-from kvant.quantization.workers import in_order
+from kvant.quantization.workers import of_each
 
 # Weights of one output channel beyond which the K x K matrices cost more than they give.
 LARGEST = 2400
-# Positions of one sample that enter the moments: this many, or as many as weights of a channel if these are more.
-LEAST_POSITIONS = 256
+# Positions of one sample that enter the moments: as many as so many products allow, for what is rarely excited is seen
+# at few of them; in any case that many, of all samples together, for each weight of a channel.
+PRODUCTS = 1 << 29
+WANTED_PER_WEIGHT = 12
+# What a position costs at least, in products for each value that is read.
+_LEAST_PRODUCTS = 256
+# Values that are looked at together: few enough for a processor's cache.
+_CACHED_VALUES = 1 << 15
 # Fewer than this would fit the samples, not the network.
 POSITIONS_PER_WEIGHT = 4
+# Its multiples less their whole parts fill the unit interval evenly.
+_GOLDEN = (5**0.5 - 1) / 2
 # Columns that are rounded one by one before their errors are spread over all later columns.
 BLOCK = 64
 # Added to the diagonal, relative to its mean: keeps the factor stable and the fit close to the trained weight.
@@ -34,13 +43,18 @@ DAMPING = 0.05
 
 @dataclass
 class Moments:
-    """Sums over positions, float64 (G, K, K): the quantized inputs with themselves, float inputs with them.
+    """Sums over positions, float64, of the quantized inputs less their mean.
 
-    Of inputs less their mean: what a weight's error times the mean does to the output, the bias takes out again.
+    What a weight's error times the mean does to the output, the bias takes out again.
+
+    Attributes:
+        own: the inputs with themselves: (G, K, K).
+        lack: the inputs with what the layer's outputs lack because the inputs are not the float ones: (G, O / G, K).
+        positions: how many.
     """
 
     own: torch.Tensor
-    cross: torch.Tensor
+    lack: torch.Tensor
     positions: int
 
     def determined(self) -> bool:
@@ -55,57 +69,127 @@ def rounds_well(node: Node, weight: np.ndarray) -> bool:
 
 def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
     """Moments of a layer's inputs over samples; each pair holds the float and the quantized network's input."""
-    own = cross = wanted_sum = got_sum = torch.zeros(())
-    positions = 0
-    wanted = max(LEAST_POSITIONS, weight[0].size)
-    for products in in_order(lambda pair: _products(node, weight, wanted, *pair), pairs):
-        own, cross = own + products[0], cross + products[1]
-        wanted_sum, got_sum = wanted_sum + products[2], got_sum + products[3]
-        positions += products[4]
-    if not positions:
+    if not pairs:
         raise ValueError("no samples")
-    mean = got_sum.transpose(1, 2) / positions
-    return Moments(own - got_sum @ mean, cross - wanted_sum @ mean, positions)
+    size, groups = weight[0].size, getattr(node.op, "groups", 1)
+    affordable = PRODUCTS // (groups * size * max(size, _LEAST_PRODUCTS))
+    wanted = max(affordable, -(-WANTED_PER_WEIGHT * size // len(pairs)))
+    own = lack = got_sum = lack_sum = torch.zeros(())
+    positions = 0
+    for part in of_each(len(pairs), lambda at: _products(node, weight, wanted, *pairs[at])):
+        own, lack = own + part.own, lack + part.lack
+        got_sum, lack_sum = got_sum + part.got_sum, lack_sum + part.lack_sum
+        positions += part.positions
+    mean = got_sum / positions
+    return Moments(own - got_sum.transpose(1, 2) @ mean, lack - lack_sum.transpose(1, 2) @ mean, positions)
 
 
-def _products(
-    node: Node, weight: np.ndarray, count: int, exact: torch.Tensor, rough: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Of about ``count`` positions of one sample: moments of the rough input, with the exact one; sums; how many."""
-    with torch.inference_mode():
-        wanted, got = (_columns(node, weight, count, values) for values in (exact, rough))
-        turned = got.transpose(1, 2)
-        own, cross = torch.bmm(got, turned).double(), torch.bmm(wanted, turned).double()
-        return own, cross, _total(wanted), _total(got), got.shape[2]
+@dataclass(frozen=True)
+class _Products:
+    """Of one sample: moments as they are, and sums (G, 1, K) and (G, 1, O / G) by which the means go out of them."""
+
+    own: torch.Tensor
+    lack: torch.Tensor
+    got_sum: torch.Tensor
+    lack_sum: torch.Tensor
+    positions: int
 
 
-def _total(columns: torch.Tensor) -> torch.Tensor:
-    """float64 (G, K, 1): the sum over positions."""
-    return columns.sum(2, keepdim=True).double()
+def _products(node: Node, weight: np.ndarray, wanted: int, exact: torch.Tensor, rough: torch.Tensor) -> _Products:
+    """Of ``wanted`` positions of one sample or some more."""
+    if isinstance(node.op, ops.Conv) and node.op.groups == rough.shape[1] > 1:
+        return _depthwise_products(torch.from_numpy(weight), *(_taps(node, weight, wanted, x) for x in (exact, rough)))
+    got = _rows(node, weight, wanted, rough)
+    rows = torch.from_numpy(weight.reshape(got.shape[0], -1, got.shape[2]))
+    lack = (_rows(node, weight, wanted, exact) - got) @ rows.mT
+    got_sum, lack_sum = (each.sum(1, keepdim=True).double() for each in (got, lack))
+    return _Products((got.mT @ got).double(), (lack.mT @ got).double(), got_sum, lack_sum, got.shape[1])
 
 
-def _columns(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> torch.Tensor:
-    """(G, K, positions): what output positions' products read, thinned to an even grid of ``wanted`` or some more."""
+def _depthwise_products(weight: torch.Tensor, exact: torch.Tensor, got: torch.Tensor) -> _Products:
+    """The same where each group is one channel: of taps (K, positions, C), for tiny matrices cost more than they do."""
+    size, positions, channels = got.shape
+    by_tap = weight.reshape(channels, -1, size).permute(1, 2, 0)  # (O / C, K, C)
+    own, lack = got.new_zeros(size, size, channels), torch.zeros_like(by_tap)
+    lack_sum = got.new_zeros(len(by_tap), channels)
+    some = max(_CACHED_VALUES // channels, 1)
+    for start in range(0, positions, some):
+        here, there = (each[:, start : start + some] for each in (got, exact))
+        for tap in range(size):
+            own[tap, tap:] += (here[tap] * here[tap:]).sum(1)
+        less = there - here
+        for number, one in enumerate(by_tap):
+            missing = (one[:, None] * less).sum(0)
+            lack[number] += (missing * here).sum(1)
+            lack_sum[number] += missing.sum(0)
+    half = own.permute(2, 0, 1).double()
+    return _Products(
+        half + half.triu(1).mT,
+        lack.permute(2, 0, 1).double(),
+        got.sum(1).T[:, None].double(),
+        lack_sum.T[:, None].double(),
+        positions,
+    )
+
+
+def _rows(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> torch.Tensor:
+    """(G, positions, K): what output positions' products read, thinned to ``wanted`` of them or some more."""
     op = node.op
     if isinstance(op, ops.Linear):
         rows = values.reshape(1, -1, values.shape[-1])
-        return rows[:, :: max(rows.shape[1] // wanted, 1)].transpose(1, 2)
+        return rows[:, _spread(rows.shape[1], min(wanted, rows.shape[1]))]
     if not isinstance(op, ops.Conv):
         raise TypeError(f"{node.describe()} is no convolution")
-    values = _padded(op, values)
-    strides = op.strides
-    if values.dim() == 3:
-        values, strides = values.unsqueeze(2), (1, *strides)
-    dilations = (1, *op.dilations) if len(op.dilations) == 1 else op.dilations
-    kernel = (1, *weight.shape[2:]) if weight.ndim == 3 else weight.shape[2:]
-    count = values.shape[0] * values.shape[2] * values.shape[3] / (strides[0] * strides[1])
-    skip = max(int((count / wanted) ** 0.5), 1)
-    strides = (strides[0] * skip, strides[1] * skip)
-    if set(kernel) == {1}:
-        columns = values[:, :, :: strides[0], :: strides[1]].flatten(2)
-    else:
-        columns = torch.nn.functional.unfold(values, kernel, dilations, 0, strides)
-    return columns.transpose(0, 1).reshape(op.groups, -1, columns.shape[0] * columns.shape[2])
+    windows, places, taps = _windows(op, weight.shape[2:], wanted, values)
+    windows = windows.reshape(*windows.shape[:-1], op.groups, -1)
+    return windows.permute(-2, 0, *places, -1, *taps).reshape(op.groups, -1, weight[0].size)
+
+
+def _taps(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> torch.Tensor:
+    """(K, positions, C): what a convolution of each channel reads, thinned alike."""
+    windows, places, taps = _windows(node.op, weight.shape[2:], wanted, values)  # type: ignore[arg-type]
+    return windows.permute(*taps, 0, *places, -1).reshape(weight[0].size, -1, values.shape[1])
+
+
+def _windows(
+    op: ops.Conv, kernel: Sequence[int], wanted: int, values: torch.Tensor
+) -> tuple[torch.Tensor, range, range]:
+    """What a convolution reads, (N, places, taps, places, taps, ..., C), and which axes are places and which taps."""
+    pixels = _padded(op, values).movedim(1, -1)
+    spans = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, op.dilations, strict=True)]
+    counts = [
+        (size - span) // stride + 1 for size, span, stride in zip(pixels.shape[1:-1], spans, op.strides, strict=True)
+    ]
+    for axis, most in enumerate(_thinned(counts, wanted / pixels.shape[0])):
+        places = _spread(counts[axis], most)[:, None] * op.strides[axis]
+        taps = places + torch.arange(kernel[axis]) * op.dilations[axis]
+        at = 1 + 2 * axis
+        if taps.shape != (pixels.shape[at], 1):
+            pixels = pixels.index_select(at, taps.flatten())
+        pixels = pixels.reshape(*pixels.shape[:at], *taps.shape, *pixels.shape[at + 1 :])
+    end = 2 * len(kernel) + 1
+    return pixels, range(1, end, 2), range(2, end, 2)
+
+
+def _thinned(counts: Sequence[int], wanted: float) -> list[int]:
+    """How many of ``counts`` positions along each axis make ``wanted`` positions in all, or some more."""
+    kept: list[int] = []
+    for left, count in zip(range(len(counts), 0, -1), counts, strict=True):
+        spare = max(math.prod([*kept, *counts[len(kept) :]]) / wanted, 1.0)
+        kept.append(min(math.ceil(count / spare ** (1 / left)), count))
+    return kept
+
+
+def _spread(count: int, kept: int) -> torch.Tensor:
+    """``kept`` of ``count`` positions, one anywhere in each of as many equal stretches.
+
+    Not every second or fourth one: what was enlarged before, such as maps of a coarser stage, differs between positions
+    that lie so, and would be seen from one side only.
+    """
+    if kept == count:
+        return torch.arange(count)
+    somewhere = torch.arange(kept).double().mul(_GOLDEN).frac()
+    return ((torch.arange(kept) + somewhere) * (count / kept)).long()
 
 
 def _padded(op: ops.Conv, values: torch.Tensor) -> torch.Tensor:
@@ -122,7 +206,7 @@ def compensated(weight: np.ndarray, nearest: QuantizedWeight, moments: Moments) 
     rows = torch.from_numpy(weight.reshape(groups, -1, size)).double()
     steps = torch.from_numpy(nearest.scale.reshape(groups, -1)).double()
     hessian = damped(moments)
-    shift = torch.linalg.solve(hessian, (rows @ (moments.cross - moments.own)).transpose(1, 2))
+    shift = torch.linalg.solve(hessian, moments.lack.transpose(1, 2))
     values = _round_in_turn(rows + shift.transpose(1, 2), steps, hessian, nearest.grid)
     return replace(nearest, values=values.numpy().astype(nearest.values.dtype).reshape(weight.shape))
 

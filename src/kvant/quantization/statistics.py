@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from kvant.capture import Executor
+from kvant.capture import Executor, in_memory_order
 from kvant.errors import CalibrationError
 from kvant.graph import Graph, is_symbol, ops, show_shape
 from kvant.quantization.observers import OBSERVERS, AnyObserver
@@ -24,7 +25,7 @@ Sample = list[torch.Tensor]
 # Values of a batch that are run at once, if these are several samples.
 PIECE_VALUES = 1 << 16
 # Positions of one sample that enter means and moments; more of a large map tell little that is new.
-MOMENT_POSITIONS = 1024
+MOMENT_POSITIONS = 256
 
 
 @dataclass
@@ -70,13 +71,14 @@ class Channels:
     @classmethod
     def of(cls, values: torch.Tensor, axis: int) -> Channels:
         """Statistics of a tensor whose channels lie along ``axis``."""
-        others = [index for index in range(values.dim()) if index != axis % values.dim()]
-        some = _some_positions(values, axis)
-        norm = torch.linalg.vector_norm(some, 2, others).numpy().astype(np.float64)
-        sums = some.sum(others).numpy().astype(np.float64)
+        some, values = (each.movedim(axis, -1) for each in (_some_positions(values, axis), values))
+        others = list(range(values.dim() - 1))
+        if not others:
+            some, values, others = some[None], values[None], [0]
+        sums, squares = (each.sum(others).numpy().astype(np.float64) for each in (some, some.square()))
         # Twice as fast as aminmax along axes.
         low, high = values.amin(others).numpy(), values.amax(others).numpy()
-        return cls(low, high, sums, norm * norm, some.numel() // some.shape[axis])
+        return cls(low, high, sums, squares, some.numel() // some.shape[-1])
 
     def add(self, other: Channels) -> None:
         """Take in what was seen of the same channels elsewhere."""
@@ -102,11 +104,11 @@ class Channels:
 
 
 def _some_positions(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """An even choice of the rows of a map (N, C, H, ...) with many positions; other tensors whole."""
-    if values.dim() < 4 or axis != 1:
+    """An even grid of positions of a map (N, C, H, W); other tensors whole."""
+    if values.dim() != 4 or axis != 1:
         return values
-    step = values[0, 0].numel() // MOMENT_POSITIONS
-    return values[:, :, :: min(step, values.shape[2] // 4)] if step > 1 and values.shape[2] >= 8 else values
+    step = max(math.isqrt(values[0, 0].numel() // MOMENT_POSITIONS), 1)
+    return values[:, :, ::step, ::step]
 
 
 @dataclass
@@ -236,7 +238,7 @@ class _Looker:
             channels = look.channels[name] = Channels.of(values, self.axes[name])
             low, high = float(channels.low.min()), float(channels.high.max())
         else:
-            low, high = (float(value) for value in torch.aminmax(values))
+            low, high = (float(value) for value in torch.aminmax(in_memory_order(values)))
         if name in self.names:
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise CalibrationError(f"activation {name!r} became NaN or infinite on calibration data")

@@ -14,11 +14,13 @@ from typing import TypeVar
 
 import torch
 
+from kvant.quantization.memory import Spare
 from kvant.runtime import results_in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_SPARE = Spare()
 _POOL: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("kvant_workers", default=None)
 
 
@@ -46,6 +48,8 @@ def one_thread_each() -> Iterator[None]:
 def of_each(count: int, function: Callable[..., Result], *what: object) -> list[Result]:
     """``function`` of each number below ``count`` and ``what``, in inference mode; see ``in_order``.
 
+    For steps of a network: memory that one frees, the next one wants, so none is given back.
+
     >>> of_each(3, pow, 2)
     [0, 1, 4]
     """
@@ -54,7 +58,7 @@ def of_each(count: int, function: Callable[..., Result], *what: object) -> list[
         with torch.inference_mode():
             return function(number, *what)
 
-    return list(in_order(one, range(count)))
+    return list(_in_order(one, range(count)))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -63,6 +67,11 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     >>> list(in_order(abs, [-1, 2]))
     [1, 2]
     """
+    yield from _in_order(function, items)
+    _SPARE.give_back()
+
+
+def _in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     workers = _POOL.get()
     if workers is None or workers[1] == 1:
         yield from map(function, items)
