@@ -10,6 +10,7 @@ import torch
 import kvant
 from kvant.capture import capture, prepare
 from kvant.errors import RecipeError
+from kvant.quantization import tune
 from kvant.quantization.progress import Progress
 from kvant.quantization.statistics import collect
 
@@ -52,6 +53,27 @@ def test_best_effort_has_no_fewer_multiplications_in_8_bits_and_holds_the_target
     for quantized in made.values():
         assert noise(net, quantized, pictures[32:]) > 22
     assert share(made["best"]) >= share(made["default"])
+
+
+def test_where_nothing_is_widened_weights_are_rounded_for_what_activations_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tune, "LEAST_STEPS", 10**9)  # more than there ever are: nothing is tuned
+    generator = torch.Generator().manual_seed(5)
+    smooth = torch.nn.functional.interpolate(torch.rand(40, 3, 8, 8, generator=generator), scale_factor=4.0)
+    net, pictures = Uneven().eval(), list(smooth.split(1))
+    few, reached = kvant.ActivationScheme(4), {}
+    for compensate in (False, True):
+        recipe = kvant.Recipe(
+            activations=few, effort="best", target_sqnr=None, fine_weights=False, compensate=compensate
+        )
+        quantized = kvant.quantize(net, pictures[0], calibration=pictures[:32], recipe=recipe)
+        reached[compensate] = noise(net, quantized, pictures[32:])
+    assert reached[True] > reached[False] + 0.7
+    [anew] = [each for each in quantized.decisions if each.step == "compensated rounding"]
+    assert anew.taken and anew.detail.startswith("0 of ")
+    centered = [each for each in quantized.decisions if each.step == "equalization" and "centered" in each.detail]
+    assert len(centered) == 1
 
 
 def test_the_fast_effort_runs_on_few_samples_and_no_order_changes_which(tmp_path: Path) -> None:

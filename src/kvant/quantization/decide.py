@@ -65,15 +65,26 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
         start.trial.history.append(Decision("equalization", True, detail="for weights"))
     if recipe.effort == "fast" or not start.equalized or recipe.center:
         return start.finish()
-    before = start.in_8_bits()
+    best, before = start, start.in_8_bits()
     if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
         return start.finish()
-    other = Start(graph, places, seen, recipe, show, by_noise=True)
-    after = other.in_8_bits()
-    better = after > before + BETTER_DB
-    other.trial.history = start.trial.history
-    start.trial.note("equalization", better, before, after, "for 8-bit activations instead, all of them in 8 bits")
-    return (other if better else start).finish()
+    for detail, wanted in _other_ways(recipe):
+        other = Start(graph, places, seen, wanted, show, by_noise=True)
+        after = other.in_8_bits()
+        better = after > before + BETTER_DB
+        best.trial.note("equalization", better, before, after, f"{detail} instead, all of them in 8 bits")
+        if better:
+            other.trial.history = best.trial.history
+            best, before = other, after
+    return best.finish()
+
+
+def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """Ways to equalize that are tried beside the first one: what each is for, and the recipe that has it."""
+    ways = [("for 8-bit activations", recipe)]
+    if recipe.effort == "best" and recipe.target_sqnr is None:  # 16 bits need no centres, and these cost biases
+        ways.append(("for 8-bit activations, centered", replace(recipe, center=True)))
+    return ways
 
 
 class Start:
@@ -158,7 +169,10 @@ class Start:
         if types != before.types:
             narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))
             trial.note("activations in 16 bits", True, narrow, wider, _wide_share(plan))
-        return plan if types == wide else trial.corrected(plan)
+        if types == wide:
+            return plan
+        plan = trial.corrected(plan)
+        return trial.compensated(plan) if trial.recipe.effort == "best" else plan
 
 
 class Trial:
@@ -204,6 +218,18 @@ class Trial:
         learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
         step = "learned rounding and bias correction" if learns else "bias correction"
         return self.better(step, plan, anew, _wide_share(plan))
+
+    def compensated(self, plan: Plan) -> Plan:
+        """``plan`` with weights rounded anew for what its activations leave of their inputs, if that leaves less noise.
+
+        Rounding that looks at a layer's inputs also fits its weights to them: it takes back part of what the layers
+        before it lost, which is most where activations have few bits.
+        """
+        wanted = self.recipe.compensate and self.recipe.correct_bias
+        if not wanted or not any(weight.rounds_anew for weight in plan.weights.values()):
+            return plan
+        anew = self.correct(plan, compensate=True)
+        return self.better("compensated rounding", plan, anew, _wide_share(plan))
 
     def reestimated(self, plan: Plan) -> Plan:
         """``plan`` with channels' means and spreads as in float, if that leaves less noise on the samples held out."""

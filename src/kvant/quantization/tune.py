@@ -34,6 +34,10 @@ STEPS = 320
 # more harm than good.
 BUDGET = 6e12
 LEAST_STEPS = 40
+# Signal to noise in dB that may be lost when this share of the steps is done, else the rest is not done: weights whose
+# errors make up for each other lose more by the first ones that flip than steps win back.
+LOST_DB = 1.0
+TRIED = 0.25
 # How far the largest step moves: weights and biases in steps of their grids, scales of activations and of
 # weights' channels as a share of themselves.
 WEIGHT_RATE = 0.003
@@ -51,7 +55,7 @@ def tune(plan: Plan, samples: Sequence[Sample], yardstick: Yardstick, movable: C
 
     Args:
         plan: everything decided. A plan with staircases, through which nothing can learn, stays as it is, and so does
-            one that is so large that the budget holds too few steps.
+            one that is so large that the budget holds too few steps, or that loses what it has by the first of them.
         samples: lists of tensors in the order of the graph's inputs; large maps are seen in parts.
         yardstick: says what errors count for; of other samples.
         movable: the tensors whose scales may become any number.
@@ -62,7 +66,10 @@ def tune(plan: Plan, samples: Sequence[Sample], yardstick: Yardstick, movable: C
     learner = _Learner(plan, yardstick, movable)
     generator = torch.Generator().manual_seed(0)
     order = _shuffled(len(samples), generator)
+    least = yardstick.measure(plan) - LOST_DB
     for step in show.track(range(steps), "tuning"):
+        if step == int(TRIED * steps) and yardstick.measure(learner.plan()) < least:
+            return plan
         learner.step(
             [yardstick.parts.random(samples[next(order)], generator) for _ in range(BATCH)],
             _rate(step / steps),
