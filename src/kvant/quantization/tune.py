@@ -37,7 +37,7 @@ LEAST_STEPS = 40
 # Signal to noise in dB that may be lost when this share of the steps is done, else the rest is not done: weights whose
 # errors make up for each other lose more by the first ones that flip than steps win back.
 LOST_DB = 1.0
-TRIED = 0.25
+TRIED = 0.1
 # How far the largest step moves: weights and biases in steps of their grids, scales of activations and of
 # weights' channels as a share of themselves.
 WEIGHT_RATE = 0.003
