@@ -78,6 +78,21 @@ def test_it_lowers_the_noise_on_new_pictures(
     assert len(to_bytes(tuned.graph)) == pytest.approx(len(to_bytes(plain.graph)), rel=0.05)
 
 
+@pytest.mark.parametrize(("lost", "steps"), [(-100.0, 6), (100.0, 60)])
+def test_what_loses_much_by_the_first_steps_gets_no_more(
+    lost: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, step = [], tune._Learner.step
+    monkeypatch.setattr(tune, "STEPS", 60)
+    monkeypatch.setattr(tune, "LOST_DB", lost)
+    monkeypatch.setattr(tune._Learner, "step", lambda self, *given: (done.append(1), step(self, *given)))
+    net, data = network(), pictures(16)
+    recipe = Recipe(WeightScheme(bits=4), target_sqnr=None, effort="best")
+    model = kvant.quantize(net, data[0], calibration=data, recipe=recipe)
+    assert len(done) == steps
+    assert len([entry for entry in model.decisions if entry.step == "tuning"]) == 1
+
+
 def test_powers_of_two_stay_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "STEPS", 60)
     net, data = network(), pictures(24)

@@ -55,7 +55,8 @@ def tune(plan: Plan, samples: Sequence[Sample], yardstick: Yardstick, movable: C
 
     Args:
         plan: everything decided. A plan with staircases, through which nothing can learn, stays as it is, and so does
-            one that is so large that the budget holds too few steps, or that loses what it has by the first of them.
+            one that is so large that the budget holds too few steps. One that loses much by the first of them gets
+            no more.
         samples: lists of tensors in the order of the graph's inputs; large maps are seen in parts.
         yardstick: says what errors count for; of other samples.
         movable: the tensors whose scales may become any number.
@@ -69,7 +70,7 @@ def tune(plan: Plan, samples: Sequence[Sample], yardstick: Yardstick, movable: C
     least = yardstick.measure(plan) - LOST_DB
     for step in show.track(range(steps), "tuning"):
         if step == int(TRIED * steps) and yardstick.measure(learner.plan()) < least:
-            return plan
+            break
         learner.step(
             [yardstick.parts.random(samples[next(order)], generator) for _ in range(BATCH)],
             _rate(step / steps),
