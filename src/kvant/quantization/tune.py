@@ -36,7 +36,7 @@ BUDGET = 6e12
 LEAST_STEPS = 40
 # Signal to noise in dB that may be lost when this share of the steps is done, else the rest is not done: weights whose
 # errors make up for each other lose more by the first ones that flip than steps win back.
-LOST_DB = 1.0
+LOST_DB = 3.0
 TRIED = 0.1
 # How far the largest step moves: weights and biases in steps of their grids, scales of activations and of
 # weights' channels as a share of themselves.
