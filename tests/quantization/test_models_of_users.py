@@ -78,6 +78,23 @@ def test_a_constant_is_returned_beside_what_depends_on_the_input() -> None:
     np.testing.assert_array_equal(quantized(images(1)[0][0].numpy())[1], np.arange(6, dtype=np.float32).reshape(2, 3))
 
 
+def test_a_vector_without_batch() -> None:
+    check(Function(lambda m, x: m.second(m.first(x).relu()), first=nn.Linear(12, 16), second=nn.Linear(16, 4)),
+          [(torch.randn(12),) for _ in range(8)])  # fmt: skip
+
+
+def test_a_matrix_as_wide_as_the_batch_is_not_cut_into_samples() -> None:
+    """The nodes of a graph with their adjacency."""
+
+    def forward(m: Any, x: Tensor, adjacency: Tensor) -> Tensor:
+        return adjacency @ m.second((adjacency @ m.first(x)).relu())
+
+    def nodes(count: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(count, 8), torch.rand(count, count).softmax(1)
+
+    check(Function(forward, first=nn.Linear(8, 16), second=nn.Linear(16, 4)), [nodes(9) for _ in range(8)], nodes(12))
+
+
 def test_squeeze_of_a_single_sample_drops_its_axis() -> None:
     model = Function(lambda m, x: m.conv(x).mean((2, 3)).squeeze(), conv=nn.Conv2d(3, 8, 3))
     quantized = check(model, images(8))
@@ -111,6 +128,45 @@ def test_indices_of_max_pooling_are_refused_where_they_are_used() -> None:
 
     with pytest.raises(kvant.UnsupportedOperatorError, match=r"max_pool2d_with_indices.*result number 2 is used"):
         check(Function(forward, conv=nn.Conv2d(3, 8, 3, padding=1)), images(2))
+
+
+class Encoder(nn.Module):
+    """A text encoder with its padding masked, which returns the mean of the tokens that count."""
+
+    def __init__(self, masked: float) -> None:
+        super().__init__()
+        self.masked = masked
+        self.words, self.query = nn.Embedding(50, 16), nn.Linear(16, 48)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 8)
+        self.eval()
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.words(ids)
+        query, key, value = self.query(x).chunk(3, -1)
+        scores = (query @ key.transpose(1, 2) / 4).masked_fill(mask[:, None] == 0, self.masked)
+        x = self.norm(x + scores.softmax(-1) @ value)
+        counted = mask.unsqueeze(-1).float()
+        return self.head((x * counted).sum(1) / counted.sum(1))
+
+
+def sentences(batch: int, length: int) -> tuple[Tensor, Tensor]:
+    mask = torch.ones(batch, length, dtype=torch.int64)
+    mask[-1, length - 3 :] = 0
+    return torch.randint(0, 50, (batch, length)), mask
+
+
+@pytest.mark.parametrize("masked", [float("-inf"), -1e9, -1e4])
+def test_masked_attention_keeps_its_range_for_what_is_not_masked(masked: float) -> None:
+    data = [sentences(2, 10) for _ in range(8)]
+    quantized = check(Encoder(masked), data, sentences(1, 10), sentences(3, 13), least=20)
+    scores = next(node.inputs[0] for node in quantized.graph.nodes if node.op.kind == "softmax")
+    kind = quantized.graph.types[scores]
+    assert kind.quantization is not None
+    assert kind.quantization.scale[0] * (kind.integer_range()[1] - kind.integer_range()[0]) < 40
+    for backend in ("native", "reference"):
+        ids, mask = sentences(2, 10)
+        with pytest.raises(kvant.InputError, match="index 2 is out of range"):
+            QuantizedModel(quantized.graph, backend=backend)(ids, mask * 2)
 
 
 def test_inputs_are_nested_as_the_model_takes_them() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from kvant.capture import Executor, in_memory_order
+from kvant.capture import MASKED, Executor, in_memory_order
 from kvant.errors import CalibrationError
 from kvant.graph import Graph, is_symbol, ops, show_shape
 from kvant.quantization.observers import OBSERVERS, AnyObserver
@@ -24,6 +24,9 @@ Sample = list[torch.Tensor]
 
 # Values of a batch that are run at once, if these are several samples.
 PIECE_VALUES = 1 << 16
+# Scores below this are masked; so far below the smallest other one a score has no weight in a softmax to speak of.
+_MASKED = MASKED / 2
+_VANISHES = 10.0
 # Positions of one sample that enter means and moments; more of a large map tell little that is new.
 MOMENT_POSITIONS = 256
 
@@ -157,7 +160,7 @@ def collect(
         CalibrationError: there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
     """
     seen = Statistics()
-    split = all(is_symbol(entry.shape[0]) for entry in graph.inputs if entry.shape)
+    split = _is_made_of_samples(graph)
     kept = _Kept(max(keep, most or 0), split, tokens=any(entry.type.dtype != "float32" for entry in graph.inputs))
 
     def checked() -> Iterator[Sample]:
@@ -180,6 +183,13 @@ def collect(
     if not seen.samples and seen.shortest is not None:
         seen.samples, seen.shortest = [seen.shortest], None
     return seen
+
+
+def _is_made_of_samples(graph: Graph) -> bool:
+    """Whether the first axis of all inputs counts samples: it is free, and no other axis has its size."""
+    first = {entry.shape[0] for entry in graph.inputs if entry.shape}
+    others = {dim for entry in graph.inputs for dim in entry.shape[1:]}
+    return all(map(is_symbol, first)) and not first & others
 
 
 def observe(graph: Graph, samples: Iterable[Sample], names: set[str], observer: str) -> dict[str, AnyObserver]:
@@ -221,6 +231,7 @@ class _Looker:
         self.executor = Executor(graph)
         self.names = names
         self.axes = axes
+        self.weighed = _weighed(graph)
         self.some = OBSERVERS[observer].some
 
     def __call__(self, batch: Sample) -> Look:
@@ -234,6 +245,8 @@ class _Looker:
         return look
 
     def _look(self, look: Look, name: str, values: torch.Tensor) -> None:
+        if name in self.weighed:
+            values = _lifted(values)
         if name in self.axes:
             channels = look.channels[name] = Channels.of(values, self.axes[name])
             low, high = float(channels.low.min()), float(channels.high.max())
@@ -243,6 +256,26 @@ class _Looker:
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise CalibrationError(f"activation {name!r} became NaN or infinite on calibration data")
             look.values[name] = (self.some(values), low, high)
+
+
+def _weighed(graph: Graph) -> set[str]:
+    """Tensors that nothing reads but softmax, reshaped or not."""
+    readers, found = graph.consumers(), set[str]()
+    for node in reversed(graph.nodes):
+        uses = [] if node.output in graph.outputs else readers[node.output]
+        if uses and all(
+            isinstance(use.op, ops.Softmax) or (isinstance(use.op, ops.Reshape) and use.output in found) for use in uses
+        ):
+            found.add(node.output)
+    return found
+
+
+def _lifted(values: torch.Tensor) -> torch.Tensor:
+    """Scores whose masked ones are no lower than where their weight vanishes, so that they need no range."""
+    allowed = values[values > _MASKED]
+    if allowed.numel() == values.numel():
+        return values
+    return values.clamp_min((float(allowed.min()) if allowed.numel() else 0.0) - _VANISHES)
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:
