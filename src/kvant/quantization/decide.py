@@ -40,9 +40,9 @@ TOLERATED_DB = 1.0
 REFINED_DB = 2.0
 # The other way to equalize is taken if 8-bit activations then have this much less noise.
 BETTER_DB = 1.0
-# The best effort may have so much less than the wanted signal to noise, for more multiplications in 8 bits.
-SPARED_DB = 3.0
-# The others may have so much less where more than half of the multiplications would read 16 bits otherwise.
+# The best effort widens for so much less, for more multiplications in 8 bits, and rounds weights again for that.
+SPARED_DB = 1.5
+# So much less than the wanted signal to noise is enough where more than half of all multiplications would read 16 bits.
 SPARED_FOR_HALF_DB = 4.0
 # Half of the noise, and the share of all weights that may become finer so that weights cause no more of it.
 HALF_DB = 3.0
@@ -154,10 +154,10 @@ class Start:
             return plan
         if recipe.target_sqnr is None:
             return trial.tuned(plan, self.movable)
-        fewer = trial.tuned(
-            self._widened(replace(plan, types=self.narrow), recipe.target_sqnr - SPARED_DB), self.movable
-        )
-        before, after = (trial.yardstick.measure(each) for each in (plan, fewer))
+        before = trial.yardstick.measure(plan)
+        fewer = self._widened(replace(plan, types=self.narrow), min(before, recipe.target_sqnr) - SPARED_DB)
+        fewer = trial.tuned(trial.compensated(fewer), self.movable)
+        after = trial.yardstick.measure(fewer)
         enough = after >= min(before, recipe.target_sqnr) - TOLERATED_DB
         trial.note("fewer activations in 16 bits", enough, before, after, _wide_share(fewer))
         return fewer if enough else trial.tuned(plan, self.movable)
@@ -168,8 +168,7 @@ class Start:
         types = plan.types
         if target is not None:
             directions = 1 if trial.recipe.effort == "fast" else DIRECTIONS
-            spared = 0.0 if trial.recipe.effort == "best" else SPARED_FOR_HALF_DB
-            types = widen(plan, wide, trial.yardstick, target, trial.show, directions, spared)
+            types = widen(plan, wide, trial.yardstick, target, trial.show, directions, SPARED_FOR_HALF_DB)
         before, plan = plan, replace(plan, types=types)
         if types != before.types:
             narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))
