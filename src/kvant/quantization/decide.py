@@ -41,7 +41,7 @@ REFINED_DB = 2.0
 # The other way to equalize is taken if 8-bit activations then have this much less noise.
 BETTER_DB = 1.0
 # The best effort widens for so much less, for more multiplications in 8 bits, and rounds weights again for that.
-SPARED_DB = 1.5
+SPARED_DB = 3.0
 # So much less than the wanted signal to noise is enough where more than half of all multiplications would read 16 bits.
 SPARED_FOR_HALF_DB = 4.0
 # Half of the noise, and the share of all weights that may become finer so that weights cause no more of it.
@@ -156,7 +156,7 @@ class Start:
             return trial.tuned(plan, self.movable)
         before = trial.yardstick.measure(plan)
         fewer = self._widened(replace(plan, types=self.narrow), min(before, recipe.target_sqnr) - SPARED_DB)
-        fewer = trial.tuned(trial.compensated(fewer), self.movable)
+        fewer = trial.tuned(fewer, self.movable)
         after = trial.yardstick.measure(fewer)
         enough = after >= min(before, recipe.target_sqnr) - TOLERATED_DB
         trial.note("fewer activations in 16 bits", enough, before, after, _wide_share(fewer))
@@ -176,7 +176,7 @@ class Start:
         if types == wide:
             return plan
         plan = trial.corrected(plan)
-        return trial.compensated(plan) if _stays_narrow(trial.recipe) else plan
+        return trial.compensated(plan) if trial.recipe.effort == "best" else plan
 
 
 class Trial:
