@@ -1,6 +1,6 @@
 // Bodies of the inner loops. Included by one source file for each instruction set, which defines KVANT_ISA (a
-// namespace) and, before this, in that namespace: `multiply` and its tile's measures, `table_of_bytes`. Nothing here may call an
-// inline function of a header: the linker could keep the copy of another instruction set.
+// namespace) and, before this, in that namespace: `multiply` and its tile's measures, `table_of_bytes`. Nothing here may
+// call an inline function of a header: the linker could keep the copy of another instruction set.
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
@@ -233,17 +233,16 @@ void table_all(int64_t count, const void *x, int32_t dtype, const void *entries,
   });
 }
 
-void bytes_by_bytes(int64_t count, const uint8_t *x, int32_t dtype, const uint8_t *entries, uint8_t *y) {
-  const int64_t done = table_of_bytes(count, x, dtype == KVANT_UINT8 ? 0 : 0x80, entries, y);
-  table_all<uint8_t>(count - done, x + done, dtype, entries, y + done);
+void table_to_bytes(int64_t count, const void *x, int32_t dtype, const void *entries, void *y) {
+  const uint8_t *from = static_cast<const uint8_t *>(x), *bytes = static_cast<const uint8_t *>(entries);
+  uint8_t *to = static_cast<uint8_t *>(y);
+  const uint8_t flip = dtype == KVANT_UINT8 ? 0 : 0x80;
+  const int64_t done = dtype == KVANT_INT16 ? 0 : table_of_bytes(count, from, flip, bytes, to);
+  table_all<uint8_t>(count - done, from + done, dtype, bytes, to + done);
 }
 
 void table(int64_t count, const void *x, int32_t dtype, const void *entries, int64_t element_size, void *y) {
-  if (element_size == 1 && dtype != KVANT_INT16) {
-    return bytes_by_bytes(count, static_cast<const uint8_t *>(x), dtype, static_cast<const uint8_t *>(entries),
-                          static_cast<uint8_t *>(y));
-  }
-  if (element_size == 1) return table_all<uint8_t>(count, x, dtype, entries, y);
+  if (element_size == 1) return table_to_bytes(count, x, dtype, entries, y);
   if (element_size == 2) return table_all<uint16_t>(count, x, dtype, entries, y);
   if (element_size == 4) return table_all<uint32_t>(count, x, dtype, entries, y);
   table_all<uint64_t>(count, x, dtype, entries, y);

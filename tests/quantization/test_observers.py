@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvant.quantization.observers import HALF_BINS, HISTOGRAM_VALUES, Extremes, Histogram, MovingAverage
+from kvant.quantization.statistics import Channels
 
 
 def observe(histogram: Histogram, values: torch.Tensor) -> None:
@@ -71,3 +72,20 @@ def test_extremes_and_moving_average() -> None:
             seen.observe(torch.empty(0), -high, high)
     assert (extremes.low, extremes.high) == (-3.0, 3.0)
     assert average.high == pytest.approx(1.0 + 0.1 * 2.0 + 0.1 * (2.0 - 1.2))
+
+
+def test_channels_that_lie_side_by_side_show_the_same() -> None:
+    x = torch.randn(2, 6, 40, 33, generator=torch.Generator().manual_seed(4))
+    one, other = (Channels.of(values, 1) for values in (x, x.contiguous(memory_format=torch.channels_last)))
+    assert one.count == other.count
+    for name in ("low", "high", "sums", "squares"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-4)
+    assert (one.low == x.amin((0, 2, 3)).numpy()).all() and (one.high == x.amax((0, 2, 3)).numpy()).all()
+
+
+@pytest.mark.parametrize("channels", [3, 96, 99])
+def test_thinning_misses_no_channel_that_lies_beside_others(channels: int) -> None:
+    """99 is the stride that a map of this size would be thinned by."""
+    x = torch.arange(channels).float()[None, :, None, None].expand(1, channels, 99, HISTOGRAM_VALUES // channels + 1)
+    some = Histogram.some(x.contiguous(memory_format=torch.channels_last))
+    assert set(some.tolist()) == set(range(channels))

@@ -44,16 +44,20 @@ def of_ramps(t: Builder, name: str, arguments: Mapping[str, Any]) -> Operand | R
     handler = _HANDLERS.get(name.removeprefix("aten."))
     first, *others = arguments.values()
     if handler is None or not (isinstance(first, Ramp) or handler is _index):
-        raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+        raise _unknown()
     result: Operand | Ramp = handler(t, first, *others)
     return result
+
+
+def _unknown() -> UnsupportedError:
+    return UnsupportedError("a constant whose shape depends on the input's", static=True)
 
 
 def _moved(t: Builder, x: Ramp, *others: Any) -> Ramp:
     """Ramps stay ramps where axes of one entry come and go."""
     free = [axis for axis, size in enumerate(t.shape) if not isinstance(size, int)]
     if len(free) != 1 or any(size != 1 for size in t.shape if isinstance(size, int)):
-        raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+        raise _unknown()
     return replace(x, shape=t.shape, axis=free[0])
 
 
@@ -65,19 +69,19 @@ def _slice(t: Builder, x: Ramp, dim: int = 0, start: Size | None = 0, end: Size 
 
 def _add(t: Builder, x: Ramp, other: Any, alpha: int = 1) -> Ramp:
     if not isinstance(other, int) or not isinstance(alpha, int):
-        raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+        raise _unknown()
     return replace(x, start=x.start + other * alpha)
 
 
 def _at_least(t: Builder, x: Ramp, other: Any) -> Operand:
     if not isinstance(other, int) or other > x.start:
-        raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+        raise _unknown()
     return torch.ones([1] * len(x.shape), dtype=torch.bool)
 
 
 def _ones(t: Builder, x: Ramp, size: Sequence[Size], *others: Any) -> Operand:
     if not all(isinstance(entry, int) for entry in size):
-        raise UnsupportedError("a constant whose shape depends on the input's", static=True)
+        raise _unknown()
     return torch.ones([int(entry) for entry in size], dtype=t.dtype)
 
 
@@ -85,7 +89,7 @@ def _index(t: Builder, x: Any, indices: Sequence[Any]) -> Operand:
     """``x`` with axes spread over those of a grid, as in ``mask[batch[:, None], positions[None]]``; ramps are all."""
     if not isinstance(x, Activation) or not all(isinstance(entry, Ramp | Tensor) for entry in indices):
         raise UnsupportedError("selection by indices that depend on the input's size", static=True)
-    need_grid([[axis - len(entry.shape) for axis, size in enumerate(entry.shape) if size != 1] for entry in indices])
+    need_grid([entry.shape for entry in indices])
     for axis, entry in enumerate(indices):
         x = take(t, x, axis, entry.reshape(-1)) if isinstance(entry, Tensor) else _first(t, x, axis, entry)
     return reshape_to(t, x, t.shape)

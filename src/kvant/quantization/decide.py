@@ -79,15 +79,10 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     return best.finish()
 
 
-def _stays_narrow(recipe: Recipe) -> bool:
-    """Whether all is done for activations that keep the types the recipe asks for."""
-    return recipe.effort == "best" and recipe.target_sqnr is None
-
-
 def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe]]:
     """Ways to equalize that are tried beside the first one: what each is for, and the recipe that has it."""
     ways = [("for 8-bit activations", recipe)]
-    if _stays_narrow(recipe):  # 16 bits need no centres, and these cost biases
+    if recipe.effort == "best" and recipe.target_sqnr is None:  # 16 bits need no centres, and these cost biases
         ways.append(("for 8-bit activations, centered", replace(recipe, center=True)))
     return ways
 

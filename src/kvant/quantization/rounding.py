@@ -19,7 +19,7 @@ import torch
 from kvant.graph import Node, ops
 from kvant.quantization.grids import Grid
 from kvant.quantization.weights import QuantizedWeight
-from kvant.quantization.workers import of_each
+from kvant.quantization.workers import each_in_order
 
 # Weights of one output channel beyond which the K x K matrices cost more than they give.
 LARGEST = 2400
@@ -76,7 +76,7 @@ def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, t
     wanted = max(affordable, -(-WANTED_PER_WEIGHT * size // len(pairs)))
     own = lack = got_sum = lack_sum = torch.zeros(())
     positions = 0
-    for part in of_each(len(pairs), lambda at: _products(node, weight, wanted, *pairs[at])):
+    for part in each_in_order(len(pairs), lambda at: _products(node, weight, wanted, *pairs[at])):
         own, lack = own + part.own, lack + part.lack
         got_sum, lack_sum = got_sum + part.got_sum, lack_sum + part.lack_sum
         positions += part.positions

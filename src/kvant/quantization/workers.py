@@ -48,17 +48,23 @@ def one_thread_each() -> Iterator[None]:
 def of_each(count: int, function: Callable[..., Result], *what: object) -> list[Result]:
     """``function`` of each number below ``count`` and ``what``, in inference mode; see ``in_order``.
 
-    For steps of a network: memory that one frees, the next one wants, so none is given back.
-
     >>> of_each(3, pow, 2)
     [0, 1, 4]
+    """
+    return list(each_in_order(count, function, *what))
+
+
+def each_in_order(count: int, function: Callable[..., Result], *what: object) -> Iterator[Result]:
+    """The same one by one, so that few results are there at once.
+
+    For steps of a network: memory that one frees, the next one wants, so none is given back.
     """
 
     def one(number: int) -> Result:
         with torch.inference_mode():
             return function(number, *what)
 
-    return list(_in_order(one, range(count)))
+    return _in_order(one, range(count))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvant.capture.builder import Activation, Builder, Operand, need_activation, need_constant
+from kvant.capture.builder import Activation, Builder, Operand, Size, need_activation, need_constant
 from kvant.capture.operators.shape import expand, reshape_to, same_shape
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
@@ -58,14 +58,15 @@ def _index_grid(t: Builder, x: Activation, chosen: Sequence[tuple[int, Operand]]
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise UnsupportedError("selection by indices along axes that are not neighbours")
     entries = [need_constant(entry, "the index") for _, entry in chosen]
-    need_grid([[axis - entry.dim() for axis, size in enumerate(entry.shape) if size != 1] for entry in entries])
+    need_grid([entry.shape for entry in entries])
     for axis, entry in zip(axes, entries, strict=True):
         x = take(t, x, axis, entry.reshape(-1))
     return x if same_shape(x.shape, t.shape) else reshape_to(t, x, t.shape)
 
 
-def need_grid(places: Sequence[Sequence[int]]) -> None:
-    """Refuse indices whose axes of more than one entry, counted from the back, are not one behind the other."""
+def need_grid(shapes: Sequence[Sequence[Size]]) -> None:
+    """Refuse indices of these shapes if their axes of more than one entry do not lie one behind the other."""
+    places = [[axis - len(shape) for axis, size in enumerate(shape) if size != 1] for shape in shapes]
     used = [place for entry in places for place in entry]
     if any(len(entry) > 1 for entry in places) or used != sorted(set(used)):
         raise UnsupportedError("selection by indices that form no grid")
