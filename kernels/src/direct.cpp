@@ -37,7 +37,7 @@ extern const DirectLoops kDirectLoops;
 namespace {
 
 constexpr int64_t kChunkPixels = 96;
-constexpr int64_t kWidenedPixels = 512;  // that share weights which were widened for them
+constexpr int64_t kWidenedPixels = 4096;  // or more share weights which were widened for them
 constexpr int64_t kItemProducts = int64_t{1} << 23;  // of one work item, or more: handing it out should cost nothing
 constexpr int64_t kNearWeights = int64_t{1} << 18;   // bytes that stay in the second-level cache beside pixels
 constexpr int64_t kItemsPerThread = 4;
@@ -384,11 +384,12 @@ int32_t Direct::run_pixels(const Job &job, DirectWork work) const {
 }
 
 // Pixels of a work item: enough to be worth it, few enough that every thread gets several items of `blocks` each. Where
-// each item widens its weights, more pixels share them.
+// each item widens its weights, more pixels share them, and no item has only a few.
 int64_t Direct::chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks) const {
   const int64_t wanted = divide_up((widens() ? 1 : kItemsPerThread) * num_threads(), blocks);
   const int64_t most = round_up(divide_up(pixels, wanted), tile), products = products_of_vector() * vectors;
-  return std::min(most, round_up(std::max(widens() ? kWidenedPixels : kChunkPixels, kItemProducts / products), tile));
+  const int64_t shared = divide_up(pixels, std::max<int64_t>(1, pixels / kWidenedPixels));
+  return std::min(most, round_up(std::max(widens() ? shared : kChunkPixels, kItemProducts / products), tile));
 }
 
 // Each work item is a stretch of pixels for all outputs: whoever writes a pixel writes all of it, so that threads do not

@@ -44,7 +44,7 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option(
         metavar="BYTES|speed",
-        help="Bytes that laid out weights may take, or `speed` for no bound; by default 2.25 times those of the file.",
+        help="Bytes that laid out weights may take, or `speed` for no bound; by default 2.5 times those of the file.",
         show_default=False,
     ),
 ]

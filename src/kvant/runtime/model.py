@@ -25,7 +25,7 @@ from kvant.runtime.steps import Step
 
 Array = npt.NDArray[Any]
 # By default the laid out weights may take this many times the bytes of the file's.
-_DEFAULT_BUDGET = 2.25
+_DEFAULT_BUDGET = 2.5
 
 
 class QuantizedModel:
