@@ -8,20 +8,22 @@ corrects what the earlier ones could not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
 from kvant.capture import Executor, last_uses
-from kvant.graph import Graph, Node, ops
+from kvant.graph import Graph, Node, TensorType, ops
 from kvant.quantization.equalize import unpadded
+from kvant.quantization.held import Held
 from kvant.quantization.learned import learned
 from kvant.quantization.progress import Progress
 from kvant.quantization.rounding import compensated, gather, rounds_well
-from kvant.quantization.simulate import Plan, fake_quantize
+from kvant.quantization.simulate import Plan
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
 from kvant.quantization.workers import in_order, of_each
@@ -85,18 +87,18 @@ class _Correction:
         self.rounded = makes_values(plan.graph)
         self.biases = dict(plan.biases)
         self.consumers = plan.graph.consumers()
-        self.got: list[Tensors] = []
+        self.got = [Held() for _ in samples]
         self.bindings = [self.rough.bind(sample) for sample in samples]
         # The float network runs beside the quantized one only where weights are rounded to its activations.
         learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
         self.compensate = compensate
         self.exact = Executor(plan.graph) if compensate or learns else None
-        self.true: list[Tensors] = []
-        for sample in samples:
-            named = {entry.name: values for entry, values in zip(plan.graph.inputs, sample, strict=True)}
-            self.got.append({name: self._round(name, values) for name, values in named.items()})
-            if self.exact is not None:
-                self.true.append(named)
+        self.true = [Held() for _ in samples] if self.exact is not None else []
+        for at, sample in enumerate(samples):
+            for entry, values in zip(plan.graph.inputs, sample, strict=True):
+                self.got[at].hold(entry.name, values, self._type(entry.name))
+                for true in self.true[at : at + 1]:
+                    true.hold(entry.name, values)
 
     def run(self, show: Progress) -> Plan:
         with torch.inference_mode():
@@ -106,13 +108,14 @@ class _Correction:
                 else:
                     of_each(len(self.got), self._step, node, rough)
                 self._follow(node)
-                for values in (*self.got, *self.true):
-                    drop(values, dead)
+                for held in (*self.got, *self.true):
+                    held.drop(dead)
         return replace(self.plan, weights=self.weights, biases=self.biases)
 
     def _step(self, at: int, node: Node, rough: Node) -> None:
         got = self.got[at]
-        got[node.output] = self._round(node.output, self.rough.step(rough, got, self.bindings[at]))
+        if not got.join(node):
+            got.hold(node.output, self.rough.step(rough, got, self.bindings[at]), self._type(node.output))
 
     def _follow(self, node: Node) -> None:
         """Run the float network's node, if it runs at all."""
@@ -121,7 +124,9 @@ class _Correction:
             return
 
         def step(at: int) -> None:
-            self.true[at][node.output] = exact.step(node, self.true[at], self.bindings[at])
+            true = self.true[at]
+            if not true.join(node):
+                true.hold(node.output, exact.step(node, true, self.bindings[at]))
 
         of_each(len(self.got), step)
 
@@ -139,7 +144,8 @@ class _Correction:
 
     def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
         """Compute the node without its clamp, and the mean of its channels."""
-        values = self.got[at][node.output] = self.rough.step(open_rough, self.got[at], self.bindings[at])
+        values = self.rough.step(open_rough, self.got[at], self.bindings[at])
+        self.got[at].hold(node.output, values)
         return _Mean.of(values, channel_axis(node))
 
     def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
@@ -147,7 +153,7 @@ class _Correction:
         values = self.got[at][node.output]
         if added is not None:
             values += beside(added, node, values)
-        self.got[at][node.output] = self._round(node.output, clamped(node, values))
+        self.got[at].hold(node.output, clamped(node, values), self._type(node.output))
 
     def _absorbed(self, node: Node) -> bool:
         """Whether a shift of the output reaches only biases of later layers, which then take it out there."""
@@ -162,17 +168,31 @@ class _Correction:
         learns = before.scheme.rounding == "learned" and before.values.dtype != np.float32
         if not rounds_well(node, weight) or not (learns or (self.compensate and before.rounds_anew)):
             return
-        name = node.inputs[0]
-        pairs = [(true[name], got[name]) for true, got in zip(self.true, self.got, strict=True)]
-        moments = gather(node, weight, pairs)
+        moments = gather(node, weight, _Pairs(self.true, self.got, node.inputs[0]))
         if not learns and not moments.determined():
             return
         anew = learned(weight, before, moments) if learns else compensated(weight, before, moments)
         self.weights[node.output] = anew
         self.rough.set_constant(rough.inputs[1], anew.dequantize())
 
-    def _round(self, name: str, values: torch.Tensor) -> torch.Tensor:
-        return fake_quantize(values, self.plan.types[name]) if name in self.rounded else values
+    def _type(self, name: str) -> TensorType | None:
+        """What an activation is rounded to, if it is."""
+        return self.plan.types[name] if name in self.rounded else None
+
+
+@dataclass(frozen=True)
+class _Pairs(Sequence[tuple[torch.Tensor, torch.Tensor]]):
+    """An activation in the float and in the quantized network, by sample, each made when it is asked for."""
+
+    true: list[Held]
+    got: list[Held]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.got)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.true[at][self.name], self.got[at][self.name]
 
 
 @dataclass(frozen=True)

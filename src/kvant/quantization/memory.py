@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 
 # The process may grow by so many bytes before what is free is given back. Less costs time: pages are made anew.
-SPARE = 96 << 20
+SPARE = 128 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 

@@ -74,17 +74,17 @@ def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, t
     size, groups = weight[0].size, getattr(node.op, "groups", 1)
     affordable = PRODUCTS // (groups * size * max(size, _LEAST_PRODUCTS))
     wanted = max(affordable, -(-WANTED_PER_WEIGHT * size // len(pairs)))
-    own = lack = got_sum = lack_sum = torch.zeros(())
-    positions = 0
-    for part in each_in_order(len(pairs), lambda at: _products(node, weight, wanted, *pairs[at])):
-        own, lack = own + part.own, lack + part.lack
-        got_sum, lack_sum = got_sum + part.got_sum, lack_sum + part.lack_sum
-        positions += part.positions
-    mean = got_sum / positions
-    return Moments(own - got_sum.transpose(1, 2) @ mean, lack - lack_sum.transpose(1, 2) @ mean, positions)
+    parts = each_in_order(len(pairs), lambda at: _products(node, weight, wanted, *pairs[at]))
+    total = next(parts).doubled()
+    for part in parts:
+        total.add(part)
+    mean = total.got_sum / total.positions
+    total.own -= total.got_sum.transpose(1, 2) @ mean
+    total.lack -= total.lack_sum.transpose(1, 2) @ mean
+    return Moments(total.own, total.lack, total.positions)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Products:
     """Of one sample: moments as they are, and sums (G, 1, K) and (G, 1, O / G) by which the means go out of them."""
 
@@ -94,42 +94,75 @@ class _Products:
     lack_sum: torch.Tensor
     positions: int
 
+    def doubled(self) -> _Products:
+        """The same as float64."""
+        own, lack, got_sum, lack_sum = (each.double() for each in self._sums())
+        return _Products(own, lack, got_sum, lack_sum, self.positions)
+
+    def add(self, other: _Products) -> None:
+        """Take in, as float64, what another sample has."""
+        for mine, theirs in zip(self._sums(), other._sums(), strict=True):
+            mine += theirs
+        self.positions += other.positions
+
+    def _sums(self) -> tuple[torch.Tensor, ...]:
+        return self.own, self.lack, self.got_sum, self.lack_sum
+
 
 def _products(node: Node, weight: np.ndarray, wanted: int, exact: torch.Tensor, rough: torch.Tensor) -> _Products:
     """Of ``wanted`` positions of one sample or some more."""
     if isinstance(node.op, ops.Conv) and node.op.groups == rough.shape[1] > 1:
-        return _depthwise_products(torch.from_numpy(weight), *(_taps(node, weight, wanted, x) for x in (exact, rough)))
+        return _depthwise_products(node.op, torch.from_numpy(weight), wanted, exact, rough)
     got = _rows(node, weight, wanted, rough)
     rows = torch.from_numpy(weight.reshape(got.shape[0], -1, got.shape[2]))
     lack = (_rows(node, weight, wanted, exact) - got) @ rows.mT
-    got_sum, lack_sum = (each.sum(1, keepdim=True).double() for each in (got, lack))
-    return _Products((got.mT @ got).double(), (lack.mT @ got).double(), got_sum, lack_sum, got.shape[1])
+    got_sum, lack_sum = (each.sum(1, keepdim=True) for each in (got, lack))
+    return _Products(got.mT @ got, lack.mT @ got, got_sum, lack_sum, got.shape[1])
 
 
-def _depthwise_products(weight: torch.Tensor, exact: torch.Tensor, got: torch.Tensor) -> _Products:
-    """The same where each group is one channel: of taps (K, positions, C), for tiny matrices cost more than they do."""
-    size, positions, channels = got.shape
+def _depthwise_products(
+    op: ops.Conv, weight: torch.Tensor, wanted: int, exact: torch.Tensor, rough: torch.Tensor
+) -> _Products:
+    """The same where each group is one channel, for tiny matrices cost more than they do."""
+    size, channels = weight[0].numel(), rough.shape[1]
     by_tap = weight.reshape(channels, -1, size).permute(1, 2, 0)  # (O / C, K, C)
+    places, taps = _flat_places(op, weight.shape[2:], wanted, rough.shape)
+    got, pixels = _at(_pixels(op, rough), places, taps), _pixels(op, exact)
     own, lack = got.new_zeros(size, size, channels), torch.zeros_like(by_tap)
     lack_sum = got.new_zeros(len(by_tap), channels)
     some = max(_CACHED_VALUES // channels, 1)
-    for start in range(0, positions, some):
-        here, there = (each[:, start : start + some] for each in (got, exact))
+    for start in range(0, len(places), some):
+        here = got[:, start : start + some]
         for tap in range(size):
             own[tap, tap:] += (here[tap] * here[tap:]).sum(1)
-        less = there - here
+        less = _at(pixels, places[start : start + some], taps) - here
         for number, one in enumerate(by_tap):
             missing = (one[:, None] * less).sum(0)
             lack[number] += (missing * here).sum(1)
             lack_sum[number] += missing.sum(0)
-    half = own.permute(2, 0, 1).double()
+    half = own.permute(2, 0, 1)
     return _Products(
-        half + half.triu(1).mT,
-        lack.permute(2, 0, 1).double(),
-        got.sum(1).T[:, None].double(),
-        lack_sum.T[:, None].double(),
-        positions,
+        half + half.triu(1).mT, lack.permute(2, 0, 1), got.sum(1).T[:, None], lack_sum.T[:, None], len(places)
     )
+
+
+def _at(pixels: torch.Tensor, places: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """(K, places, C): what each tap reads of ``pixels`` (N, H, W, C)."""
+    channels = pixels.shape[-1]
+    return pixels.reshape(-1, channels)[(taps[:, None] + places).flatten()].reshape(len(taps), -1, channels)
+
+
+def _flat_places(
+    op: ops.Conv, kernel: Sequence[int], wanted: int, shape: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where ``wanted`` windows or some more begin, and how far from there their taps lie, counted in padded pixels."""
+    sizes = [size + begin + end for size, begin, end in zip(shape[2:], op.pads_begin, op.pads_end, strict=True)]
+    places, taps = torch.arange(shape[0]), torch.zeros(1, dtype=torch.int64)
+    starts = _starts(op, kernel, sizes, wanted / shape[0])
+    for size, start, taken, dilation in zip(sizes, starts, kernel, op.dilations, strict=True):
+        places = (places[:, None] * size + start).flatten()
+        taps = (taps[:, None] * size + torch.arange(taken) * dilation).flatten()
+    return places, taps
 
 
 def _rows(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> torch.Tensor:
@@ -145,30 +178,28 @@ def _rows(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> 
     return windows.permute(-2, 0, *places, -1, *taps).reshape(op.groups, -1, weight[0].size)
 
 
-def _taps(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> torch.Tensor:
-    """(K, positions, C): what a convolution of each channel reads, thinned alike."""
-    windows, places, taps = _windows(node.op, weight.shape[2:], wanted, values)  # type: ignore[arg-type]
-    return windows.permute(*taps, 0, *places, -1).reshape(weight[0].size, -1, values.shape[1])
-
-
 def _windows(
     op: ops.Conv, kernel: Sequence[int], wanted: int, values: torch.Tensor
 ) -> tuple[torch.Tensor, range, range]:
     """What a convolution reads, (N, places, taps, places, taps, ..., C), and which axes are places and which taps."""
-    pixels = _padded(op, values).movedim(1, -1)
-    spans = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, op.dilations, strict=True)]
-    counts = [
-        (size - span) // stride + 1 for size, span, stride in zip(pixels.shape[1:-1], spans, op.strides, strict=True)
-    ]
-    for axis, most in enumerate(_thinned(counts, wanted / pixels.shape[0])):
-        places = _spread(counts[axis], most)[:, None] * op.strides[axis]
-        taps = places + torch.arange(kernel[axis]) * op.dilations[axis]
+    pixels = _pixels(op, values)
+    starts = _starts(op, kernel, pixels.shape[1:-1], wanted / pixels.shape[0])
+    for axis, start in enumerate(starts):
+        taps = start[:, None] + torch.arange(kernel[axis]) * op.dilations[axis]
         at = 1 + 2 * axis
         if taps.shape != (pixels.shape[at], 1):
             pixels = pixels.index_select(at, taps.flatten())
         pixels = pixels.reshape(*pixels.shape[:at], *taps.shape, *pixels.shape[at + 1 :])
     end = 2 * len(kernel) + 1
     return pixels, range(1, end, 2), range(2, end, 2)
+
+
+def _starts(op: ops.Conv, kernel: Sequence[int], sizes: Sequence[int], wanted: float) -> list[torch.Tensor]:
+    """Along each axis of padded pixels where windows begin, thinned to ``wanted`` of them in all, or some more."""
+    spans = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, op.dilations, strict=True)]
+    counts = [(size - span) // stride + 1 for size, span, stride in zip(sizes, spans, op.strides, strict=True)]
+    kept = _thinned(counts, wanted)
+    return [_spread(count, most) * stride for count, most, stride in zip(counts, kept, op.strides, strict=True)]
 
 
 def _thinned(counts: Sequence[int], wanted: float) -> list[int]:
@@ -192,12 +223,13 @@ def _spread(count: int, kept: int) -> torch.Tensor:
     return ((torch.arange(kept) + somewhere) * (count / kept)).long()
 
 
-def _padded(op: ops.Conv, values: torch.Tensor) -> torch.Tensor:
+def _pixels(op: ops.Conv, values: torch.Tensor) -> torch.Tensor:
+    """(N, H, W, C), padded."""
     begin, end = op.pads_begin, op.pads_end
-    if not any((*begin, *end)):
-        return values
-    widths = [width for pair in zip(reversed(begin), reversed(end), strict=True) for width in pair]
-    return torch.nn.functional.pad(values, widths)
+    if any((*begin, *end)):
+        widths = [width for pair in zip(reversed(begin), reversed(end), strict=True) for width in pair]
+        values = torch.nn.functional.pad(values, widths)
+    return values.movedim(1, -1)
 
 
 def compensated(weight: np.ndarray, nearest: QuantizedWeight, moments: Moments) -> QuantizedWeight:
@@ -215,7 +247,9 @@ def damped(moments: Moments) -> torch.Tensor:
     """float64 (G, K, K): the inputs' moments, with a little more on the diagonal."""
     diagonal = moments.own.diagonal(dim1=1, dim2=2)
     damping = DAMPING * diagonal.mean(1, keepdim=True) + 1e-12
-    return moments.own + torch.diag_embed(damping.expand_as(diagonal))
+    more = moments.own.clone()
+    more.diagonal(dim1=1, dim2=2).add_(damping)
+    return more
 
 
 def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, Node, TensorType, ops
+from kvant.graph import Graph, Node, Quantization, TensorType, ops
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values
@@ -77,10 +77,13 @@ def fake_quantize(values: torch.Tensor, type: TensorType) -> torch.Tensor:
     """``values`` rounded to what the integers of ``type`` can stand for; float32, same shape."""
     if type.quantization is None:
         return values
-    low, high = type.integer_range()
-    zero = type.quantization.zero_point
-    scale = type.quantization.scale[0]
-    return torch.div(values, scale).round_().clamp_(low - zero, high - zero).mul_(scale)
+    return from_zero(values, type.quantization, *type.integer_range()).mul_(type.quantization.scale[0])
+
+
+def from_zero(values: torch.Tensor, quantization: Quantization, low: int, high: int) -> torch.Tensor:
+    """The integers from ``low`` to ``high`` that stand for ``values``, less their zero point; float32, same shape."""
+    zero = quantization.zero_point
+    return torch.div(values, quantization.scale[0]).round_().clamp_(low - zero, high - zero)
 
 
 class Simulation:

@@ -33,6 +33,7 @@ def one_thread_each() -> Iterator[None]:
     if _POOL.get() is not None:
         yield
         return
+    _SPARE.give_back()  # what was freed before: the workers' memory comes from elsewhere
     count = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "kvant-worker", initializer=torch.set_num_threads, initargs=(1,))
     token = _POOL.set((pool, count))
@@ -51,7 +52,9 @@ def of_each(count: int, function: Callable[..., Result], *what: object) -> list[
     >>> of_each(3, pow, 2)
     [0, 1, 4]
     """
-    return list(each_in_order(count, function, *what))
+    found = list(each_in_order(count, function, *what))
+    _SPARE.give_back()
+    return found
 
 
 def each_in_order(count: int, function: Callable[..., Result], *what: object) -> Iterator[Result]:
@@ -73,8 +76,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     >>> list(in_order(abs, [-1, 2]))
     [1, 2]
     """
-    yield from _in_order(function, items)
-    _SPARE.give_back()
+    for result in _in_order(function, items):
+        yield result
+        _SPARE.give_back()
 
 
 def _in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
