@@ -64,3 +64,10 @@ def test_only_what_is_held_alike_is_joined():
     for names in (("a", "b"), ("a", "real"), ("a", "constant")):
         assert not held.join(joined(*names)) and "joined" not in held
     assert not held.join(joined("a", op=ops.Softmax(axis=1)))
+
+
+def test_what_need_not_be_small_is_rounded_and_kept():
+    held, type = Held(small=False), type_of("uint8", 10)
+    held.hold("a", VALUES, type)
+    assert torch.equal(held["a"], fake_quantize(VALUES, type)) and held["a"] is held["a"]
+    assert not held.join(joined("a", "a"))

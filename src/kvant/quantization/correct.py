@@ -87,12 +87,12 @@ class _Correction:
         self.rounded = makes_values(plan.graph)
         self.biases = dict(plan.biases)
         self.consumers = plan.graph.consumers()
-        self.got = [Held() for _ in samples]
         self.bindings = [self.rough.bind(sample) for sample in samples]
         # The float network runs beside the quantized one only where weights are rounded to its activations.
         learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
         self.compensate = compensate
         self.exact = Executor(plan.graph) if compensate or learns else None
+        self.got = [Held(small=self.exact is not None) for _ in samples]
         self.true = [Held() for _ in samples] if self.exact is not None else []
         for at, sample in enumerate(samples):
             for entry, values in zip(plan.graph.inputs, sample, strict=True):

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 import torch
 
 from kvant.graph import Node, TensorType, ops
-from kvant.quantization.simulate import from_zero
+from kvant.quantization.simulate import fake_quantize, from_zero
 
 
 class Held(Mapping[str, torch.Tensor]):
-    """The activations by name; each read gives a float32 tensor, which is not to be changed."""
+    """The activations by name; each read gives a float32 tensor, which is not to be changed.
 
-    def __init__(self) -> None:
+    Args:
+        small: keep integers and parts; else what is read takes no time to make.
+    """
+
+    def __init__(self, *, small: bool = True) -> None:
+        self._small = small
         self._entries: dict[str, _Plain | _Integers | _Joined] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -32,8 +37,8 @@ class Held(Mapping[str, torch.Tensor]):
 
     def hold(self, name: str, values: torch.Tensor, type: TensorType | None = None) -> None:
         """Keep ``values``, rounded to what the integers of ``type`` can stand for, if it is given."""
-        if type is None or type.quantization is None:
-            self._entries[name] = _Plain(values)
+        if type is None or type.quantization is None or not self._small:
+            self._entries[name] = _Plain(values if type is None else fake_quantize(values, type))
             return
         quantization = type.quantization
         integers = from_zero(values, quantization, *type.integer_range()).add_(quantization.zero_point)
@@ -42,7 +47,8 @@ class Held(Mapping[str, torch.Tensor]):
 
     def join(self, node: Node) -> bool:
         """Keep what ``node`` joins of activations that are held alike; False if it does something else."""
-        if not isinstance(node.op, ops.Concat) or not all(name in self._entries for name in node.inputs):
+        known = all(name in self._entries for name in node.inputs)
+        if not self._small or not isinstance(node.op, ops.Concat) or not known:
             return False
         parts = [self._entries[name] for name in node.inputs]
         if len({part.kind for part in parts}) > 1:
