@@ -21,9 +21,10 @@ from kvant.quantization.recipe import Recipe
 from kvant.quantization.reestimate import reestimated, reestimates
 from kvant.quantization.refine import refine, refine_small, weight_noise
 from kvant.quantization.schemes import Arithmetic
-from kvant.quantization.sensitivity import DIRECTIONS, widen
+from kvant.quantization.sensitivity import DIRECTIONS, group_noise, widen
 from kvant.quantization.simulate import Plan
 from kvant.quantization.smooth import smooth
+from kvant.quantization.split import choose_copies, split
 from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Channels, Sample, Statistics, at_least, observe, part
 from kvant.quantization.ties import makes_values, ties
@@ -40,6 +41,8 @@ TOLERATED_DB = 1.0
 REFINED_DB = 2.0
 # The other way to equalize is taken if 8-bit activations then have this much less noise.
 BETTER_DB = 1.0
+# Best effort without 16 bits computes some channels several times where 8 bits leave less signal to noise than this.
+ENOUGH_DB = 26.0
 # The best effort widens for so much less, for more multiplications in 8 bits, and rounds weights again for that.
 SPARED_DB = 3.0
 # So much less than the wanted signal to noise is enough where more than half of all multiplications would read 16 bits.
@@ -63,20 +66,26 @@ def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) ->
     start.trial.history += smoothed
     if start.equalized:
         start.trial.history.append(Decision("equalization", True, detail="for weights"))
-    if recipe.effort == "fast" or not start.equalized or recipe.center:
-        return start.finish()
+    if recipe.effort != "fast" and start.equalized and not recipe.center:
+        start = _best_start(start, graph, places, seen)
+    return start.finish()
+
+
+def _best_start(start: Start, graph: Graph, places: dict[str, str], seen: Statistics) -> Start:
+    """``start``, or what equalizing in another way gives, if that has less noise in 8 bits; its history is kept."""
+    recipe = start.trial.recipe
     best, before = start, start.in_8_bits()
     if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
-        return start.finish()
+        return start
     for detail, wanted in _other_ways(recipe):
-        other = Start(graph, places, seen, wanted, show, by_noise=True)
+        other = Start(graph, places, seen, wanted, start.trial.show, by_noise=True)
         after = other.in_8_bits()
         better = after > before + BETTER_DB
         best.trial.note("equalization", better, before, after, f"{detail} instead, all of them in 8 bits")
         if better:
             other.trial.history = best.trial.history
             best, before = other, after
-    return best.finish()
+    return best
 
 
 def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe]]:
@@ -119,11 +128,15 @@ class Start:
         self.trial = Trial(fitted, more, Yardstick(graph, held, seen.shortest), recipe, show)
 
     def in_8_bits(self) -> float:
-        """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins.
+        """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins."""
+        return self._reached(replace(self.plan, types=self.narrow))
+
+    def _reached(self, plan: Plan) -> float:
+        """Signal to noise in dB with biases to match.
 
         Biases are corrected on the middles of samples: good enough to tell one way from the other, for less time.
         """
-        trial, plan = self.trial, replace(self.plan, types=self.narrow)
+        trial = self.trial
         known = list(trial.history)
         middles = [trial.yardstick.parts.middle(sample) for sample in trial.fitted]
         if not all(map(is_, middles, trial.fitted)):  # else the float network's means are those of what follows
@@ -143,7 +156,7 @@ class Start:
         plan = trial.corrected(self.plan) if recipe.effort == "fast" else _choose_weights(self.plan, trial)
         plan = trial.reestimated(plan)
         plan = _refined_for_shortest(plan, trial)
-        plan = self._widened(replace(plan, types=self.narrow), recipe.target_sqnr)
+        plan = self._widened(self._narrowed(plan), recipe.target_sqnr)
         plan = trial.reestimated(plan)
         if recipe.effort != "best":
             return plan
@@ -156,6 +169,27 @@ class Start:
         enough = after >= min(before, recipe.target_sqnr) - TOLERATED_DB
         trial.note("fewer activations in 16 bits", enough, before, after, _wide_share(fewer))
         return fewer if enough else trial.tuned(plan, self.movable)
+
+    def _narrowed(self, plan: Plan) -> Plan:
+        """``plan`` in the types that the recipe asks for; if nothing widens, with copies of channels that need them.
+
+        Best effort does this, where 8 bits leave much noise, and copies less.
+        """
+        trial, plan = self.trial, replace(plan, types=self.narrow)
+        if trial.recipe.effort != "best" or trial.recipe.target_sqnr is not None:
+            return plan
+        before = self._reached(plan)
+        if before >= ENOUGH_DB:
+            return plan
+        noise = group_noise(plan, trial.yardstick, ties(plan.graph), trial.show, DIRECTIONS)
+        copies = choose_copies(plan, noise)
+        if not copies:
+            return plan
+        parted = split(plan, copies)
+        after = self._reached(parted)
+        better = after > before + BETTER_DB
+        trial.note("copies of channels", better, before, after, f"of {len(copies)} tensors")
+        return parted if better else plan
 
     def _widened(self, plan: Plan, target: float | None) -> Plan:
         """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
@@ -186,7 +220,7 @@ class Trial:
         self.recipe = recipe
         self.show = show
         self.history: list[Decision] = []
-        self._means: dict[str, torch.Tensor] = {}
+        self._means: tuple[Graph, dict[str, torch.Tensor]] | None = None
 
     def note(self, step: str, taken: bool, before: float, after: float, detail: str = "") -> None:
         """Remember what was tried, and the signal to noise in dB without it and with it."""
@@ -202,9 +236,9 @@ class Trial:
         """Biases (and weights) of ``plan`` corrected, if the recipe wants it."""
         if not self.recipe.correct_bias:
             return plan
-        if not self._means:
-            self._means = float_means(plan.graph, self.fitted)
-        return correct(plan, self.fitted, self._means, self.show, compensate=compensate)
+        if self._means is None or self._means[0] is not plan.graph:
+            self._means = plan.graph, float_means(plan.graph, self.fitted)
+        return correct(plan, self.fitted, self._means[1], self.show, compensate=compensate)
 
     def corrected(self, plan: Plan) -> Plan:
         """``plan`` with corrected biases, if they leave less noise on the samples held out.
@@ -322,7 +356,9 @@ def _equalized(
     graph: Graph, seen: Statistics, observers: dict[str, AnyObserver], recipe: Recipe, by_noise: bool
 ) -> tuple[Graph, dict[str, Channels]]:
     """Equalize, then observe anew, on the kept samples, the tensors that changed."""
-    result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise)
+    # Weights that are rounded again for 8-bit activations make up for much of what larger steps cost.
+    again = recipe.effort == "best" and recipe.target_sqnr is None and recipe.compensate and recipe.correct_bias
+    result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise, compensated=again)
     if not result.moves:
         return graph, seen.channels
     channels = dict(seen.channels)
@@ -330,9 +366,9 @@ def _equalized(
         if name in channels:
             channels[name] = channels[name].moved(offset, divisor)
     changed = set(result.moves) & makes_values(graph)
-    again = observe(result.graph, seen.samples, changed, recipe.observer)
+    anew = observe(result.graph, seen.samples, changed, recipe.observer)
     for name in changed:
-        observers[name] = at_least(again[name], channels.get(name))
+        observers[name] = at_least(anew[name], channels.get(name))
     return result.graph, channels
 
 
