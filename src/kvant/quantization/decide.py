@@ -19,7 +19,7 @@ from kvant.quantization.parts import Parts
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.reestimate import reestimated, reestimates
-from kvant.quantization.refine import refine, refine_small, weight_noise
+from kvant.quantization.refine import refine, refine_small, weight_noise, with_fine
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.sensitivity import DIRECTIONS, group_noise, widen
 from kvant.quantization.simulate import Plan
@@ -96,6 +96,12 @@ def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe]]:
     return ways
 
 
+def _rounds_for_8_bits(recipe: Recipe) -> bool:
+    """Whether activations stay in 8 bits and weights are rounded again for what these leave."""
+    stays = recipe.effort == "best" and recipe.target_sqnr is None
+    return stays and recipe.compensate and recipe.correct_bias
+
+
 class Start:
     """What is decided before anything is measured, by one way to equalize: scales, weights to nearest, two types each.
 
@@ -128,8 +134,14 @@ class Start:
         self.trial = Trial(fitted, more, Yardstick(graph, held, seen.shortest), recipe, show)
 
     def in_8_bits(self) -> float:
-        """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins."""
-        return self._reached(replace(self.plan, types=self.narrow))
+        """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins.
+
+        Weights that are rounded again for these types count as if they were exact.
+        """
+        plan = replace(self.plan, types=self.narrow)
+        if _rounds_for_8_bits(self.trial.recipe):
+            plan = with_fine(plan, [name for name, weight in plan.weights.items() if weight.rounds_anew])
+        return self._reached(plan)
 
     def _reached(self, plan: Plan) -> float:
         """Signal to noise in dB with biases to match.
@@ -356,8 +368,7 @@ def _equalized(
     graph: Graph, seen: Statistics, observers: dict[str, AnyObserver], recipe: Recipe, by_noise: bool
 ) -> tuple[Graph, dict[str, Channels]]:
     """Equalize, then observe anew, on the kept samples, the tensors that changed."""
-    # Weights that are rounded again for 8-bit activations make up for much of what larger steps cost.
-    again = recipe.effort == "best" and recipe.target_sqnr is None and recipe.compensate and recipe.correct_bias
+    again = _rounds_for_8_bits(recipe)
     result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise, compensated=again)
     if not result.moves:
         return graph, seen.channels
