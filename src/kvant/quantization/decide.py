@@ -138,10 +138,14 @@ class Start:
 
         Weights that are rounded again for these types count as if they were exact.
         """
-        plan = replace(self.plan, types=self.narrow)
-        if _rounds_for_8_bits(self.trial.recipe):
-            plan = with_fine(plan, [name for name, weight in plan.weights.items() if weight.rounds_anew])
-        return self._reached(plan)
+        return self._reached(self._in_8_bits(self.plan))
+
+    def _in_8_bits(self, plan: Plan) -> Plan:
+        """``plan`` with the types that the recipe asks for, and weights that will be rounded for these still exact."""
+        plan = replace(plan, types=self.narrow)
+        if not _rounds_for_8_bits(self.trial.recipe):
+            return plan
+        return with_fine(plan, [name for name, weight in plan.weights.items() if weight.rounds_anew])
 
     def _reached(self, plan: Plan) -> float:
         """Signal to noise in dB with biases to match.
@@ -187,21 +191,21 @@ class Start:
 
         Best effort does this, where 8 bits leave much noise, and copies less.
         """
-        trial, plan = self.trial, replace(plan, types=self.narrow)
+        trial, narrow = self.trial, replace(plan, types=self.narrow)
         if trial.recipe.effort != "best" or trial.recipe.target_sqnr is not None:
-            return plan
+            return narrow
+        plan = self._in_8_bits(plan)
         before = self._reached(plan)
         if before >= ENOUGH_DB:
-            return plan
+            return narrow
         noise = group_noise(plan, trial.yardstick, ties(plan.graph), trial.show, DIRECTIONS)
-        copies = choose_copies(plan, noise)
+        copies = choose_copies(narrow, noise)
         if not copies:
-            return plan
-        parted = split(plan, copies)
-        after = self._reached(parted)
+            return narrow
+        after = self._reached(split(plan, copies))
         better = after > before + BETTER_DB
         trial.note("copies of channels", better, before, after, f"of {len(copies)} tensors")
-        return parted if better else plan
+        return split(narrow, copies) if better else narrow
 
     def _widened(self, plan: Plan, target: float | None) -> Plan:
         """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
