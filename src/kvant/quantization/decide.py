@@ -77,10 +77,10 @@ def _best_start(start: Start, graph: Graph, places: dict[str, str], seen: Statis
     best, before = start, start.in_8_bits()
     if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
         return start
-    for detail, wanted in _other_ways(recipe):
+    for detail, wanted, gain in _other_ways(recipe):
         other = Start(graph, places, seen, wanted, start.trial.show, by_noise=True)
         after = other.in_8_bits()
-        better = after > before + BETTER_DB
+        better = after > before + gain
         best.trial.note("equalization", better, before, after, f"{detail} instead, all of them in 8 bits")
         if better:
             other.trial.history = best.trial.history
@@ -88,11 +88,12 @@ def _best_start(start: Start, graph: Graph, places: dict[str, str], seen: Statis
     return best
 
 
-def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe]]:
-    """Ways to equalize that are tried beside the first one: what each is for, and the recipe that has it."""
-    ways = [("for 8-bit activations", recipe)]
+def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe, float]]:
+    """Ways to equalize that are tried beside the first one: what each is for, the recipe that has it, and how much less
+    noise, in dB, is worth it."""
+    ways = [("for 8-bit activations", recipe, BETTER_DB)]
     if recipe.effort == "best" and recipe.target_sqnr is None:  # 16 bits need no centres, and these cost biases
-        ways.append(("for 8-bit activations, centered", replace(recipe, center=True)))
+        ways.append(("for 8-bit activations, centered", replace(recipe, center=True), 0.0))
     return ways
 
 
