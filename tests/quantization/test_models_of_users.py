@@ -194,3 +194,26 @@ def test_inputs_are_nested_as_the_model_takes_them() -> None:
         quantized({"picture": image, "meta": {"tag": tag}}, (one, two))
     with pytest.raises(kvant.InputError, match="is missing"):
         quantized({"image": image}, (one, two))
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_a_class_token_keeps_its_small_values(pad: bool) -> None:
+    """It shares a scale with patches that are a hundred times as large; its rounding is measured like any other."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = 3 * m.embed(x)
+        if pad:
+            x = nn.functional.pad(x, (0, 0, 1, 0), value=0.02)
+        x = torch.cat([m.token.weight[None].expand(x.shape[0], -1, -1), x], 1)
+        return m.mix(m.norm(x))[:, : 1 + pad]
+
+    token = nn.Embedding(1, 16)
+    nn.init.normal_(token.weight, std=0.02)
+    model = Function(forward, token=token, embed=nn.Linear(8, 16), norm=nn.LayerNorm(16), mix=nn.Linear(16, 8))
+    quantized = check(model, [(torch.randn(2, 9, 8),) for _ in range(8)], (torch.randn(1, 5, 8),))
+    held = [(torch.randn(2, 9, 8),) for _ in range(4)]
+    measured = quantized.decisions[-1].after
+    assert measured is not None
+    with torch.no_grad():
+        found = sqnr_db(torch.cat([model(*each) for each in held]), torch.cat([quantized(*each) for each in held]))
+    assert abs(found - measured) < 6

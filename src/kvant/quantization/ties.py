@@ -42,6 +42,15 @@ def ties(graph: Graph) -> dict[str, str]:
 
 
 def makes_values(graph: Graph) -> set[str]:
-    """Activations at which rounding happens: all but those whose integers were made earlier and only moved."""
-    moved = {node.output for node in graph.nodes if moves(node)}
+    """Activations at which rounding happens: all but those whose integers were made earlier and only moved.
+
+    Constants that are moved, as where a class token is put before the others, are rounded where they first appear.
+    """
+    moved = {node.output for node in graph.nodes if moves(node) and not _brings_values(graph, node)}
     return {name for name in graph.activations() if graph.types[name].dtype == "float32"} - moved
+
+
+def _brings_values(graph: Graph, node: Node) -> bool:
+    """Whether a moving node's output holds reals that no activation had: those of a constant, or of padding."""
+    pads = isinstance(node.op, ops.Pad) and node.op.mode == "constant" and node.op.value != 0
+    return pads or any(name in graph.constants for name in moved_inputs(node))
