@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,11 +20,14 @@ from kvant.quantization.generate import generate
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.statistics import Sample, Statistics, collect
+from kvant.quantization.types import check_reach
 from kvant.quantization.workers import one_thread_each
 from kvant.runtime import DECISIONS, QuantizedModel, to_metadata
 
 # Keys of the metadata that say how a file was made.
 OURS = {"calibration", DECISIONS}
+# Noise with seven tenths of the signal's amplitude: whoever quantizes must hear of it.
+LOUD_DB = 3.0
 
 
 def quantize(
@@ -55,9 +59,12 @@ def quantize(
 
     Raises:
         CaptureError: the model cannot be captured (UnsupportedOperatorError lists every operator at fault).
-        CalibrationError: the data is empty, not finite, or does not fit.
+        CalibrationError: the data is empty, not finite, does not fit, or reaches what no scale can stand for.
         RecipeError: the recipe names tensors that do not exist.
         QuantizationError: a node has no integer form, or ``metadata`` has a name that is taken.
+
+    Warns:
+        UserWarning: the outputs are mostly noise, measured on calibration data that was held out.
 
     Example:
         >>> import torch, kvant
@@ -80,10 +87,22 @@ def quantize(
         else:
             batches = _batches(graph, calibration)
             seen = collect(graph, batches, recipe.observer, recipe.kept_samples, show, recipe.most_samples)
+        check_reach(graph, seen.observers)
         plan = make_plan(graph, seen, recipe, show)
+    _warn(plan.decisions[-1].after)
     quantized = convert(plan)
     validate(quantized)
     return QuantizedModel(quantized, metadata=kept | to_metadata(plan.decisions))
+
+
+def _warn(measured: float | None) -> None:
+    """Say it where the outputs are mostly noise."""
+    if measured is not None and measured < LOUD_DB:
+        warnings.warn(
+            f"the outputs of the quantized model have {measured:.1f} dB of signal to noise: they are mostly noise. Its "
+            "decisions say which step lost what; more bits, effort='best' or more calibration data may help",
+            stacklevel=3,
+        )
 
 
 def _level_1(

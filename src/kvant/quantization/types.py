@@ -8,10 +8,10 @@ from fnmatch import fnmatch
 
 import torch
 
-from kvant.errors import RecipeError
+from kvant.errors import CalibrationError, RecipeError
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.observers import AnyObserver, Extremes
-from kvant.quantization.ranges import Range, activation_type, choose_range, extremes
+from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE, Range, activation_type, choose_range, extremes
 from kvant.quantization.recipe import Recipe, nearest
 from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.ties import ties
@@ -21,8 +21,34 @@ HEADROOM = 2.0
 # The extremes of tensors with few values, such as squeezed maps, say less about what other inputs will bring.
 HEADROOM_OF_FEW = 8.0
 FEW_VALUES = 4096
+# The least that 16 bits with all their headroom can stand for, and the most: squares of more overflow float32.
+LEAST_REACH = MIN_SCALE * 32767 / HEADROOM_OF_FEW
+MOST_REACH = MAX_SCALE
 # Of few samples each one moves the ends of a range: a new one exceeds those of n others with a chance of 2 / (n + 1).
 FEW_SAMPLES = 32
+
+
+def check_reach(graph: Graph, observers: dict[str, AnyObserver]) -> None:
+    """Refuse what no scale can stand for: too small or too large inputs and outputs, and too large inputs of layers.
+
+    What is small in between is nothing beside the rest, and what is large there may mask something.
+
+    Raises:
+        CalibrationError: there is such a tensor; the message names it and says what it reaches.
+    """
+    group_of = ties(graph)
+    reached: dict[str, float] = {}
+    for name, seen in observers.items():
+        reached[group_of[name]] = max(reached.get(group_of[name], 0.0), -seen.low, seen.high)
+    borders = {entry.name: "input" for entry in graph.inputs} | dict.fromkeys(graph.outputs, "output")
+    read = {node.inputs[0]: "activation" for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)}
+    for name, what in (read | borders).items():
+        reach = reached.get(group_of.get(name, ""), 0.0)
+        if reach > MOST_REACH or (what != "activation" and 0 < reach < LEAST_REACH):
+            raise CalibrationError(
+                f"{what} {name!r} reaches {reach:.3g} on calibration data, and scales are made for {LEAST_REACH:.1e} "
+                f"to {MOST_REACH:.1e}; change the units of the inputs, or the weights that make it"
+            )
 
 
 def activation_types(

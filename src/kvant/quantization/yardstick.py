@@ -19,6 +19,8 @@ from kvant.quantization.workers import in_order
 # Samples weaker than the median count as if they had it, and channels weaker than this share of the mean power as if
 # they had that: silence is not worth bits.
 _QUIET_CHANNEL = 0.02
+# Powers (float64) below this are those of nothing: outputs may be small, a signal they are all the same.
+_SILENCE = 1e-36
 # Weak channels may be noisier than the whole by this factor: 2 dB.
 _CHANNEL_SLACK = 1.6
 # Plans are measured again soon or never; holding many would hold many weights.
@@ -141,12 +143,12 @@ def _factors(wanted: list[torch.Tensor], by_channel: bool) -> list[torch.Tensor]
     powers = torch.stack([_power(output) for output in wanted])  # (samples, C)
     count = wanted[0].numel() / powers.shape[1]
     levels = powers.mean(1)
-    levels = levels.clamp_min(max(float(levels.median()), 1e-30))
+    levels = levels.clamp_min(max(float(levels.median()), _SILENCE))
     channels = (powers / levels[:, None]).sum(0)
     known = count * len(wanted) / (count * len(wanted) + _PRIOR_VALUES)
     mean = float(channels.mean())
     channels = known * channels + (1 - known) * mean if by_channel else torch.full_like(channels, mean)
-    channels = channels.clamp_min(max(_QUIET_CHANNEL * mean, 1e-30))
+    channels = channels.clamp_min(max(_QUIET_CHANNEL * mean, _SILENCE))
     return [(level * channels * len(channels)).rsqrt().float() for level in levels]
 
 
