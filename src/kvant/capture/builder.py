@@ -11,12 +11,14 @@ from torch import Tensor
 
 from kvant.capture.registry import UnsupportedError
 from kvant.capture.symbols import NotExpressibleError, Symbols
-from kvant.graph import Dim, Graph, Source, TensorType, ops
+from kvant.graph import Dim, Graph, Quantization, Source, TensorType, ops
 from kvant.graph.ops import AnyOp, Step
 
 Size = int | torch.SymInt
 # Infinity in an additive mask becomes this: the same softmax, and no infinity in the graph.
 MASKED = -1e4
+# Inputs of these types hold numbers, such as pixels or samples of sound: they are the integers of a scale of 1.
+NUMBERS = {torch.uint8: "uint8", torch.int16: "int16"}
 _INTEGERS = {torch.int64: "int64", torch.int32: "int32", torch.uint8: "uint8", torch.int8: "int8", torch.int16: "int16"}
 
 
@@ -76,6 +78,7 @@ class Builder:
         self._name = ""
         self._constants: dict[int, tuple[Tensor, str]] = {}
         self._names: dict[int, str] = {}
+        self._reals: dict[str, Activation] = {}
 
     def begin(self, name: str, source: Source, shapes: list[tuple[Size, ...]], dtype: torch.dtype) -> None:
         """Start the operator whose outputs have these traced shapes."""
@@ -107,11 +110,14 @@ class Builder:
         dtype = (
             _moved_type(inputs, self.dtype) if moves else torch.int64 if isinstance(op, ops.ArgMax) else torch.float32
         )
-        for operand in inputs if not moves else ():
-            _require_float(op, operand)
+        if isinstance(op, ops.Concat):
+            _require_alike(inputs)
+        if not moves and not isinstance(op, ops.Dequantize):
+            inputs = tuple(self._real(op, operand) for operand in inputs)
         names = [self._reference(operand) for operand in inputs]
         output = self.graph.fresh(self._name)
-        self.graph.add_node(op, names, output, _graph_type(dtype), self._source)
+        kept = self.graph.types[names[0]] if moves and dtype in NUMBERS else _graph_type(dtype)
+        self.graph.add_node(op, names, output, kept, self._source)
         if moves and names[0] in self.masks:
             self.masks.add(output)
         return Activation(output, tuple(self.shape if shape is None else shape), dtype)
@@ -119,6 +125,20 @@ class Builder:
     def pointwise(self, x: Activation, *program: Step) -> Activation:
         """Append a function of ``x``'s elements; the program is written after the first step, which pushes ``x``."""
         return self.emit(ops.Pointwise((Step("x"), *program)), x, shape=x.shape)
+
+    def real(self, x: Activation) -> Activation:
+        """The numbers of an input of integers as float32."""
+        if x.name not in self._reals:
+            self._reals[x.name] = self.emit(ops.Dequantize(), x, shape=x.shape)
+        return self._reals[x.name]
+
+    def _real(self, op: AnyOp, operand: Operand) -> Operand:
+        """``operand`` as arithmetic takes it; torch computes in float32 where the result is."""
+        if not isinstance(operand, Activation) or operand.dtype == torch.float32:
+            return operand
+        if operand.dtype in NUMBERS and self.dtype == torch.float32:
+            return self.real(operand)
+        raise UnsupportedError(f"arithmetic on {_short(operand.dtype)} activations")
 
     def _reference(self, operand: Operand) -> str:
         if isinstance(operand, Activation):
@@ -160,9 +180,21 @@ def _graph_type(dtype: torch.dtype) -> TensorType:
     return TensorType(_INTEGERS.get(dtype, "float32"))  # type: ignore[arg-type]
 
 
-def _require_float(op: AnyOp, operand: Operand) -> None:
-    if isinstance(operand, Activation) and operand.dtype != torch.float32:
-        raise UnsupportedError(f"arithmetic on {str(operand.dtype).removeprefix('torch.')} activations")
+def _require_alike(operands: Sequence[Operand]) -> None:
+    kinds = {operand.dtype for operand in operands if isinstance(operand, Activation)}
+    if len(kinds) > 1 and kinds & set(NUMBERS):
+        raise UnsupportedError(f"a join of {' and '.join(sorted(map(_short, kinds)))}; convert with .float() first")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def input_type(dtype: torch.dtype) -> TensorType:
+    """The type of a graph input that torch calls ``dtype``."""
+    if dtype in NUMBERS:
+        return TensorType(NUMBERS[dtype], Quantization((1.0,)))  # type: ignore[arg-type]
+    return _graph_type(dtype)
 
 
 def is_activation(value: object) -> TypeGuard[Activation]:

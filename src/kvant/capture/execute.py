@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvant.capture.kernels import KERNELS
+from kvant.capture.kernels import KERNELS, Kernel, dequantizer
 from kvant.errors import InputError, ShapeError
-from kvant.graph import Graph, Node, bind, show_shape
+from kvant.graph import Graph, Node, bind, ops, show_shape
 
 Observe = Callable[[str, Tensor], Tensor | None]
 
@@ -28,8 +28,7 @@ class Executor:
         self.graph = graph
         self._constants = {name: _constant(value.copy()) for name, value in graph.constants.items()}
         self._steps = [
-            (KERNELS[type(node.op)](node.op, [self._constants.get(name) for name in node.inputs]), node)
-            for node in graph.nodes
+            (self._kernel(node, [self._constants.get(name) for name in node.inputs]), node) for node in graph.nodes
         ]
         self._dead = last_uses(graph)
 
@@ -58,9 +57,14 @@ class Executor:
             bindings: sizes of the symbols, from ``bind``.
         """
         constants = [self._constants.get(name) for name in node.inputs]
-        kernel = KERNELS[type(node.op)](node.op, constants)
+        kernel = self._kernel(node, constants)
         given = [values[name] if value is None else value for name, value in zip(node.inputs, constants, strict=True)]
         return kernel(given, bindings)
+
+    def _kernel(self, node: Node, constants: Sequence[Tensor | None]) -> Kernel:
+        if isinstance(node.op, ops.Dequantize):
+            return dequantizer(self.graph.types[node.inputs[0]])
+        return KERNELS[type(node.op)](node.op, constants)
 
     def set_constant(self, name: str, value: np.ndarray) -> None:
         """Let later calls of ``step`` see ``value`` (float32, the constant's shape) for the constant ``name``."""

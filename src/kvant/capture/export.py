@@ -100,6 +100,12 @@ def _traced_tensors(tensors: Sequence[Tensor], level: Level) -> tuple[Tensor, ..
     return tuple(tensor.repeat(*[repeated, *[1] * tensor.dim()][: tensor.dim()]) for tensor in tensors)
 
 
+def channel_axis(tensor: Tensor) -> int:
+    """The axis of an input's channels: 1, or the last one of pictures (N, H, W, C), as cameras give them."""
+    last = tensor.dim() == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] > 4
+    return 3 if last else 1
+
+
 def dynamic_dims(tensor: Tensor, level: Level) -> dict[int, Any]:
     """The dimensions of an input that may be dynamic, by what is to be tried.
 
@@ -108,7 +114,7 @@ def dynamic_dims(tensor: Tensor, level: Level) -> dict[int, Any]:
     """
     rank = tensor.dim()
     axes = {
-        "sizes": [axis for axis in range(rank) if axis != 1 or rank <= 3],
+        "sizes": [axis for axis in range(rank) if axis != channel_axis(tensor) or rank <= 3],
         "length": [0, 1] if 2 <= rank <= 3 else [0],
         "batch": [0],
         "none": [],

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvant.capture.programs import compile_program
-from kvant.graph import evaluate, ops, slice_bounds
+from kvant.graph import TensorType, evaluate, ops, slice_bounds
 from kvant.graph.ops import Clamp
 
 Bindings = Mapping[str, int]
@@ -253,6 +253,14 @@ def _gather(op: ops.Gather, constants: Sequence[Tensor | None]) -> Kernel:
 
 def _argmax(op: ops.ArgMax, constants: Sequence[Tensor | None]) -> Kernel:
     return lambda given, bindings: torch.argmax(given[0], op.axis, op.keepdims)
+
+
+def dequantizer(given: TensorType) -> Kernel:
+    """What turns integers of type ``given`` into the reals they stand for."""
+    if given.quantization is None:
+        raise TypeError(f"{given.dtype} without a scale stands for no reals")
+    scale, zero = given.quantization.scale[0], given.quantization.zero_point
+    return lambda values, bindings: values[0].to(torch.float32).sub_(zero).mul_(scale)
 
 
 KERNELS: dict[type, Factory] = {

@@ -15,15 +15,15 @@ from torch.export.graph_signature import InputKind, OutputKind
 from kvant.capture import operators as _operators  # noqa: F401  (fills the registry)
 from kvant.capture import registry
 from kvant.capture.aliases import stale_reads
-from kvant.capture.builder import Activation, Builder, Operand, Size, to_numpy_safe
-from kvant.capture.export import WRAPPED, Export, decompose, decompositions
+from kvant.capture.builder import Activation, Builder, Operand, Size, input_type, to_numpy_safe
+from kvant.capture.export import WRAPPED, Export, channel_axis, decompose, decompositions
 from kvant.capture.ramps import Ramp, of_ramps, ramp
 from kvant.capture.registry import UnsupportedError
 from kvant.capture.source import module_path, output_name, source_of, user_line
-from kvant.capture.structure import INPUT_DTYPES, Arguments
+from kvant.capture.structure import Arguments
 from kvant.capture.symbols import NotExpressibleError, Symbols
 from kvant.errors import CaptureError, UnsupportedOperatorError
-from kvant.graph import Graph, TensorType
+from kvant.graph import Graph
 
 # Checks of the program on itself; the graph has its own.
 _IGNORED = ("aten._assert", "aten.sym_constrain_range", "aten._assert_tensor_metadata", "aten._assert_async")
@@ -139,8 +139,7 @@ class _Translation:
             raise TooDynamicError(str(error)) from error
         if any(isinstance(dim, int) and dim != size for dim, size in zip(shape, example.shape, strict=True)):
             raise TooDynamicError(f"input {name!r} is fixed to another size than the example's: {shape}")
-        dtype = INPUT_DTYPES[example.dtype]
-        self._builder.graph.add_input(name, shape, TensorType(dtype))
+        self._builder.graph.add_input(name, shape, input_type(example.dtype))
         if example.dtype == torch.int64 and bool(((example == 0) | (example == 1)).all()):
             self._builder.masks.add(name)
         return Activation(name, sizes, example.dtype)
@@ -281,7 +280,8 @@ def _axis_names(example: Tensor) -> list[str]:
     """What the symbols of an input are called, axis by axis."""
     rank = example.dim()
     if rank == 4:
-        return ["batch", "channels", "height", "width"]
+        last = channel_axis(example) == 3
+        return ["batch", "height", "width", "channels"] if last else ["batch", "channels", "height", "width"]
     names = ["batch", *[f"size_{axis}" for axis in range(1, rank)]]
     if rank in (2, 3):
         # (N, length), (N, length, features) or (N, channels, length): what is not a length turns out to be fixed.

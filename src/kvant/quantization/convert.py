@@ -95,6 +95,9 @@ class _Converter:
         if node.output in self.reals:
             self._float_weighted(node)
             return
+        if isinstance(node.op, ops.Dequantize) and self.types[node.output] == self.source.types[node.inputs[0]]:
+            self.names[node.output] = self._integers(node.inputs[0])
+            return
         op, inputs = handler(self, node)
         type_ = self.types[node.output] if self.source.types[node.output].dtype == "float32" else (
             self.source.types[node.output]
@@ -175,6 +178,10 @@ class _Converter:
             self._constant(f"{node.output}.table", table, None),
         ]
 
+    def _requantized(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
+        """An input's integers where they need another scale, to be joined with others or because a scheme says so."""
+        return ops.Requantize(), [self._integers(node.inputs[0])]
+
     def _softmax(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
         table = softmax_table(self._activation_type(node, node.inputs[0]))
         return node.op, [self._integers(node.inputs[0]), self._constant(f"{node.output}.table", table, None)]
@@ -211,5 +218,5 @@ _HANDLERS: dict[type, _Handler] = {
     ops.MaxPool: _Converter._moving, ops.Gather: _Converter._moving, ops.Reduce: _Converter._either,
     ops.Resize: _Converter._either, ops.AveragePool: _Converter._plain, ops.AdaptivePool: _Converter._either,
     ops.Softmax: _Converter._softmax, ops.LayerNorm: _Converter._normalize, ops.GroupNorm: _Converter._normalize,
-    ops.ArgMax: _Converter._plain,
+    ops.ArgMax: _Converter._plain, ops.Dequantize: _Converter._requantized,
 }  # fmt: skip

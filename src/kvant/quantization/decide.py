@@ -29,7 +29,7 @@ from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Channels, Sample, Statistics, at_least, observe, part
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.tune import tune
-from kvant.quantization.types import activation_schemes, activation_types
+from kvant.quantization.types import activation_schemes, activation_types, given_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
 from kvant.runtime import Decision
@@ -307,7 +307,7 @@ def _movable(graph: Graph, types: dict[str, TensorType], recipe: Recipe) -> set[
     schemes = activation_schemes(graph, group_of, recipe)
     free = {
         group for group, scheme in schemes.items() if scheme.form != "power_of_two" and scheme.granularity != "network"
-    }
+    } - set(given_types(graph, group_of))
     return {name for name in types if group_of.get(name) in free}
 
 

@@ -183,7 +183,9 @@ def collect(
     """
     seen = Statistics()
     split = _is_made_of_samples(graph)
-    kept = _Kept(max(keep, most or 0), split, tokens=any(entry.type.dtype != "float32" for entry in graph.inputs))
+    kept = _Kept(
+        max(keep, most or 0), split, tokens=any(entry.type.dtype in ("int64", "int32") for entry in graph.inputs)
+    )
 
     def checked() -> Iterator[Sample]:
         for batch in progress.track(data, "calibrating"):

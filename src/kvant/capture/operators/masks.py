@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvant.capture.builder import Activation, Builder, Operand, is_activation, need_activation
+from kvant.capture.builder import NUMBERS, Activation, Builder, Operand, is_activation, need_activation
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 from kvant.graph.ops import Step
@@ -26,13 +26,15 @@ def _as_mask(x: Activation) -> Activation:
 
 
 def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
-    """``x`` as ``dtype``, where that is a mask or comes from one.
+    """``x`` as ``dtype``, where that is a mask or comes from one, or ``x`` are an input's numbers.
 
     Raises:
         UnsupportedError: it is another conversion.
     """
     if dtype == torch.bool:
         return _of_values(t, x, lambda values: values != 0)
+    if dtype == torch.float32 and x.dtype in NUMBERS:
+        return t.real(x)
     if dtype == torch.float32 and x.dtype == torch.bool:
         return as_float(x)
     if dtype == torch.float32 and x.name in t.masks:

@@ -1,4 +1,4 @@
-"""A depthwise 1x1 convolution multiplies each channel by a number: the convolutions that read it can do that too."""
+"""Factors that something else can take over: of channels, the convolutions that read them; of inputs, their scale."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvant.capture.passes.rewrite import rebuilt
-from kvant.graph import Graph, Node, ops
+from kvant.capture.passes.rewrite import rebuilt, sole_readers
+from kvant.graph import Graph, Node, Quantization, TensorType, evaluate_program, ops
 
 
 def fold_channel_scales(graph: Graph) -> Graph:
@@ -73,3 +73,55 @@ def _absorb(graph: Graph, reader: Node, node: Node) -> Node:
         name = reader.inputs[2] if len(inputs) > 2 else f"{reader.inputs[1]}.bias"
         inputs[2:] = [graph.add_constant(name, (bias + own).astype(np.float32))]
     return replace(reader, inputs=tuple(inputs))
+
+
+def fold_input_scales(graph: Graph) -> Graph:
+    """Make a factor that an input of integers is multiplied by its scale: bytes divided by 255 stay the bytes they are.
+
+    Exact in real arithmetic, but for the rounding of the scale to float32.
+    """
+    readers, copy = sole_readers(graph), graph.copy()
+    renamed: dict[str, str] = {}
+    for entry in graph.inputs:
+        if entry.type.quantization is not None:
+            integers, node = _moved(readers, entry.name)
+            if node is None or not isinstance(node.op, ops.Dequantize):
+                continue
+            _, last = _moved(readers, node.output)
+            factor = None if last is None else _factor(last, entry.type)
+            if last is not None and factor is not None:
+                scaled = TensorType(entry.type.dtype, Quantization((factor,)))
+                copy.inputs = tuple(replace(each, type=scaled) if each is entry else each for each in copy.inputs)
+                copy.types |= dict.fromkeys([entry.name, *integers], scaled)
+                renamed[last.output] = last.inputs[0]
+    return rebuilt(copy, [node for node in copy.nodes if node.output not in renamed], renamed)
+
+
+def _moved(readers: dict[str, Node], name: str) -> tuple[list[str], Node | None]:
+    """Where the integers of ``name`` are moved to, each by the only reader, and who reads them then."""
+    places: list[str] = []
+    node = readers.get(name)
+    while node is not None and _only_moves(node, name):
+        name = node.output
+        places.append(name)
+        node = readers.get(name)
+    return places, node
+
+
+def _only_moves(node: Node, name: str) -> bool:
+    """Whether nothing but the integers of ``name``, and zeros, are in the node's output."""
+    if node.inputs[0] != name or len(node.inputs) > (2 if isinstance(node.op, ops.Gather) else 1):
+        return False
+    return isinstance(node.op, ops.MOVES) and getattr(node.op, "value", 0.0) == 0
+
+
+def _factor(node: Node, type: TensorType) -> float | None:
+    """The positive float32 by which ``node`` multiplies every number of ``type``, if that is all it does."""
+    if not isinstance(node.op, ops.Pointwise) or len(node.inputs) != 1:
+        return None
+    low, high = type.integer_range()
+    numbers = np.arange(low, high + 1, dtype=np.float64)
+    values = evaluate_program(node.op.program, numbers)
+    factor = float(np.float32(values[-1] / numbers[-1]))
+    alike = np.allclose(values, numbers * factor, rtol=1e-6, atol=0) and np.isfinite(factor)
+    return factor if alike and factor > 0 else None
