@@ -45,7 +45,7 @@ def check(model: nn.Module, data: list[tuple[Any, ...]], *others: tuple[Any, ...
         for float_output, first, second in zip(wanted, one, two, strict=True):
             np.testing.assert_array_equal(first.numpy(), second.numpy(), strict=True)
             assert first.shape == float_output.shape
-            assert sqnr_db(float_output, first) >= least
+            assert sqnr_db(float_output.float(), first) >= least
     return quantized
 
 
@@ -217,3 +217,61 @@ def test_a_class_token_keeps_its_small_values(pad: bool) -> None:
     with torch.no_grad():
         found = sqnr_db(torch.cat([model(*each) for each in held]), torch.cat([quantized(*each) for each in held]))
     assert abs(found - measured) < 6
+
+
+@pytest.mark.parametrize("compare", [
+    lambda y: y.sigmoid() > 0.5, lambda y: (y < 0.25).float(), lambda y: y >= -0.5, lambda y: y <= 0.125,
+    lambda y: (y > -0.5) & (y < 0.5), lambda y: ~(y > 0.25),
+])  # fmt: skip
+def test_comparisons_are_zeros_and_ones(compare: Callable[[Tensor], Tensor]) -> None:
+    """Segmentation masks by a threshold: exactly 0 and 1, wrong only where the compared number is next to the bound."""
+    model = Function(lambda m, x: compare(m.conv(x)), conv=nn.Conv2d(3, 8, 3))
+    data = images(8)
+    quantized = check(model, data, least=10)
+    found = torch.cat([quantized(*each) for each in data])
+    assert set(found.unique().tolist()) == {0.0, 1.0}
+    with torch.no_grad():
+        wanted = torch.cat([model(*each) for each in data])
+    assert float((found == wanted).float().mean()) > 0.98
+
+
+def test_what_compares_to_bounds_is_exact_where_numbers_are() -> None:
+    """At the bound itself, which bytes can hit."""
+    bounds = {
+        "gt": lambda x: x.float() > 100, "ge": lambda x: x.float() >= 100, "lt": lambda x: x.float() < 100,
+        "le": lambda x: x.float() <= 100,
+    }  # fmt: skip
+    x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    for compare in bounds.values():
+        model = Function(lambda m, x, compare=compare: compare(x) * m.one(x / 255), one=nn.Conv2d(1, 1, 1))
+        with torch.no_grad():
+            model.one.weight.zero_()
+            model.one.bias.fill_(1.0)
+        quantized = kvant.quantize(model, x, calibration=[x], recipe=FAST)
+        np.testing.assert_array_equal(quantized(x) > 0.5, compare(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_places_of_maxima_stay_int64(dtype: torch.dtype) -> None:
+    model = Function(lambda m, x: m.conv(x).argmax(1).to(dtype), conv=nn.Conv2d(3, 8, 3))
+    data = images(8)
+    found = kvant.quantize(model, data[0], calibration=data, recipe=FAST)(*data[0])
+    with torch.no_grad():
+        wanted = model(*data[0])
+    assert found.dtype == torch.int64
+    assert float((found == wanted).float().mean()) > 0.95
+
+
+def test_learned_queries_attend_to_features_and_sizes_become_constants() -> None:
+    """DETR: the first query is a constant, and places are counted by a cumulative sum that only fixed sizes allow."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.conv(x).flatten(2).transpose(1, 2)
+        places = torch.ones(x.shape[0], x.shape[1]).cumsum(1)[..., None] / x.shape[1]
+        x = x + places
+        query = m.queries.weight[None].expand(x.shape[0], -1, -1)
+        return m.head(nn.functional.scaled_dot_product_attention(query, x, x))
+
+    model = Function(forward, conv=nn.Conv2d(3, 16, 4, 4), queries=nn.Embedding(5, 16), head=nn.Linear(16, 4))
+    quantized = check(model, images(8))
+    assert quantized.graph.inputs[0].shape == (1, 3, 16, 16)

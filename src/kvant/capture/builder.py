@@ -138,6 +138,8 @@ class Builder:
             return operand
         if operand.dtype in NUMBERS and self.dtype == torch.float32:
             return self.real(operand)
+        if operand.dtype == torch.bool and self.dtype == torch.float32:
+            return operand
         raise UnsupportedError(f"arithmetic on {_short(operand.dtype)} activations")
 
     def _reference(self, operand: Operand) -> str:

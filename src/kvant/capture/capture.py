@@ -43,17 +43,23 @@ def capture(
     model = check_model(model)
     arguments = flatten_arguments(model, args, kwargs or {})
     *tries, last = levels(arguments, dynamic)
+    refused: UnsupportedOperatorError | None = None
     for level in tries:
         try:
             graph = _capture(model, arguments, level)
-        except UnsupportedOperatorError:
-            raise
+        except UnsupportedOperatorError as error:
+            # What is computed from sizes alone is a constant where these are fixed.
+            refused = error
+            break
         except CaptureError:
             # Fewer dynamic sizes may do; if not even fixed sizes do, that reason is the one to tell.
             continue
         if takes_other_sizes(graph) and agrees(model, arguments, graph):
             return graph
-    return _capture(model, arguments, last)
+    try:
+        return _capture(model, arguments, last)
+    except UnsupportedOperatorError as error:
+        raise refused or error from None
 
 
 def _capture(model: nn.Module, arguments: Arguments, level: Level) -> Graph:

@@ -13,6 +13,7 @@ from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, ops
 from kvant.quantization.correct import correct, float_means
 from kvant.quantization.equalize import equalize
+from kvant.quantization.given import given_types
 from kvant.quantization.grids import FINE
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.parts import Parts
@@ -29,7 +30,7 @@ from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Channels, Sample, Statistics, at_least, observe, part
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.tune import tune
-from kvant.quantization.types import activation_schemes, activation_types, given_types
+from kvant.quantization.types import activation_schemes, activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
 from kvant.runtime import Decision

@@ -10,11 +10,12 @@ import torch
 
 from kvant.errors import CalibrationError, RecipeError
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
+from kvant.quantization.given import fits, given_types
 from kvant.quantization.observers import AnyObserver, Extremes
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE, Range, activation_type, choose_range, extremes
 from kvant.quantization.recipe import Recipe, nearest
 from kvant.quantization.schemes import ActivationScheme
-from kvant.quantization.ties import makes_values, ties
+from kvant.quantization.ties import ties
 
 # Activations of 16 bits reach this much further than calibration saw: bits they can spare, against saturation.
 HEADROOM = 2.0
@@ -85,23 +86,9 @@ def activation_types(
             if scheme.bits == 8 and scheme.range == "mse" and scheme.granularity == "tensor":
                 chosen = _with_room(chosen, samples, ends.get(group, set()))
             narrow[group] = activation_type(chosen, scheme.bits, scheme.form)
-        if group in given and _fits(given[group], scheme):
+        if group in given and fits(given[group], scheme):
             narrow[group] = wide[group] = given[group]
     return _by_name(narrow, group_of), _by_name(wide, group_of)
-
-
-def given_types(graph: Graph, group_of: dict[str, str]) -> dict[str, TensorType]:
-    """The types of groups that hold nothing but the integers of an input, which need no rounding as they are."""
-    inputs = [node for node in graph.nodes if isinstance(node.op, ops.Dequantize)]
-    given = {group_of[node.output]: graph.types[node.inputs[0]] for node in inputs}
-    made = [group_of[name] for name in makes_values(graph)]
-    return {group: type for group, type in given.items() if made.count(group) == 1}
-
-
-def _fits(type: TensorType, scheme: ActivationScheme) -> bool:
-    """Whether integers of ``type``, whose zero point is 0, are what ``scheme`` asks for."""
-    scale = 1.0 if type.quantization is None else type.quantization.scale[0]
-    return scheme.bits >= 8 and (scheme.form != "power_of_two" or math.frexp(scale)[0] == 0.5)
 
 
 def _both(one: Range, other: Range) -> Range:

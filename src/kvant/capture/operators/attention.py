@@ -42,8 +42,9 @@ def attention(
         raise UnsupportedError("dropout that is active in evaluation mode")
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         raise UnsupportedError("grouped-query attention")
-    query = need_activation(query, "the query")
-    width = query.fixed(query.rank - 1)
+    width = query.shape[-1]
+    if not isinstance(width, int):
+        raise UnsupportedError("attention over a dynamic number of features", static=True)
     factor = 1 / math.sqrt(width) if scale is None else float(scale)
     scores_shape: tuple[Size, ...] = (*query.shape[:-1], key.shape[-2])
     scores: Operand = t.emit(ops.MatMul(), query, swap(t, key, -1, -2), shape=scores_shape)
@@ -54,9 +55,9 @@ def attention(
     return t.emit(ops.MatMul(), softmax(t, scores, -1), value)
 
 
-def _causal(t: Builder, query: Activation, key: Operand) -> Tensor:
-    rows, columns = query.fixed(query.rank - 2), key.shape[-2]
-    if not isinstance(columns, int):
+def _causal(t: Builder, query: Operand, key: Operand) -> Tensor:
+    rows, columns = query.shape[-2], key.shape[-2]
+    if not isinstance(rows, int) or not isinstance(columns, int):
         raise UnsupportedError("causal attention over a dynamic length", static=True)
     return torch.ones(rows, columns, dtype=torch.bool).tril()
 

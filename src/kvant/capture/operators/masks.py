@@ -13,6 +13,7 @@ from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 from kvant.graph.ops import Step
 
+INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _ZERO_AND_ONE = torch.tensor([0, 1])
 
 
@@ -35,6 +36,8 @@ def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
         return _of_values(t, x, lambda values: values != 0)
     if dtype == torch.float32 and x.dtype in NUMBERS:
         return t.real(x)
+    if dtype in INDICES and _is_argmax(t, x):
+        return x
     if dtype == torch.float32 and x.dtype == torch.bool:
         return as_float(x)
     if dtype == torch.float32 and x.name in t.masks:
@@ -43,6 +46,11 @@ def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
     if x.dtype in (torch.int64, torch.int32) and dtype == torch.float32:
         reason += "; only masks, of which the example holds nothing but 0 and 1, are converted"
     raise UnsupportedError(reason)
+
+
+def _is_argmax(t: Builder, x: Activation) -> bool:
+    """Whether ``x`` are places of maxima, which stay int64 whatever integer type they are converted to."""
+    return any(node.output == x.name and isinstance(node.op, ops.ArgMax) for node in t.graph.nodes)
 
 
 def _of_values(t: Builder, x: Activation, function: Callable[[Tensor], Tensor]) -> Activation:
@@ -65,9 +73,19 @@ def _comparison(operator: str, function: Callable[[Tensor, float], Tensor]) -> N
     @handles(f"{operator}.Scalar")
     def compare(t: Builder, x: Operand, other: float) -> Activation:
         x = need_activation(x, "the operand")
-        if x.dtype == torch.float32 and (other != 0 or operator not in ("eq", "ne")):
-            raise UnsupportedError("a comparison of computed numbers with others than zero")
+        numbers = x.dtype == torch.float32 or x.dtype in NUMBERS
+        if numbers and (other != 0 or operator not in ("eq", "ne")):
+            return _compared(t, t.real(x) if x.dtype in NUMBERS else x, operator, float(other))
         return _of_values(t, x, lambda values: function(values, other))
+
+
+def _compared(t: Builder, x: Activation, operator: str, bound: float) -> Activation:
+    """Where ``x`` is above or below ``bound``; ``ge`` is all that is not below, and ``le`` all that is not above."""
+    if operator in ("eq", "ne"):
+        raise UnsupportedError("computed numbers asked whether they equal another one than zero")
+    above = (Step("neg"), Step("above", -bound, 1.0)) if operator in ("lt", "ge") else (Step("above", bound, 1.0),)
+    rest = (Step("neg"), Step("const", 1.0), Step("add")) if operator in ("ge", "le") else ()
+    return _as_mask(t.pointwise(x, *above, *rest))
 
 
 for _name, _compare in (
