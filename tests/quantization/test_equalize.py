@@ -122,33 +122,3 @@ def test_a_channel_excited_only_where_moments_do_not_look(center: bool) -> None:
     result = equalize(graph, dict.fromkeys(graph.activations(), rare), center=center)
     assert all(np.isfinite(value).all() for value in result.graph.constants.values())
     assert all((divisor > 0).all() for _, divisor in result.moves.values())
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_weights_that_make_up_for_their_errors_leave_the_range_to_activations(seed: int) -> None:
-    """The channels between a depthwise layer and a dense one become equal, and rounding them then costs less."""
-    torch.manual_seed(seed)
-    depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
-    net = nn.Sequential(nn.Conv2d(3, 16, 1), depthwise, nn.Conv2d(16, 6, 1))
-    net[1].weight.data *= torch.logspace(-0.5, 0.5, 16)[:, None, None, None]
-    net[2].weight.data *= torch.logspace(-0.5, 0.5, 16)[torch.randperm(16)][None, :, None, None]
-    x = torch.randn(4, 3, 24, 24)
-    graph = prepare(capture(net.eval(), (x,), {}))
-    seen = collect(graph, [[x]], "minmax", 2, Progress(False))
-    between = graph.nodes[1].output
-
-    def rounded(name: str, values: Tensor) -> Tensor | None:
-        step = 2 * values.abs().max() / 255
-        return torch.round(values / step) * step if name == between else None
-
-    noise, spread = [], []
-    for compensated in (False, True):
-        result = equalize(graph, seen.channels, by_noise=True, compensated=compensated)
-        executor = Executor(result.graph)
-        [wanted], [got] = executor.run([x]), executor.run([x], rounded)
-        torch.testing.assert_close(wanted, Executor(graph).run([x])[0], rtol=1e-4, atol=1e-5)
-        noise.append(float((wanted - got).square().mean()))
-        largest = seen.channels[between].moved(*result.moves[between]).largest()
-        spread.append(float(largest.max() / largest.min()))
-    assert spread[1] == pytest.approx(1, rel=1e-3) and spread[0] > 1.5
-    assert noise[1] < noise[0]

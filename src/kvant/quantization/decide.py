@@ -374,8 +374,7 @@ def _equalized(
     graph: Graph, seen: Statistics, observers: dict[str, AnyObserver], recipe: Recipe, by_noise: bool
 ) -> tuple[Graph, dict[str, Channels]]:
     """Equalize, then observe anew, on the kept samples, the tensors that changed."""
-    again = _rounds_for_8_bits(recipe)
-    result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise, compensated=again)
+    result = equalize(graph, seen.channels, center=recipe.center, by_noise=by_noise)
     if not result.moves:
         return graph, seen.channels
     channels = dict(seen.channels)
@@ -383,9 +382,9 @@ def _equalized(
         if name in channels:
             channels[name] = channels[name].moved(offset, divisor)
     changed = set(result.moves) & makes_values(graph)
-    anew = observe(result.graph, seen.samples, changed, recipe.observer)
+    again = observe(result.graph, seen.samples, changed, recipe.observer)
     for name in changed:
-        observers[name] = at_least(anew[name], channels.get(name))
+        observers[name] = at_least(again[name], channels.get(name))
     return result.graph, channels
 
 

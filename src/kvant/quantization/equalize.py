@@ -25,8 +25,6 @@ _MOST = 2.0**12
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # A weight's noise counts this much more than an activation's: activations that hurt can get 16 bits, weights keep 8.
 _WEIGHTS_MATTER = 4.0
-# And so much where activations keep 8 bits and weights are rounded such that their errors make up for each other.
-_COMPENSATED_MATTER = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,7 @@ class Equalization:
 
 
 def equalize(
-    graph: Graph,
-    channels: dict[str, Channels],
-    *,
-    center: bool = False,
-    by_noise: bool = False,
-    compensated: bool = False,
+    graph: Graph, channels: dict[str, Channels], *, center: bool = False, by_noise: bool = False
 ) -> Equalization:
     """Equalize every tensor that a convolution makes and only convolutions read, at once or through transparent nodes.
 
@@ -56,13 +49,11 @@ def equalize(
         channels: per-channel statistics of the tensors that convolutions read.
         center: move offsets as well as scales.
         by_noise: share by expected noise, for activations in 8 bits; else for weights. Comes with ``center``.
-        compensated: weights will be rounded so that their errors make up for each other; their noise counts less then.
 
     Returns:
         A new graph; the one given is unchanged.
     """
     graph = graph.copy()
-    matter = _COMPENSATED_MATTER if compensated else _WEIGHTS_MATTER
     _unshare_weights(graph)
     consumers = graph.consumers()
     moves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -74,8 +65,7 @@ def equalize(
         if family is None or seen is None:
             continue
         offset = _offset(node, seen, family) if center else np.zeros(len(seen.low), np.float32)
-        centered = seen.moved(offset, np.ones_like(offset))
-        divisor = _divisor(graph, centered, family.readers, matter if by_noise or center else None)
+        divisor = _divisor(graph, seen.moved(offset, np.ones_like(offset)), family.readers, by_noise or center)
         _shift(graph, node, family.readers, offset)
         _scale_producer(graph, graph.nodes[index], divisor)
         for reader in family.readers:
@@ -243,19 +233,16 @@ def _as_read(reader: _Reader, split: np.ndarray, values: np.ndarray, elsewhere: 
     return whole.reshape(split.shape[0], 1, split.shape[2])
 
 
-def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], matter: float | None) -> np.ndarray:
+def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], by_noise: bool) -> np.ndarray:
     """What each channel is divided by; afterwards the largest channel has a magnitude of 1.
 
     Depthwise readers follow for free, so all channels become equal; others pay for small activations with large
     weights. Either the magnitude of an activation is sqrt(max x rms) and the two share what there is (the square root),
     which suits weights; or, for the sake of 8-bit activations, it is the largest value, and
     of several ways to share, the one with the least expected noise at the readers' outputs is taken.
-
-    Args:
-        matter: how much more a weight's noise counts than an activation's; None suits weights.
     """
     reach = seen.largest()
-    magnitude = np.sqrt(reach * seen.rms()) if matter is None else reach
+    magnitude = reach if by_noise else np.sqrt(reach * seen.rms())
     # Moments come from some positions only: a channel that is almost never excited may have none.
     alive = magnitude > 0
     wanted = magnitude
@@ -266,13 +253,11 @@ def _divisor(graph: Graph, seen: Channels, readers: list[_Reader], matter: float
         inverse = 1 / np.where(alive, weight, 1.0)
         ways = [
             _scaled(magnitude**share * inverse ** (1 - share), magnitude, alive)
-            for share in ((0.5,) if matter is None else _SHARES)
+            for share in (_SHARES if by_noise else (0.5,))
         ]
         wanted = ways[0]
-        if matter is not None:
-            wanted = min(
-                ways, key=lambda way: sum(_expected_noise(graph, reader, seen, way, matter) for reader in paying)
-            )
+        if len(ways) > 1:
+            wanted = min(ways, key=lambda way: sum(_expected_noise(graph, reader, seen, way) for reader in paying))
     return np.asarray(_scaled(wanted, magnitude, alive), np.float32)
 
 
@@ -286,13 +271,12 @@ def _scaled(wanted: np.ndarray, magnitude: np.ndarray, alive: np.ndarray) -> np.
     return np.asarray(np.where(alive, np.clip(wanted, center / _MOST, center * _MOST), center))
 
 
-def _expected_noise(graph: Graph, reader: _Reader, seen: Channels, divisor: np.ndarray, matter: float) -> float:
+def _expected_noise(graph: Graph, reader: _Reader, seen: Channels, divisor: np.ndarray) -> float:
     """Noise over signal at the reader's outputs that rounding to 8 bits is expected to cause, summed over channels.
 
     Args:
         seen: statistics of the tensor before it is divided.
         divisor: what its channels are to be divided by.
-        matter: how much more a weight's noise counts than an activation's.
     """
     split = _split(graph, reader)
     squares = (split.astype(np.float64) ** 2).sum(3)
@@ -304,7 +288,7 @@ def _expected_noise(graph: Graph, reader: _Reader, seen: Channels, divisor: np.n
     step = 2 * float((seen.largest() / divisor).max()) / 255
     activation = (squares * spread(divisor**2)).sum(2) * step**2
     weight_step = (largest * spread(divisor)).max(2) / 127
-    weight = weight_step**2 * (split.shape[3] * spread(seen.variance() / divisor**2)).sum(2) * matter
+    weight = weight_step**2 * (split.shape[3] * spread(seen.variance() / divisor**2)).sum(2) * _WEIGHTS_MATTER
     signal = (squares * spread(seen.variance())).sum(2)
     return float(((activation + weight) / np.maximum(12 * signal, 1e-30)).sum())
 
