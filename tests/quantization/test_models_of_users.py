@@ -275,3 +275,13 @@ def test_learned_queries_attend_to_features_and_sizes_become_constants() -> None
     model = Function(forward, conv=nn.Conv2d(3, 16, 4, 4), queries=nn.Embedding(5, 16), head=nn.Linear(16, 4))
     quantized = check(model, images(8))
     assert quantized.graph.inputs[0].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("confidence", [1.0, 5.0, 20.0])
+def test_logarithms_of_probabilities_that_are_tiny(confidence: float) -> None:
+    """Classifiers trained with ``nll_loss`` end so; the logarithm of a softmax in integers had -4 dB."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(m.conv(x).relu().flatten(1) * confidence).log_softmax(1)
+
+    check(Function(forward, conv=nn.Conv2d(3, 8, 3), head=nn.Linear(8 * 14 * 14, 20)), images(8), least=22)

@@ -23,7 +23,17 @@ def softmax(t: Builder, x: Operand, dim: int) -> Activation:
 
 @handles("log_softmax.int", "_log_softmax.default")
 def log_softmax(t: Builder, x: Operand, dim: int) -> Activation:
-    return t.pointwise(softmax(t, x, dim), Step("log"))
+    """What lies between ``x`` and its maximum, less the logarithm of the sum of its exponentials.
+
+    The logarithm of a softmax would have lost all that lies far below: integers that end at 1 make zeros of it.
+    """
+    x = need_activation(x, "the operand")
+    axis = x.axis(dim)
+    kept: tuple[Size, ...] = tuple(1 if at == axis else size for at, size in enumerate(x.shape))
+    largest = t.emit(ops.Reduce("max", (axis,), keepdims=True), x, shape=kept)
+    below = t.emit(ops.Binary("sub"), x, largest, shape=x.shape)
+    total = t.emit(ops.Reduce("sum", (axis,), keepdims=True), t.pointwise(below, Step("exp")), shape=kept)
+    return t.emit(ops.Binary("sub"), below, t.pointwise(total, Step("log")), shape=x.shape)
 
 
 @handles("scaled_dot_product_attention.default")
