@@ -14,10 +14,11 @@ from kvant.capture import Executor, capture, prepare
 from kvant.format import to_bytes
 from kvant.graph import ops
 from kvant.quantization import generate as generating
+from kvant.quantization.channels import Channels
 from kvant.quantization.equalize import equalize
 from kvant.quantization.generate import generate
 from kvant.quantization.progress import Progress
-from kvant.quantization.statistics import Channels, collect
+from kvant.quantization.statistics import collect
 from networks import pytorchcv_network, settle_batch_norm, sqnr_db
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from kvant.capture import Executor, capture, prepare
 from kvant.graph import Graph
+from kvant.quantization.channels import Channels
 from kvant.quantization.equalize import Equalization, equalize
 from kvant.quantization.progress import Progress
-from kvant.quantization.statistics import Channels, Statistics, collect
+from kvant.quantization.statistics import Statistics, collect
 
 
 def seeded(module: nn.Module) -> nn.Module:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvant.quantization.channels import Channels
 from kvant.quantization.observers import HALF_BINS, HISTOGRAM_VALUES, Extremes, Histogram, MovingAverage
-from kvant.quantization.statistics import Channels
 
 
 def observe(histogram: Histogram, values: torch.Tensor) -> None:

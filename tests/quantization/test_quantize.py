@@ -218,6 +218,6 @@ def test_corrected_biases_that_measure_worse_are_not_taken(mixed: nn.Module, mon
     def spoil(plan: Plan, *_: object, **__: object) -> Plan:
         return replace(plan, biases={name: bias + 3 for name, bias in plan.biases.items()})
 
-    monkeypatch.setattr("kvant.quantization.decide.correct", spoil)
+    monkeypatch.setattr("kvant.quantization.trial.correct", spoil)
     spoiled = kvant.quantize(mixed, data[0], calibration=data, recipe=recipe)
     assert to_bytes(spoiled.graph) == to_bytes(without.graph)

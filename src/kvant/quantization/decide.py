@@ -6,12 +6,11 @@ from dataclasses import replace
 from operator import is_
 
 import numpy as np
-import torch
 
 from kvant.capture import Executor
 from kvant.errors import RecipeError
 from kvant.graph import Graph, TensorType, ops
-from kvant.quantization.correct import correct, float_means
+from kvant.quantization.channels import Channels
 from kvant.quantization.equalize import equalize
 from kvant.quantization.given import given_types
 from kvant.quantization.grids import FINE
@@ -19,7 +18,6 @@ from kvant.quantization.observers import AnyObserver
 from kvant.quantization.parts import Parts
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
-from kvant.quantization.reestimate import reestimated, reestimates
 from kvant.quantization.refine import refine, refine_small, weight_noise, with_fine
 from kvant.quantization.schemes import Arithmetic
 from kvant.quantization.sensitivity import DIRECTIONS, group_noise, widen
@@ -27,9 +25,9 @@ from kvant.quantization.simulate import Plan
 from kvant.quantization.smooth import smooth
 from kvant.quantization.split import choose_copies, split
 from kvant.quantization.staircase import place, staircases
-from kvant.quantization.statistics import Channels, Sample, Statistics, at_least, observe, part
+from kvant.quantization.statistics import Statistics, at_least, observe, part
 from kvant.quantization.ties import makes_values, ties
-from kvant.quantization.tune import tune
+from kvant.quantization.trial import Trial, wide_share
 from kvant.quantization.types import activation_schemes, activation_types
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
@@ -51,8 +49,6 @@ SPARED_FOR_HALF_DB = 4.0
 # Half of the noise, and the share of all weights that may become finer so that weights cause no more of it.
 HALF_DB = 3.0
 SHARE_FOR_SHORTEST = 0.0625
-# Plans that miss the target by less than this are not tuned: measured, that made one of 23 dB worse.
-TUNABLE_DB = 4.0
 
 
 def make_plan(graph: Graph, seen: Statistics, recipe: Recipe, show: Progress) -> Plan:
@@ -185,7 +181,7 @@ class Start:
         fewer = trial.tuned(fewer, self.movable)
         after = trial.yardstick.measure(fewer)
         enough = after >= min(before, recipe.target_sqnr) - TOLERATED_DB
-        trial.note("fewer activations in 16 bits", enough, before, after, _wide_share(fewer))
+        trial.note("fewer activations in 16 bits", enough, before, after, wide_share(fewer))
         return fewer if enough else trial.tuned(plan, self.movable)
 
     def _narrowed(self, plan: Plan) -> Plan:
@@ -219,87 +215,11 @@ class Start:
         before, plan = plan, replace(plan, types=types)
         if types != before.types:
             narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))
-            trial.note("activations in 16 bits", True, narrow, wider, _wide_share(plan))
+            trial.note("activations in 16 bits", True, narrow, wider, wide_share(plan))
         if types == wide:
             return plan
         plan = trial.corrected(plan)
         return trial.compensated(plan) if trial.recipe.effort == "best" else plan
-
-
-class Trial:
-    """Samples that biases and weights are fitted to, and a yardstick of samples held out, on which choices are made."""
-
-    def __init__(
-        self, fitted: list[Sample], more: list[Sample], yardstick: Yardstick, recipe: Recipe, show: Progress
-    ) -> None:
-        self.fitted = fitted
-        self.learnt = [*fitted, *more]
-        self.yardstick = yardstick
-        self.recipe = recipe
-        self.show = show
-        self.history: list[Decision] = []
-        self._means: tuple[Graph, dict[str, torch.Tensor]] | None = None
-
-    def note(self, step: str, taken: bool, before: float, after: float, detail: str = "") -> None:
-        """Remember what was tried, and the signal to noise in dB without it and with it."""
-        self.history.append(Decision(step, taken, round(before, 2), round(after, 2), detail))
-
-    def better(self, step: str, plan: Plan, anew: Plan, detail: str = "") -> Plan:
-        """``anew`` if it leaves less noise than ``plan`` on the samples held out, else ``plan``."""
-        before, after = self.yardstick.measure(plan), self.yardstick.measure(anew)
-        self.note(step, after > before, before, after, detail)
-        return anew if after > before else plan
-
-    def correct(self, plan: Plan, *, compensate: bool = False) -> Plan:
-        """Biases (and weights) of ``plan`` corrected, if the recipe wants it."""
-        if not self.recipe.correct_bias:
-            return plan
-        if self._means is None or self._means[0] is not plan.graph:
-            self._means = plan.graph, float_means(plan.graph, self.fitted)
-        return correct(plan, self.fitted, self._means[1], self.show, compensate=compensate)
-
-    def corrected(self, plan: Plan) -> Plan:
-        """``plan`` with corrected biases, if they leave less noise on the samples held out.
-
-        Where 8 bits clip what is rare and large, the mean error comes from a few places, and a bias moves all.
-        """
-        anew = self.correct(plan)
-        if anew is plan:
-            return plan
-        learns = any(weight.scheme.rounding == "learned" for weight in plan.weights.values())
-        step = "learned rounding and bias correction" if learns else "bias correction"
-        return self.better(step, plan, anew, _wide_share(plan))
-
-    def compensated(self, plan: Plan) -> Plan:
-        """``plan`` with weights rounded anew for what its activations leave of their inputs, if that leaves less noise.
-
-        Rounding that looks at a layer's inputs also fits its weights to them: it takes back part of what the layers
-        before it lost, which is most where activations have few bits.
-        """
-        wanted = self.recipe.compensate and self.recipe.correct_bias
-        if not wanted or not any(weight.rounds_anew for weight in plan.weights.values()):
-            return plan
-        anew = self.correct(plan, compensate=True)
-        return self.better("compensated rounding", plan, anew, _wide_share(plan))
-
-    def reestimated(self, plan: Plan) -> Plan:
-        """``plan`` with channels' means and spreads as in float, if that leaves less noise on the samples held out."""
-        if self.recipe.effort == "fast" or not self.recipe.correct_bias or not reestimates(plan):
-            return plan
-        anew = reestimated(plan, self.fitted, self.show)
-        return self.better("batch-norm re-estimation", plan, anew, _wide_share(plan))
-
-    def tuned(self, plan: Plan, movable: set[str]) -> Plan:
-        """``plan`` after it learned, if that leaves less noise on the samples held out and there was too much before.
-
-        Args:
-            movable: the tensors whose scales may become any number.
-        """
-        before, target = self.yardstick.measure(plan), self.recipe.target_sqnr
-        if target is not None and before >= target - TUNABLE_DB:
-            return plan
-        anew = tune(plan, self.learnt, self.yardstick, movable, self.show)
-        return plan if anew is plan else self.better("tuning", plan, anew)
 
 
 def _movable(graph: Graph, types: dict[str, TensorType], recipe: Recipe) -> set[str]:
@@ -357,12 +277,6 @@ def _fine_share(plan: Plan) -> str:
     """How many layers' weights have 14 bits."""
     fine = sum(weight.grid is FINE and weight.values.dtype != np.float32 for weight in plan.weights.values())
     return f"14 bits for the weights of {fine} of {len(plan.weights)} layers" if fine else ""
-
-
-def _wide_share(plan: Plan) -> str:
-    """How many activations have 16 bits."""
-    made = [plan.types[name].dtype for name in makes_values(plan.graph)]
-    return f"{made.count('int16')} of {len(made)} activations in 16 bits"
 
 
 def _refinable(plan: Plan, noise: dict[str, float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvant.graph import Graph, Node, ops
-from kvant.quantization.statistics import Channels
+from kvant.quantization.channels import Channels
 
 # Beyond these a channel is dead, or the measured statistics are an accident.
 _MOST = 2.0**12
