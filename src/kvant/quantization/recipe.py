@@ -103,7 +103,7 @@ class Recipe:
             nearest, and then looks at the middles of large samples only.
             "best" looks at twice as many, makes do with 3 dB less for more multiplications in 8 bits, and where far
             more is missing lets weights, biases and scales learn from the float network on eight times as many
-            samples, without labels: minutes. With ``target_sqnr=None`` it may add a tenth of multiplications in 8 bits
+            samples, without labels: minutes. With ``target_sqnr=None`` it may add a fifth of multiplications in 8 bits
             where these leave less than 26 dB: copies of channels that are rounded at other places.
 
     Example:
