@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from _common import (
@@ -41,43 +41,51 @@ FEW = 10  # pictures for calibrators that keep every activation
 Row = dict[str, Any]
 
 
-def measured(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and the peak of resident memory in MB."""
+class Run(NamedTuple):
+    """Seconds, and peaks of resident memory in MB: the smallest and the largest one, if there were several runs."""
+
+    seconds: float
+    least: float
+    most: float
+
+
+def measured(call: Callable[[], object]) -> Run:
+    """One run."""
     memory, start = PeakMemory(), time.perf_counter()
     call()
-    return time.perf_counter() - start, memory.peak()
+    seconds, peak = time.perf_counter() - start, memory.peak()
+    return Run(seconds, peak, peak)
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median seconds, and the largest peak, of calls that take turns; of float passes the smallest.
-
-    Later ones would count what the passes before them have left behind.
-    """
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Run]:
+    """Median seconds of calls that take turns."""
+    found: dict[str, list[Run]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             found[name].append(measured(call))
     return {
-        name: (
-            float(np.median([seconds for seconds, _ in runs])),
-            (min if name == "float" else max)(peak for _, peak in runs),
+        name: Run(
+            float(np.median([run.seconds for run in runs])),
+            min(run.least for run in runs),
+            max(run.most for run in runs),
         )
         for name, runs in found.items()
     }
 
 
-def row(
-    tool: str, what: str, images: int, run: tuple[float, float], plain: tuple[float, float], times: float = 1
-) -> Row:
-    """One line of the report; `times` is how many times more pictures `run` saw than `plain`."""
+def row(tool: str, what: str, images: int, run: Run, plain: Run, times: float = 1) -> Row:
+    """One line of the report; `times` is how many times more pictures `run` saw than `plain`.
+
+    Memory is above the smallest peak of `plain`: later ones count what other runs have left behind.
+    """
     return {
         "tool": tool,
         "what": what,
         "images": images,
-        "seconds": round(run[0], 2),
-        "float_seconds": round(plain[0] * times, 2),
-        "ratio": round(run[0] / (plain[0] * times), 3),
-        "extra_mb": round(run[1] - plain[1]),
+        "seconds": round(run.seconds, 2),
+        "float_seconds": round(plain.seconds * times, 2),
+        "ratio": round(run.seconds / (plain.seconds * times), 3),
+        "extra_mb": round(run.most - plain.least),
     }
 
 
@@ -123,7 +131,7 @@ def measure_kvant(job: Row, onnx: Path, tensors: list[Float32Array]) -> list[Row
     more = measured(calibrate("histogram", MORE))
     count = len(tensors)
 
-    def whole(effort: Any) -> tuple[float, float]:
+    def whole(effort: Any) -> Run:
         recipe = kvant.Recipe(effort=effort)
         return measured(
             lambda: kvant.quantize(engine.net, inputs[0], calibration=inputs, recipe=recipe, progress=False)

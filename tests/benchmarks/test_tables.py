@@ -59,9 +59,10 @@ def test_marked_regions_are_rewritten_and_nothing_else(tables: Any, tmp_path: Pa
 
 def test_calibration_table_and_promise(tables: Any, tmp_path: Path) -> None:
     calibration = import_module("calibration")
-    row = calibration.row("kvant", "extremes", 100, (30.0, 700.0), (25.0, 650.0))
+    plain = calibration.Run(25.0, 650.0, 690.0)
+    row = calibration.row("kvant", "extremes", 100, calibration.Run(30.0, 680.0, 700.0), plain)
     assert (row["ratio"], row["extra_mb"]) == (1.2, 50)
-    assert calibration.row("kvant", "histograms", 300, (90.0, 700.0), (25.0, 650.0), 3)["ratio"] == 1.2
+    assert calibration.row("kvant", "histograms", 300, calibration.Run(90.0, 700.0, 700.0), plain, 3)["ratio"] == 1.2
     slow = {**row, "ratio": 1.6}
     whole = {**slow, "what": "whole quantization"}
     assert calibration.broken_promises({"rows": [row, whole, {**slow, "tool": "nncf"}]}) == []

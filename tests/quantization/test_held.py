@@ -71,3 +71,9 @@ def test_what_need_not_be_small_is_rounded_and_kept():
     held.hold("a", VALUES, type)
     assert torch.equal(held["a"], fake_quantize(VALUES, type)) and held["a"] is held["a"]
     assert not held.join(joined("a", "a"))
+
+
+def test_what_is_taken_is_held_no_more():
+    held = Held(small=False)
+    held.hold("a", VALUES)
+    assert held.take("a") is VALUES and "a" not in held

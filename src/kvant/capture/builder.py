@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import torch
@@ -18,8 +18,8 @@ Size = int | torch.SymInt
 # Infinity in an additive mask becomes this: the same softmax, and no infinity in the graph.
 MASKED = -1e4
 # Inputs of these types hold numbers, such as pixels or samples of sound: they are the integers of a scale of 1.
-NUMBERS = {torch.uint8: "uint8", torch.int16: "int16"}
-_INTEGERS = {torch.int64: "int64", torch.int32: "int32", torch.uint8: "uint8", torch.int8: "int8", torch.int16: "int16"}
+NUMBERS = (torch.uint8, torch.int16)
+INTEGERS = {torch.int64: "int64", torch.int32: "int32", torch.uint8: "uint8", torch.int8: "int8", torch.int16: "int16"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Builder:
 def to_numpy_safe(value: Tensor) -> Tensor:
     """A constant as the graph stores it: float32 without infinities, or an integer type."""
     value = value.detach().resolve_neg().resolve_conj()
-    if value.dtype in _INTEGERS:
+    if value.dtype in INTEGERS:
         return value
     if value.dtype == torch.bool:
         return value.to(torch.float32)
@@ -174,12 +174,12 @@ def to_numpy_safe(value: Tensor) -> Tensor:
 
 def _moved_type(inputs: Sequence[Operand], fallback: torch.dtype) -> torch.dtype:
     first = inputs[0]
-    kept = first.dtype in _INTEGERS or (isinstance(first, Activation) and first.dtype == torch.bool)
+    kept = first.dtype in INTEGERS or (isinstance(first, Activation) and first.dtype == torch.bool)
     return first.dtype if kept else torch.float32 if isinstance(first, Activation) else fallback
 
 
 def _graph_type(dtype: torch.dtype) -> TensorType:
-    return TensorType(_INTEGERS.get(dtype, "float32"))  # type: ignore[arg-type]
+    return TensorType(INTEGERS.get(dtype, "float32"))  # type: ignore[arg-type]
 
 
 def _require_alike(operands: Sequence[Operand]) -> None:
@@ -194,9 +194,8 @@ def _short(dtype: torch.dtype) -> str:
 
 def input_type(dtype: torch.dtype) -> TensorType:
     """The type of a graph input that torch calls ``dtype``."""
-    if dtype in NUMBERS:
-        return TensorType(NUMBERS[dtype], Quantization((1.0,)))  # type: ignore[arg-type]
-    return _graph_type(dtype)
+    type = _graph_type(dtype)
+    return replace(type, quantization=Quantization((1.0,))) if dtype in NUMBERS else type
 
 
 def is_activation(value: object) -> TypeGuard[Activation]:

@@ -97,8 +97,8 @@ class _Correction:
         for at, sample in enumerate(samples):
             for entry, values in zip(plan.graph.inputs, sample, strict=True):
                 self.got[at].hold(entry.name, values, self._type(entry.name))
-                for true in self.true[at : at + 1]:
-                    true.hold(entry.name, values)
+                if self.true:
+                    self.true[at].hold(entry.name, values)
 
     def run(self, show: Progress) -> Plan:
         with torch.inference_mode():
@@ -113,9 +113,11 @@ class _Correction:
         return replace(self.plan, weights=self.weights, biases=self.biases)
 
     def _step(self, at: int, node: Node, rough: Node) -> None:
-        got = self.got[at]
-        if not got.join(node):
-            got.hold(node.output, self.rough.step(rough, got, self.bindings[at]), self._type(node.output))
+        if not self.got[at].join(node):
+            self.got[at].hold(node.output, self._computed(at, rough), self._type(node.output))
+
+    def _computed(self, at: int, rough: Node) -> torch.Tensor:
+        return self.rough.step(rough, self.got[at], self.bindings[at])
 
     def _follow(self, node: Node) -> None:
         """Run the float network's node, if it runs at all."""
@@ -144,13 +146,13 @@ class _Correction:
 
     def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
         """Compute the node without its clamp, and the mean of its channels."""
-        values = self.rough.step(open_rough, self.got[at], self.bindings[at])
+        values = self._computed(at, open_rough)
         self.got[at].hold(node.output, values)
         return _Mean.of(values, channel_axis(node))
 
     def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
         """Add what the bias gained, clamp and round."""
-        values = self.got[at][node.output]
+        values = self.got[at].take(node.output)
         if added is not None:
             values += beside(added, node, values)
         self.got[at].hold(node.output, clamped(node, values), self._type(node.output))

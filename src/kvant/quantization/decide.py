@@ -89,15 +89,19 @@ def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe, float]]:
     """Ways to equalize that are tried beside the first one: what each is for, the recipe that has it, and how much less
     noise, in dB, is worth it."""
     ways = [("for 8-bit activations", recipe, BETTER_DB)]
-    if recipe.effort == "best" and recipe.target_sqnr is None:  # 16 bits need no centres, and these cost biases
+    if _stays_in_8_bits(recipe):  # 16 bits need no centres, and these cost biases
         ways.append(("for 8-bit activations, centered", replace(recipe, center=True), 0.0))
     return ways
 
 
+def _stays_in_8_bits(recipe: Recipe) -> bool:
+    """Whether best effort has to do without 16 bits."""
+    return recipe.effort == "best" and recipe.target_sqnr is None
+
+
 def _rounds_for_8_bits(recipe: Recipe) -> bool:
     """Whether activations stay in 8 bits and weights are rounded again for what these leave."""
-    stays = recipe.effort == "best" and recipe.target_sqnr is None
-    return stays and recipe.compensate and recipe.correct_bias
+    return _stays_in_8_bits(recipe) and recipe.compensate and recipe.correct_bias
 
 
 class Start:
@@ -190,7 +194,7 @@ class Start:
         Best effort does this, where 8 bits leave much noise, and copies less.
         """
         trial, narrow = self.trial, replace(plan, types=self.narrow)
-        if trial.recipe.effort != "best" or trial.recipe.target_sqnr is not None:
+        if not _stays_in_8_bits(trial.recipe):
             return narrow
         plan = self._in_8_bits(plan)
         before = self._reached(plan)

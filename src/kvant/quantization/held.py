@@ -45,6 +45,10 @@ class Held(Mapping[str, torch.Tensor]):
         small = integers.to(getattr(torch, type.dtype))
         self._entries[name] = _Integers(small, quantization.zero_point, quantization.scale[0])
 
+    def take(self, name: str) -> torch.Tensor:
+        """What was held, to be changed by whoever takes it; it is held no more."""
+        return self._entries.pop(name).read()
+
     def join(self, node: Node) -> bool:
         """Keep what ``node`` joins of activations that are held alike; False if it does something else."""
         known = all(name in self._entries for name in node.inputs)

@@ -147,9 +147,11 @@ def _depthwise_products(
 
 
 def _at(pixels: torch.Tensor, places: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """(K, places, C): what each tap reads of ``pixels`` (N, H, W, C)."""
-    channels = pixels.shape[-1]
-    return pixels.reshape(-1, channels)[(taps[:, None] + places).flatten()].reshape(len(taps), -1, channels)
+    """(K, places, C): what each tap reads of ``pixels`` (N, H, W, C); no copy where one tap reads all of them."""
+    rows = pixels.reshape(1, -1, pixels.shape[-1])
+    if len(taps) == 1 and len(places) == rows.shape[1]:
+        return rows
+    return rows[0].index_select(0, (taps[:, None] + places).flatten()).reshape(len(taps), -1, rows.shape[2])
 
 
 def _flat_places(
@@ -173,25 +175,10 @@ def _rows(node: Node, weight: np.ndarray, wanted: int, values: torch.Tensor) -> 
         return rows[:, _spread(rows.shape[1], min(wanted, rows.shape[1]))]
     if not isinstance(op, ops.Conv):
         raise TypeError(f"{node.describe()} is no convolution")
-    windows, places, taps = _windows(op, weight.shape[2:], wanted, values)
+    places, taps = _flat_places(op, weight.shape[2:], wanted, values.shape)
+    windows = _at(_pixels(op, values), places, taps)
     windows = windows.reshape(*windows.shape[:-1], op.groups, -1)
-    return windows.permute(-2, 0, *places, -1, *taps).reshape(op.groups, -1, weight[0].size)
-
-
-def _windows(
-    op: ops.Conv, kernel: Sequence[int], wanted: int, values: torch.Tensor
-) -> tuple[torch.Tensor, range, range]:
-    """What a convolution reads, (N, places, taps, places, taps, ..., C), and which axes are places and which taps."""
-    pixels = _pixels(op, values)
-    starts = _starts(op, kernel, pixels.shape[1:-1], wanted / pixels.shape[0])
-    for axis, start in enumerate(starts):
-        taps = start[:, None] + torch.arange(kernel[axis]) * op.dilations[axis]
-        at = 1 + 2 * axis
-        if taps.shape != (pixels.shape[at], 1):
-            pixels = pixels.index_select(at, taps.flatten())
-        pixels = pixels.reshape(*pixels.shape[:at], *taps.shape, *pixels.shape[at + 1 :])
-    end = 2 * len(kernel) + 1
-    return pixels, range(1, end, 2), range(2, end, 2)
+    return windows.permute(2, 1, 3, 0).reshape(op.groups, -1, weight[0].size)
 
 
 def _starts(op: ops.Conv, kernel: Sequence[int], sizes: Sequence[int], wanted: float) -> list[torch.Tensor]:

@@ -8,12 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvant.capture.builder import NUMBERS, Activation, Builder, Operand, is_activation, need_activation
+from kvant.capture.builder import INTEGERS, NUMBERS, Activation, Builder, Operand, is_activation, need_activation
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 from kvant.graph.ops import Step
 
-INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _ZERO_AND_ONE = torch.tensor([0, 1])
 
 
@@ -36,7 +35,7 @@ def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
         return _of_values(t, x, lambda values: values != 0)
     if dtype == torch.float32 and x.dtype in NUMBERS:
         return t.real(x)
-    if dtype in INDICES and _is_argmax(t, x):
+    if dtype in INTEGERS and _is_argmax(t, x):
         return x
     if dtype == torch.float32 and x.dtype == torch.bool:
         return as_float(x)
