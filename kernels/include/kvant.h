@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 7
+#define KVANT_ABI_VERSION 8
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -192,7 +192,10 @@ typedef enum kvant_method {
   KVANT_DIRECT = 0,
   KVANT_WINOGRAD = 1, /* 3 x 3 kernels */
   KVANT_TRANSFORM = 2, /* large kernels, by a number-theoretic transform */
-  KVANT_XNOR = 3 /* weights of -1 and 1, by bit operations; only for inputs that hold 0, 1 and 2 around zero point 1 */
+  KVANT_XNOR = 3, /* weights of -1 and 1, by bit operations; only for inputs that hold 0, 1 and 2 around zero point 1 */
+  /* As above, but weights are kept in the file's size and transformed in each run, into memory that layers share. */
+  KVANT_WINOGRAD_LATE = 4,
+  KVANT_TRANSFORM_LATE = 5
 } kvant_method;
 
 /* Prepare a layer once, by `method` where it is exact for these weights, else directly. Everything that `layer` points
@@ -200,6 +203,9 @@ typedef enum kvant_method {
 KVANT_API int32_t kvant_pack_conv(const kvant_conv_layer *layer, int32_t method, kvant_weights **packed);
 /* Memory that the layer's weights will take, about; -1 if the method does not fit the layer. Pointers are not read. */
 KVANT_API int32_t kvant_conv_bytes(const kvant_conv_layer *layer, int32_t method, int64_t *bytes);
+/* Memory that runs of the layer need for weights, on all threads together: 0 unless the method is a late one. Layers
+ * that run one after the other share it. Pointers are not read. */
+KVANT_API int32_t kvant_conv_room(const kvant_conv_layer *layer, int32_t method, int64_t *bytes);
 KVANT_API void kvant_free_weights(kvant_weights *packed);
 KVANT_API const char *kvant_algorithm(const kvant_weights *packed); /* how it is computed: "direct", ... */
 KVANT_API int64_t kvant_weights_bytes(const kvant_weights *packed); /* memory that the packed layer takes */

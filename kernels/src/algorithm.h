@@ -60,8 +60,9 @@ class Algorithm {
 // or where it cannot be proven exact for these weights. They throw std::bad_alloc. `layer` is valid during the call only.
 std::unique_ptr<Algorithm> make_direct(const kvant_conv_layer &layer);    // applies to everything but transposed layers
 std::unique_ptr<Algorithm> make_depthwise(const kvant_conv_layer &layer);
-std::unique_ptr<Algorithm> make_winograd(const kvant_conv_layer &layer);
-std::unique_ptr<Algorithm> make_transform(const kvant_conv_layer &layer);  // number-theoretic
+// Late: weights are kept in the file's size, and transformed in each run.
+std::unique_ptr<Algorithm> make_winograd(const kvant_conv_layer &layer, bool late);
+std::unique_ptr<Algorithm> make_transform(const kvant_conv_layer &layer, bool late);  // number-theoretic
 // Bit operations; exact only if the input holds 0, 1 and 2, which the caller knows.
 std::unique_ptr<Algorithm> make_xnor(const kvant_conv_layer &layer);
 int64_t xnor_bytes(const kvant_conv_layer &layer);  // of packed weights, -1 where it does not apply

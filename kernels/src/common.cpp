@@ -40,7 +40,7 @@ int64_t size_of(int32_t dtype) { return dtype == KVANT_INT16 ? 2 : 1; }
 
 namespace {
 
-constexpr int kSlots = 5;
+constexpr int kSlots = kCallSlot + 1;
 constexpr int64_t kWorthLargePage = 1 << 17;  // bytes; fewer have few pages anyway
 
 struct Scratch {

@@ -36,6 +36,13 @@ T *scratch_array(int slot, int64_t count) {
   return static_cast<T *>(scratch(slot, bytes));
 }
 
+// The same for what all threads of one call share: the calling thread has it, in a slot of its own.
+constexpr int kCallSlot = 5;
+template <typename T>
+T *call_array(int64_t count) {
+  return scratch_array<T>(kCallSlot, count);
+}
+
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 

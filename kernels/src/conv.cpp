@@ -22,25 +22,39 @@ namespace {
 
 constexpr int64_t kAddGrain = 1 << 15;  // elements; fewer are not worth a second thread
 
+bool is_late(int32_t method) { return method == KVANT_WINOGRAD_LATE || method == KVANT_TRANSFORM_LATE; }
+
 // The wanted algorithm, or the general one where that cannot be proven exact.
 std::unique_ptr<Algorithm> make(const kvant_conv_layer &layer, int32_t method) {
   std::unique_ptr<Algorithm> algorithm;
-  if (method == KVANT_WINOGRAD) algorithm = make_winograd(layer);
-  if (method == KVANT_TRANSFORM) algorithm = make_transform(layer);
+  const bool late = is_late(method);
+  if (method == KVANT_WINOGRAD || method == KVANT_WINOGRAD_LATE) algorithm = make_winograd(layer, late);
+  if (method == KVANT_TRANSFORM || method == KVANT_TRANSFORM_LATE) algorithm = make_transform(layer, late);
   if (method == KVANT_XNOR) algorithm = make_xnor(layer);
   if (!algorithm) algorithm = make_depthwise(layer);
   return algorithm ? std::move(algorithm) : make_direct(layer);
 }
 
+// What the wanted algorithm keeps, 0 or less where it does not fit the layer.
 int64_t bytes_of(const kvant_conv_layer &layer, int32_t method) {
-  if (method != KVANT_DIRECT) {
-    const int64_t bytes = method == KVANT_WINOGRAD    ? winograd_bytes(layer)
-                          : method == KVANT_TRANSFORM ? transform_bytes(layer)
-                                                      : xnor_bytes(layer);
-    return bytes > 0 ? bytes : -1;
-  }
   const int64_t element = layer.dtype == KVANT_UINT8 ? 1 : 2;
-  return layer.outputs * (layer.channels / layer.groups) * layer.kernel[0] * layer.kernel[1] * element;
+  switch (method) {
+    case KVANT_WINOGRAD:
+    case KVANT_WINOGRAD_LATE:
+      return winograd_bytes(layer, is_late(method));
+    case KVANT_TRANSFORM:
+    case KVANT_TRANSFORM_LATE:
+      return transform_bytes(layer, is_late(method));
+    case KVANT_XNOR:
+      return xnor_bytes(layer);
+    default:
+      return layer.outputs * (layer.channels / layer.groups) * layer.kernel[0] * layer.kernel[1] * element;
+  }
+}
+
+int64_t room_of(const kvant_conv_layer &layer, int32_t method) {
+  if (method == KVANT_WINOGRAD_LATE) return winograd_bytes(layer, false);
+  return method == KVANT_TRANSFORM_LATE ? transform_room(layer) : 0;
 }
 
 bool is_size(int64_t value) { return value >= 1 && value <= INT32_MAX; }
@@ -209,16 +223,26 @@ using namespace kvant;
 
 extern "C" int32_t kvant_conv_bytes(const kvant_conv_layer *layer, int32_t method, int64_t *bytes) {
   KVANT_REQUIRE(layer && bytes, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_XNOR, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_TRANSFORM_LATE, KVANT_BAD_ARGUMENT);
   const int32_t status = check_layer(*layer);
   KVANT_REQUIRE(status == KVANT_OK, status);
   *bytes = bytes_of(*layer, method);
+  if (*bytes <= 0) *bytes = -1;
+  return KVANT_OK;
+}
+
+extern "C" int32_t kvant_conv_room(const kvant_conv_layer *layer, int32_t method, int64_t *bytes) {
+  KVANT_REQUIRE(layer && bytes, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_TRANSFORM_LATE, KVANT_BAD_ARGUMENT);
+  const int32_t status = check_layer(*layer);
+  KVANT_REQUIRE(status == KVANT_OK, status);
+  *bytes = room_of(*layer, method);
   return KVANT_OK;
 }
 
 extern "C" int32_t kvant_pack_conv(const kvant_conv_layer *layer, int32_t method, kvant_weights **packed) {
   KVANT_REQUIRE(layer && packed, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_XNOR, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(method >= KVANT_DIRECT && method <= KVANT_TRANSFORM_LATE, KVANT_BAD_ARGUMENT);
   int32_t status = check_layer(*layer);
   KVANT_REQUIRE(status == KVANT_OK, status);
   status = check_values(*layer);

@@ -6,14 +6,12 @@
 // between low = 255 * (sum of its negative weights) and high = 255 * (sum of its positive ones): where high - low < P
 // that is enough to know them. The zero point is folded into the bias, so that pixels are 0..255 as they come.
 //
-// transform_fields.h proves that 16-bit lanes never overflow, `sums_fit` that sums over channels do not.
+// transform_fields.h proves that 16-bit lanes never overflow, transform_weights.cpp that sums over channels do not.
 #include "transform.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <thread>
 #include <vector>
 
@@ -22,6 +20,7 @@
 #include "loops.h"
 #include "threads.h"
 #include "transform_fields.h"
+#include "transform_weights.h"
 
 namespace kvant {
 
@@ -46,50 +45,9 @@ const Transforms *transforms() {
   return nullptr;
 }
 
-struct Free {
-  void operator()(void *data) const { std::free(data); }
-};
-using Memory = std::unique_ptr<void, Free>;
-
-// Points lie so far apart that the last page should be a large one too.
-Memory allocate_pages(int64_t bytes) {
-  return Memory(bytes > INT64_MAX - kLargePage ? nullptr : allocate(round_up(bytes, kLargePage)));
-}
-
-// Of the calling thread, kept for its next use.
-void *workspace(int64_t bytes) {
-  thread_local Memory memory;
-  thread_local int64_t size = 0;
-  if (bytes > size || !memory) {
-    memory.reset();
-    memory = allocate_pages(bytes);
-    size = memory ? bytes : 0;
-  }
-  return memory.get();
-}
-
-// Measures of a packed layer.
-struct Shape {
-  int64_t outputs, channels;
-  int64_t padded_outputs, padded_channels;  // multiples of lanes
-  int64_t pairs;
-  int64_t kernel[2], tile[2];  // tile: of results
-
-  Shape(const kvant_conv_layer &layer, int64_t lanes)
-      : outputs(layer.outputs),
-        channels(layer.channels),
-        padded_outputs(round_up(outputs, lanes)),
-        padded_channels(round_up(channels, lanes)),
-        pairs(divide_up(channels, 2)),
-        kernel{layer.kernel[0], layer.kernel[1]},
-        tile{kSize + 1 - kernel[0], kSize + 1 - kernel[1]} {}
-
-  int64_t point_size() const { return pairs * 2 * padded_outputs; }  // of packed weights
-};
-
-constexpr int64_t kLeastKernel = 5, kMostKernel = 11;
+constexpr int64_t kLeastKernel = 5;
 constexpr int64_t kLeastChannels = 32;
-constexpr int64_t kMostSize = 1 << 16;  // of channels and outputs: `largest_sum` stays within int32
+constexpr int64_t kMostSize = 1 << 16;  // of channels and outputs: sums of magnitudes stay within int32
 static_assert(kSize + 1 - kLeastKernel <= kMostTile);
 
 bool applies(const kvant_conv_layer &layer) {
@@ -118,14 +76,18 @@ bool add_weights(const kvant_conv_layer &layer, int64_t output, int64_t *positiv
 class Transform final : public Algorithm {
  public:
   // Of a layer that it applies to; to be packed before all else.
-  Transform(const kvant_conv_layer &layer, const Transforms &transforms)
-      : transforms_(transforms), shape_(layer, transforms.lanes), settlings_(groups()) {}
+  Transform(const kvant_conv_layer &layer, const Transforms &transforms, bool late)
+      : transforms_(transforms),
+        shape_(layer, transforms.lanes),
+        late_(late),
+        settlings_(static_cast<size_t>(shape_.padded_outputs / transforms.lanes)),
+        weights_(shape_, transforms, late) {}
 
   // Pack the layer; false if it cannot be proven exact.
   bool pack(const kvant_conv_layer &layer);
 
-  const char *name() const override { return "transform"; }
-  int64_t bytes() const override { return kPrimes * kPoints * shape_.point_size() * 2; }
+  const char *name() const override { return late_ ? "transform-late" : "transform"; }
+  int64_t bytes() const override { return weights_.bytes(); }
   Format format() const override { return Format::kRaw; }
   Reach reach(const int64_t output_size[2]) const override;
   int32_t run(const Job &job) const override;
@@ -133,26 +95,19 @@ class Transform final : public Algorithm {
  private:
   struct Call;
 
-  size_t groups() const { return static_cast<size_t>(shape_.padded_outputs / transforms_.lanes); }
   bool choose_field(const kvant_conv_layer &layer);
   void settle(int64_t output, int64_t bias, float multiplier, int64_t low, int64_t high);
-  int32_t pack_pair(const kvant_conv_layer &layer, int64_t pair) const;
-  int64_t block_groups(int64_t group) const;
-  int16_t *packed(int64_t group, int64_t pair) const;
-  bool choose_segments();
-  bool sums_fit(int64_t segments) const;
-  int64_t largest_sum(int64_t point, int64_t begin, int64_t end) const;
   void forward(const Call &call, int64_t first, int64_t item) const;
-  void multiply(const Call &call, int64_t count, int64_t item) const;
+  void multiply(const Call &call, int64_t count, int64_t item, int16_t *room) const;
   void backward(const Call &call, int64_t first, int64_t item) const;
-  void work(Call *call) const;
+  int32_t work(Call *call) const;
 
   const Transforms &transforms_;
   Shape shape_;
+  bool late_;
   const Field *field_ = nullptr;
-  int64_t segments_ = 1;
   std::vector<Settling> settlings_;  // one for each group of lanes outputs
-  Memory weights_;  // [prime and point][block][pair][group of the block][even and odd outputs][2]
+  PointWeights weights_;
 };
 
 // The smallest range of sums that holds every output's.
@@ -180,115 +135,7 @@ void Transform::settle(int64_t output, int64_t bias, float multiplier, int64_t l
   to.multipliers[at] = multiplier;
 }
 
-// Groups of the block that a group belongs to: the last one may have fewer.
-int64_t Transform::block_groups(int64_t group) const {
-  const int64_t first = group - group % transforms_.groups;
-  return std::min(transforms_.groups, shape_.padded_outputs / transforms_.lanes - first);
-}
-
-// Where the first point's weights of a group of outputs lie.
-int16_t *Transform::packed(int64_t group, int64_t pair) const {
-  const int64_t first = group - group % transforms_.groups;
-  return static_cast<int16_t *>(weights_.get()) +
-         (first * shape_.pairs + pair * block_groups(group) + group - first) * 2 * transforms_.lanes;
-}
-
-// Kernels of one channel and the group's outputs as tiles.
-void spread_kernels(const kvant_conv_layer &layer, int64_t channel, int64_t group, int64_t lanes, int16_t *tile) {
-  std::fill(tile, tile + kPoints * lanes, int16_t{0});
-  if (channel >= layer.channels) return;
-  const int64_t area = layer.kernel[0] * layer.kernel[1];
-  for (int64_t lane = 0; lane < std::min(lanes, layer.outputs - group * lanes); ++lane) {
-    const int16_t *values = layer.values + ((group * lanes + lane) * layer.channels + channel) * area;
-    for (int64_t i = 0; i < area; ++i) {
-      tile[(i / layer.kernel[1] * kSize + i % layer.kernel[1]) * lanes + lane] = values[i];
-    }
-  }
-}
-
-// Two channels of a point side by side: first even, then odd outputs.
-void interleave(int64_t lanes, const int16_t *first, const int16_t *second, int16_t *to) {
-  for (int64_t side = 0; side < 2; ++side, to += lanes) {
-    for (int64_t i = 0; i < lanes / 2; ++i) {
-      to[2 * i] = first[2 * i + side];
-      to[2 * i + 1] = second[2 * i + side];
-    }
-  }
-}
-
-// Both channels of a pair, at all points, for all outputs.
-int32_t Transform::pack_pair(const kvant_conv_layer &layer, int64_t pair) const {
-  const int64_t lanes = transforms_.lanes, all = kPrimes * kPoints * lanes;
-  int16_t *tile = scratch_array<int16_t>(0, kPoints * lanes), *points = scratch_array<int16_t>(1, 2 * all);
-  KVANT_REQUIRE(tile && points, KVANT_NO_MEMORY);
-  for (int64_t group = 0; group < shape_.padded_outputs / lanes; ++group) {
-    for (int64_t side = 0; side < 2; ++side) {
-      spread_kernels(layer, 2 * pair + side, group, lanes, tile);
-      transforms_.forward_weights({field_->moduli, tile, kSize * lanes, lanes, points + side * all, lanes});
-    }
-    int16_t *to = packed(group, pair);
-    for (int64_t point = 0; point < kPrimes * kPoints; ++point, to += shape_.point_size()) {
-      interleave(lanes, points + point * lanes, points + all + point * lanes, to);
-    }
-  }
-  return KVANT_OK;
-}
-
-// The largest sum of magnitudes of an output's weights for some pairs at a point.
-int64_t Transform::largest_sum(int64_t point, int64_t begin, int64_t end) const {
-  const int64_t lanes = transforms_.lanes;
-  int32_t largest = 0;
-  for (int64_t group = 0; group < shape_.padded_outputs / lanes; ++group) {
-    const int16_t *from = packed(group, begin) + point * shape_.point_size();
-    int32_t sums[kMostLanes] = {};
-    for (int64_t pair = begin; pair < end; ++pair, from += block_groups(group) * 2 * lanes) {
-      for (int64_t i = 0; i < lanes; ++i) sums[i] += std::abs(from[2 * i]) + std::abs(from[2 * i + 1]);
-    }
-    largest = std::max(largest, *std::max_element(sums, sums + lanes));
-  }
-  return largest;
-}
-
-// Whether no sum of a segment can leave int32, nor `shrink` int16. Transformed pixels are within R; what a segment
-// starts from is shrink's 16 bits times `wrap`; shrink's numerator is the sum - q p with |q| <= 2^15, so that within
-// 2^31 - 1 its quotient by 2^16 fits. Every partial sum of a segment is within the same bound.
-bool Transform::sums_fit(int64_t segments) const {
-  return parallel(kPrimes * kPoints, 8, [&](int64_t begin, int64_t end) -> int32_t {
-           for (int64_t point = begin; point < end; ++point) {
-             const Modulus &modulus = field_->moduli[point / kPoints];
-             for (int64_t i = 0; i < segments; ++i) {
-               const int64_t from = shape_.pairs * i / segments, to = shape_.pairs * (i + 1) / segments;
-               const int64_t sum = reduced(modulus.prime) * largest_sum(point, from, to);
-               const int64_t before = i == 0 ? 0 : int64_t{32768} * std::abs(modulus.wrap);
-               if (before + sum + int64_t{32768} * modulus.prime > INT32_MAX) return 1;
-             }
-           }
-           return 0;
-         }) == 0;
-}
-
-bool Transform::choose_segments() {
-  // One pair adds less than 2^27, wraps and q p are less than 2^30: with as many segments as pairs, sums fit surely.
-  for (segments_ = 1; segments_ <= shape_.pairs; ++segments_) {
-    if (sums_fit(segments_)) return true;
-  }
-  return false;
-}
-
-bool Transform::pack(const kvant_conv_layer &layer) {
-  if (!choose_field(layer)) return false;
-  weights_ = allocate_pages(bytes());
-  if (!weights_) throw std::bad_alloc();
-  const int32_t status = parallel(shape_.pairs, 1, [&](int64_t begin, int64_t end) -> int32_t {
-    for (int64_t pair = begin; pair < end; ++pair) {
-      const int32_t result = pack_pair(layer, pair);
-      if (result != KVANT_OK) return result;
-    }
-    return KVANT_OK;
-  });
-  if (status != KVANT_OK) throw std::bad_alloc();
-  return choose_segments();
-}
+bool Transform::pack(const kvant_conv_layer &layer) { return choose_field(layer) && weights_.pack(layer, *field_); }
 
 Reach Transform::reach(const int64_t output_size[2]) const {
   Reach result{0, 0, shape_.padded_channels - shape_.channels};
@@ -300,10 +147,7 @@ Reach Transform::reach(const int64_t output_size[2]) const {
 // Tiles that are worked on at a time: as many as the third-level cache holds, since each time all weights are read.
 constexpr int64_t kCacheBytes = int64_t{20} << 20;
 constexpr int64_t kLeastTiles = 24;
-constexpr int64_t kPointsAtOnce = 8;
-
-// Elements from point to point: an odd number of cache lines, so that points do not share cache sets.
-int64_t spaced(int64_t elements) { return (divide_up(elements, 32) | 1) * 32; }
+constexpr int kRoomSlot = 0;  // of scratch memory
 
 // One application. Rounds of tiles, each of three steps of independent items; items are numbered in that order, and
 // threads take one after the other. An item waits until those of earlier steps are done; they are being worked on.
@@ -328,7 +172,7 @@ struct Transform::Call {
   }
 
   bool allocate() {
-    points = static_cast<int16_t *>(workspace(kPrimes * kPoints * 2 * (tile_stride + sum_stride)));
+    points = call_array<int16_t>(kPrimes * kPoints * (tile_stride + sum_stride));
     sums = points == nullptr ? nullptr : points + kPrimes * kPoints * tile_stride;
     return points != nullptr;
   }
@@ -351,14 +195,17 @@ void Transform::forward(const Call &call, int64_t first, int64_t item) const {
                        call.points + local * shape_.padded_channels + channel, call.tile_stride});
 }
 
-void Transform::multiply(const Call &call, int64_t count, int64_t item) const {
-  const int64_t begin = item * kPointsAtOnce, end = begin + kPointsAtOnce;
-  for (int64_t point = begin; point < end; ++point) {
+void Transform::multiply(const Call &call, int64_t count, int64_t item, int16_t *room) const {
+  const int64_t part = item / weights_.groups(), output = item % weights_.groups() * transforms_.lanes;
+  const int16_t *weights = weights_.at_points(item, room);
+  for (int64_t local = 0; local < kPartPoints; ++local, weights += weights_.point_size()) {
+    const int64_t point = point_of(part, local);
+    const bool last = local + 1 == kPartPoints;
+    const int64_t next = last ? 0 : (point_of(part, local + 1) - point) * call.tile_stride;
     transforms_.multiply({&field_->moduli[point / kPoints], call.points + point * call.tile_stride, count,
-                          shape_.padded_channels, point + 1 < end ? call.tile_stride : 0, shape_.pairs, segments_,
-                          static_cast<const int16_t *>(weights_.get()) + point * shape_.point_size(),
-                          (end - point) * shape_.point_size() * 2, shape_.padded_outputs,
-                          call.sums + point * call.sum_stride});
+                          shape_.padded_channels, next, shape_.pairs, weights_.segments(), weights,
+                          last ? nullptr : weights + weights_.point_size(),
+                          call.sums + point * call.sum_stride + output, shape_.padded_outputs});
   }
 }
 
@@ -379,50 +226,55 @@ void Transform::backward(const Call &call, int64_t first, int64_t item) const {
                         job.y_stride, std::min(lanes, shape_.outputs - output)});
 }
 
-void Transform::work(Call *call) const {
+int32_t Transform::work(Call *call) const {
   const int64_t ins = shape_.padded_channels / transforms_.lanes, outs = shape_.padded_outputs / transforms_.lanes;
-  constexpr int64_t kItems = kPrimes * kPoints / kPointsAtOnce;
-  const int64_t whole = call->round * (ins + outs) + kItems;
-  const int64_t total = call->tiles * (ins + outs) + divide_up(call->tiles, call->round) * kItems;
+  const int64_t items = weights_.items(), whole = call->round * (ins + outs) + items;
+  const int64_t total = call->tiles * (ins + outs) + divide_up(call->tiles, call->round) * items;
+  int16_t *room = scratch_array<int16_t>(kRoomSlot, weights_.item_size());
+  KVANT_REQUIRE(room != nullptr, KVANT_NO_MEMORY);
   for (int64_t item; (item = call->next.fetch_add(1)) < total; call->done.fetch_add(1, std::memory_order_release)) {
     const int64_t start = item / whole * whole, first = item / whole * call->round, rest = item - start;
     const int64_t count = std::min(call->round, call->tiles - first);
     if (rest < count * ins) {
       call->wait_for(start);
       forward(*call, first, rest);
-    } else if (rest < count * ins + kItems) {
+    } else if (rest < count * ins + items) {
       call->wait_for(start + count * ins);
-      multiply(*call, count, rest - count * ins);
+      multiply(*call, count, rest - count * ins, room);
     } else {
-      call->wait_for(start + count * ins + kItems);
-      backward(*call, first, rest - count * ins - kItems);
+      call->wait_for(start + count * ins + items);
+      backward(*call, first, rest - count * ins - items);
     }
   }
+  return KVANT_OK;
 }
 
 int32_t Transform::run(const Job &job) const {
   if (job.batch * job.output_size[0] * job.output_size[1] == 0) return KVANT_OK;
   Call call(job, shape_);
   KVANT_REQUIRE(call.allocate(), KVANT_NO_MEMORY);
-  return parallel(num_threads(), 1, [&](int64_t, int64_t) -> int32_t {
-    work(&call);
-    return KVANT_OK;
-  });
+  return parallel(num_threads(), 1, [&](int64_t, int64_t) { return work(&call); });
 }
 
 }  // namespace
 }  // namespace transform
 
-int64_t transform_bytes(const kvant_conv_layer &layer) {
+int64_t transform_bytes(const kvant_conv_layer &layer, bool late) {
   using namespace transform;
   if (!applies(layer)) return 0;
-  return kPrimes * kPoints * 2 * Shape(layer, transforms()->lanes).point_size();
+  return PointWeights(Shape(layer, transforms()->lanes), *transforms(), late).bytes();
 }
 
-std::unique_ptr<Algorithm> make_transform(const kvant_conv_layer &layer) {
+int64_t transform_room(const kvant_conv_layer &layer) {
+  using namespace transform;
+  if (!applies(layer)) return 0;
+  return PointWeights(Shape(layer, transforms()->lanes), *transforms(), true).item_size() * 2 * num_threads();
+}
+
+std::unique_ptr<Algorithm> make_transform(const kvant_conv_layer &layer, bool late) {
   using namespace transform;
   if (!applies(layer)) return nullptr;
-  auto algorithm = std::make_unique<Transform>(layer, *transforms());
+  auto algorithm = std::make_unique<Transform>(layer, *transforms(), late);
   if (!algorithm->pack(layer)) return nullptr;
   return algorithm;
 }

@@ -10,7 +10,7 @@ namespace avx2 {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kGroups = 1;
+constexpr int kMostRows = 6;
 using Vector = __m256i;
 using Floats = __m256;
 
@@ -21,6 +21,9 @@ inline Floats load_floats(const float *from) { return _mm256_loadu_ps(from); }
 inline void store(int16_t *to, Vector value) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), value); }
 inline Vector widen(const uint8_t *from) {
   return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
+inline Vector widen(const int8_t *from) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 }
 
 inline Vector set16(int16_t value) { return _mm256_set1_epi16(value); }

@@ -10,7 +10,7 @@ namespace avx512vnni {
 namespace {
 
 constexpr int64_t kLanes = 32;
-constexpr int64_t kGroups = 2;
+constexpr int kMostRows = 12;
 using Vector = __m512i;
 using Floats = __m512;
 constexpr uint32_t kOdd16 = 0xaaaaaaaa;
@@ -22,6 +22,9 @@ inline Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
 inline void store(int16_t *to, Vector value) { _mm512_storeu_si512(to, value); }
 inline Vector widen(const uint8_t *from) {
   return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+}
+inline Vector widen(const int8_t *from) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
 }
 
 inline Vector set16(int16_t value) { return _mm512_set1_epi16(value); }

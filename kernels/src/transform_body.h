@@ -1,11 +1,12 @@
 // Inner loops of the number-theoretic transform. Included by one source file for each instruction set, which defines
-// KVANT_ISA (a namespace) and, before this, in that namespace: kLanes (16-bit lanes of a Vector), kGroups, Vector,
+// KVANT_ISA (a namespace) and, before this, in that namespace: kLanes (16-bit lanes of a Vector), kMostRows (tiles that are multiplied at a time), Vector,
 // Floats and their operations. Nothing here may call an inline function of a header: the linker could keep the copy of
 // another instruction set. transform.cpp proves the bounds that comments here name: R is that of `reduce`.
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
 
+using transform::Elements;
 using transform::kPoints;
 using transform::kPrimes;
 using transform::kSize;
@@ -44,9 +45,9 @@ KVANT_INLINE void transform4(Vector &a, Vector &b, Vector &c, Vector &d, const F
   d = sub16(t, v);
 }
 
-// Transform of order 16, which leaves element k at `place(k)`, not reduced. Elements are within R or, where kSmall,
-// within 255: those need no reduction halfway. `transformed` in transform_fields.h follows it step by step.
-template <bool kSmall>
+// Transform of order 16, which leaves element k at `place(k)`, not reduced. Pixels need no reduction halfway, halves few.
+// `transformed` in transform_fields.h follows it step by step.
+template <Elements kElements>
 KVANT_INLINE void transform16(Vector *r, const Residue *roots, const Reducer &by) {
   const Factor fourth = spread(roots[4]);
 #pragma GCC unroll 4
@@ -56,9 +57,10 @@ KVANT_INLINE void transform16(Vector *r, const Residue *roots, const Reducer &by
 #pragma GCC unroll 3
     for (int n = 1; n < 4; ++n) r[4 * k + n] = product(r[4 * k + n], spread(roots[n * k]), by.prime);
   }
-  if (!kSmall) {
+  constexpr int kReduced = kElements == Elements::kAny ? 4 : kElements == Elements::kHalf ? 3 : 0;
 #pragma GCC unroll 4
-    for (int n = 0; n < 4; ++n) r[n] = reduce(r[n], by);
+  for (int n = 0; n < kReduced; ++n) r[n] = reduce(r[n], by);
+  if (kElements == Elements::kAny) {
 #pragma GCC unroll 3
     for (int k = 1; k < 4; ++k) r[4 * k] = reduce(r[4 * k], by);
   }
@@ -78,26 +80,14 @@ KVANT_INLINE void fetch(const int16_t *from, int64_t offset) {
   __builtin_prefetch(reinterpret_cast<const void *>(address), kWrite);
 }
 
-KVANT_INLINE Vector element(const uint8_t *x, const Factor &, Vector) { return widen(x); }
-// Weights, times the factor that all weights need: within R.
-KVANT_INLINE Vector element(const int16_t *x, const Factor &factor, Vector prime) {
-  return product(load(x), factor, prime);
-}
-
-constexpr bool is_small(const uint8_t *) { return true; }
-constexpr bool is_small(const int16_t *) { return false; }
-
 // Rows of a tile; out[row][frequency].
-template <typename Element>
-[[gnu::noinline]] void forward_rows(const transform::Forward<Element> &job, const Residue *roots, const Residue &scale,
-                                    const Reducer &by, Vector *out) {
-  const Factor factor = spread(scale);
-  const Element *x = job.x;
+[[gnu::noinline]] void forward_rows(const transform::Forward &job, const Residue *roots, const Reducer &by, Vector *out) {
+  const uint8_t *x = job.x;
   for (int64_t y = 0; y < kSize; ++y, x += job.row, out += kSize) {
     Vector r[kSize];
 #pragma GCC unroll 16
-    for (int k = 0; k < kSize; ++k) r[k] = element(x + k * job.column, factor, by.prime);
-    transform16<is_small(static_cast<const Element *>(nullptr))>(r, roots, by);
+    for (int k = 0; k < kSize; ++k) r[k] = widen(x + k * job.column);
+    transform16<Elements::kPixels>(r, roots, by);
 #pragma GCC unroll 16
     for (int k = 0; k < kSize; ++k) out[k] = reduce(r[place(k)], by);
   }
@@ -110,7 +100,7 @@ template <typename Element>
 #pragma GCC unroll 16
     for (int k = 0; k < kSize; ++k) r[k] = rows[k * kSize + x];
     for (int k = 0; k < kSize; ++k) fetch<1>(points, (k * kSize + kAhead) * stride);
-    transform16<false>(r, roots, by);
+    transform16<Elements::kAny>(r, roots, by);
 #pragma GCC unroll 16
     for (int k = 0; k < kSize; ++k) store(points + k * kSize * stride, reduce(r[place(k)], by));
   }
@@ -118,16 +108,95 @@ template <typename Element>
 
 Reducer reducer(const Modulus &modulus) { return {set16(modulus.prime), set16(modulus.nearest)}; }
 
-template <typename Element>
-void forward(const transform::Forward<Element> &job) {
+void forward(const transform::Forward &job) {
   Vector rows[kPoints];
   for (int64_t i = 0; i < kPrimes; ++i) {
     const Modulus &modulus = job.moduli[i];
-    const Residue *roots = is_small(job.x) ? modulus.forward : modulus.backward;
     const Reducer by = reducer(modulus);
-    forward_rows(job, roots, modulus.scale, by, rows);
-    forward_columns(rows, roots, by, job.points + i * kPoints * job.stride, job.stride);
+    forward_rows(job, modulus.forward, by, rows);
+    forward_columns(rows, modulus.forward, by, job.points + i * kPoints * job.stride, job.stride);
   }
+}
+
+// Element kResidue of transform4.
+template <int kResidue>
+KVANT_INLINE Vector quarter(Vector a, Vector b, Vector c, Vector d, const Factor &fourth, Vector prime) {
+  if (kResidue == 0) return add16(add16(a, c), add16(b, d));
+  if (kResidue == 2) return sub16(add16(a, c), add16(b, d));
+  const Vector t = sub16(a, c), v = product(sub16(b, d), fourth, prime);
+  return kResidue == 1 ? add16(t, v) : sub16(t, v);
+}
+
+// The elements kResidue, kResidue + 4, ... of a transform of order 16 of weights, times the factor that all weights need.
+// `quartered` in transform_fields.h follows it.
+template <int kResidue>
+KVANT_INLINE void quarter16(const Vector *from, Vector *r, const Modulus &modulus, Vector prime) {
+  const Factor fourth = spread(modulus.backward[4]);
+#pragma GCC unroll 4
+  for (int n = 0; n < 4; ++n) {
+    const Vector sum = quarter<kResidue>(from[n], from[n + 4], from[n + 8], from[n + 12], fourth, prime);
+    r[n] = product(sum, spread(modulus.weights[n * kResidue]), prime);
+  }
+  transform4(r[0], r[1], r[2], r[3], fourth, prime);
+}
+
+// Rows of a kernel: kMost at most, of as many weights. The others of a tile are zero, so that the compiler leaves their
+// operations out.
+template <int kResidue, int kMost>
+[[gnu::noinline]] void kernel_rows(const transform::Kernels &job, const int8_t *weights, const Reducer &by, Vector *out) {
+  for (int64_t y = 0; y < kMost; ++y) {
+    Vector r[kSize], found[4] = {};
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) r[k] = k < kMost && k < job.kernel[1] ? widen(weights + k * kLanes) : zero();
+    if (y < job.kernel[0]) quarter16<kResidue>(r, found, *job.modulus, by.prime);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) *out++ = reduce(found[k], by);
+    if (y + 1 < job.kernel[0]) weights += job.kernel[1] * kLanes;
+  }
+}
+
+// A column of a kernel's rows.
+template <int kMost>
+KVANT_INLINE void kernel_column(const Vector *rows, const Residue *roots, const Reducer &by, Vector *out) {
+  Vector r[kSize];
+#pragma GCC unroll 16
+  for (int k = 0; k < kSize; ++k) r[k] = k < kMost ? rows[4 * k] : zero();
+  transform16<(kMost <= kSize / 2 ? Elements::kHalf : Elements::kAny)>(r, roots, by);
+#pragma GCC unroll 16
+  for (int k = 0; k < kSize; ++k) out[k] = reduce(r[place(k)], by);
+}
+
+template <int kMost>
+[[gnu::noinline]] void kernel_columns(const transform::Kernels &job, const Vector (&rows)[2][4 * kMost],
+                                      const Reducer &by) {
+  int16_t *points = job.points;
+  for (int64_t x = 0; x < 4; ++x) {
+    Vector first[kSize], second[kSize];
+    kernel_column<kMost>(rows[0] + x, job.modulus->backward, by, first);
+    kernel_column<kMost>(rows[1] + x, job.modulus->backward, by, second);
+    for (int k = 0; k < kSize; ++k, points += job.stride) {
+      store(points, join_low(first[k], second[k]));
+      store(points + kLanes, join_high(first[k], second[k]));
+    }
+  }
+}
+
+template <int kMost>
+void forward_kernels_within(const transform::Kernels &job) {
+  constexpr void (*function[])(const transform::Kernels &, const int8_t *, const Reducer &, Vector *) = {
+      kernel_rows<0, kMost>, kernel_rows<1, kMost>, kernel_rows<2, kMost>, kernel_rows<3, kMost>};
+  Vector rows[2][4 * kMost];
+  const Reducer by = reducer(*job.modulus);
+  for (int64_t side = 0; side < 2; ++side) {
+    function[job.residue](job, job.weights + side * job.kernel[0] * job.kernel[1] * kLanes, by, rows[side]);
+  }
+  kernel_columns<kMost>(job, rows, by);
+}
+
+void forward_kernels(const transform::Kernels &job) {
+  constexpr int kHalf = kSize / 2;
+  if (job.kernel[0] <= kHalf && job.kernel[1] <= kHalf) return forward_kernels_within<kHalf>(job);
+  forward_kernels_within<transform::kMostKernel>(job);
 }
 
 // Montgomery's reduction of 32-bit sums of even and odd outputs: (sum - q p) / 2^16, in the outputs' order.
@@ -143,107 +212,68 @@ struct Ahead {
 };
 
 // Tiles that the next point will need, and where results go.
-template <int kRows, int kCount>
-KVANT_INLINE void fetch_rows(const transform::Products &job, const int16_t *tiles, const int16_t *sums, bool first) {
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kCount; ++j) __builtin_prefetch(sums + i * job.outputs + j * kLanes, 1);
-  }
-  if (!first) return;
+template <int kRows>
+KVANT_INLINE void fetch_rows(const transform::Products &job, const int16_t *tiles, const int16_t *sums) {
+  for (int i = 0; i < kRows; ++i) __builtin_prefetch(sums + i * job.sum_stride, 1);
+  if (job.next_point == 0) return;
   const char *from = reinterpret_cast<const char *>(tiles + job.next_point);
   for (const char *end = from + kRows * job.stride * 2; from < end; from += 64) __builtin_prefetch(from, 0, 2);
 }
 
-// kRows tiles times kCount groups of outputs.
-template <int kRows, int kCount>
-[[gnu::noinline]] void tile_rows(const transform::Products &job, const int16_t *tiles, const int16_t *weights,
-                                 int16_t *sums, Ahead ahead, bool first) {
-  fetch_rows<kRows, kCount>(job, tiles, sums, first);
+template <int kRows>
+[[gnu::noinline]] void tile_rows(const transform::Products &job, const int16_t *tiles, int16_t *sums, Ahead ahead) {
+  fetch_rows<kRows>(job, tiles, sums);
   const Vector inverse = set16(job.modulus->inverse), prime = set16(job.modulus->prime);
-  Vector acc[kRows][2 * kCount];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 2 * kCount; ++j) acc[i][j] = zero();
-  }
+  const int16_t *weights = job.weights;
+  Vector acc[kRows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) acc[i][0] = acc[i][1] = zero();
   int64_t pair = 0;
   for (int64_t segment = 0; segment < job.segments; ++segment) {
     if (segment > 0) {  // sum / 2^16 * (2^16 mod p): within 2^15 p / 2
       const Vector even = set_pairs(job.modulus->wrap, 0), odd = set_pairs(0, job.modulus->wrap);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-        for (int j = 0; j < kCount; ++j) {
-          const Vector small = shrink(acc[i][2 * j], acc[i][2 * j + 1], inverse, prime);
-          acc[i][2 * j] = multiply_pairs(small, even);
-          acc[i][2 * j + 1] = multiply_pairs(small, odd);
-        }
+        const Vector small = shrink(acc[i][0], acc[i][1], inverse, prime);
+        acc[i][0] = multiply_pairs(small, even);
+        acc[i][1] = multiply_pairs(small, odd);
       }
     }
-    for (const int64_t end = job.pairs * (segment + 1) / job.segments; pair < end; ++pair) {
-      Vector columns[2 * kCount];
-#pragma GCC unroll 4
-      for (int j = 0; j < 2 * kCount; ++j) columns[j] = load(weights + j * kLanes);
+    for (const int64_t end = job.pairs * (segment + 1) / job.segments; pair < end; ++pair, weights += 2 * kLanes) {
+      const Vector even = load(weights), odd = load(weights + kLanes);
       for (int64_t i = 0; i < ahead.lines; ++i, ahead.next += 64) __builtin_prefetch(ahead.next, 0, 2);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const Vector row = set_pair(tiles + i * job.stride + 2 * pair);
-#pragma GCC unroll 4
-        for (int j = 0; j < 2 * kCount; ++j) acc[i][j] = multiply_add(acc[i][j], row, columns[j]);
+        acc[i][0] = multiply_add(acc[i][0], row, even);
+        acc[i][1] = multiply_add(acc[i][1], row, odd);
       }
-      weights += 2 * kCount * kLanes;
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kCount; ++j) {
-      store(sums + i * job.outputs + j * kLanes, shrink(acc[i][2 * j], acc[i][2 * j + 1], inverse, prime));
-    }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) store(sums + i * job.sum_stride, shrink(acc[i][0], acc[i][1], inverse, prime));
+}
+
+template <int kRows = 1>
+void some_rows(int64_t rows, const transform::Products &job, const int16_t *tiles, int16_t *sums, Ahead ahead) {
+  if constexpr (kRows < kMostRows) {
+    if (rows > kRows) return some_rows<kRows + 1>(rows, job, tiles, sums, ahead);
   }
+  tile_rows<kRows>(job, tiles, sums, ahead);
 }
 
-constexpr int64_t kMostRows = 6;
-
-template <int kCount>
-void some_rows(int64_t rows, const transform::Products &job, const int16_t *tiles, const int16_t *weights,
-               int16_t *sums, Ahead ahead, bool first) {
-  if (rows == 6) return tile_rows<6, kCount>(job, tiles, weights, sums, ahead, first);
-  if (rows == 5) return tile_rows<5, kCount>(job, tiles, weights, sums, ahead, first);
-  if (rows == 4) return tile_rows<4, kCount>(job, tiles, weights, sums, ahead, first);
-  if (rows == 3) return tile_rows<3, kCount>(job, tiles, weights, sums, ahead, first);
-  if (rows == 2) return tile_rows<2, kCount>(job, tiles, weights, sums, ahead, first);
-  tile_rows<1, kCount>(job, tiles, weights, sums, ahead, first);
-}
-
-// All tiles times one block of kCount groups. The next block is fetched meanwhile: as many cache lines for each pair as
-// this one has.
-template <int kCount>
-void block_of(const transform::Products &job, const int16_t *weights, int16_t *sums, const int16_t *next, bool first) {
-  constexpr int64_t kLines = 2 * kCount * kLanes * 2 / 64;
+// All tiles, in stretches of nearly the same number. The next weights are fetched meanwhile: as many cache lines for each
+// pair as these have.
+void multiply(const transform::Products &job) {
+  constexpr int64_t kLines = 2 * kLanes * 2 / 64;
   const int64_t parts = (job.count + kMostRows - 1) / kMostRows, lines = (kLines + parts - 1) / parts;
-  Ahead ahead{reinterpret_cast<const char *>(next), lines};
+  Ahead ahead{reinterpret_cast<const char *>(job.next_weights), lines};
   for (int64_t tile = 0, i = 0; i < parts; ++i) {
     const int64_t end = job.count * (i + 1) / parts;
-    if (next == nullptr || i * lines >= kLines) ahead.lines = 0;
-    some_rows<kCount>(end - tile, job, job.tiles + tile * job.stride, weights, sums + tile * job.outputs, ahead, first);
+    if (job.next_weights == nullptr || i * lines >= kLines) ahead.lines = 0;
+    some_rows(end - tile, job, job.tiles + tile * job.stride, job.sums + tile * job.sum_stride, ahead);
     ahead.next += job.pairs * lines * 64;
     tile = end;
-  }
-}
-
-void multiply(const transform::Products &job) {
-  const int16_t *weights = job.weights;
-  for (int64_t output = 0; output < job.outputs;) {
-    const bool whole = job.outputs - output >= kGroups * kLanes, first = output == 0 && job.next_point > 0;
-    const int64_t count = whole ? kGroups : 1, size = job.pairs * 2 * count * kLanes;
-    const int16_t *next = (weights - job.weights + 2 * size) * 2 <= job.bytes ? weights + size : nullptr;
-    if (whole) {
-      block_of<kGroups>(job, weights, job.sums + output, next, first);
-    } else {
-      block_of<1>(job, weights, job.sums + output, next, first);
-    }
-    weights += size;
-    output += count * kLanes;
   }
 }
 
@@ -255,7 +285,7 @@ void multiply(const transform::Products &job) {
 #pragma GCC unroll 16
     for (int k = 0; k < kSize; ++k) r[k] = reduce(load(points + k * kSize * stride), by);
     for (int k = 0; k < kSize; ++k) fetch<0>(points, (k * kSize + kAhead) * stride);
-    transform16<false>(r, roots, by);
+    transform16<Elements::kAny>(r, roots, by);
 #pragma GCC unroll 16
     for (int k = 0; k < transform::kMostTile; ++k) {
       if (k < rows) out[k * kSize + x] = reduce(r[place(k)], by);
@@ -268,7 +298,7 @@ void multiply(const transform::Products &job) {
   Vector r[kSize];
 #pragma GCC unroll 16
   for (int k = 0; k < kSize; ++k) r[k] = row[k];
-  transform16<false>(r, roots, by);
+  transform16<Elements::kAny>(r, roots, by);
 #pragma GCC unroll 16
   for (int k = 0; k < transform::kMostTile; ++k) {
     if (k < columns) out[k] = reduce(r[place(k)], by);
@@ -355,7 +385,7 @@ void backward(const transform::Backward &job) {
 
 extern const transform::Transforms kTransforms;
 const transform::Transforms kTransforms = {
-    kLanes, kGroups, forward<uint8_t>, forward<int16_t>, multiply, backward,
+    kLanes, forward, forward_kernels, multiply, backward,
 };
 
 }  // namespace KVANT_ISA

@@ -49,11 +49,11 @@ constexpr Modulus modulus_of(int64_t prime) {
   result.inverse = inverse16(prime);
   result.nearest = static_cast<int16_t>((32768 + prime / 2) / prime);
   result.wrap = centred(65536, prime);
-  result.scale = residue(65536 / kPoints, prime);
   const int64_t root = root_of(prime);
   for (int64_t i = 0; i < kSize; ++i) {
     result.forward[i] = residue(power(root, i, prime), prime);
     result.backward[i] = residue(power(root, kSize - i, prime), prime);
+    result.weights[i] = residue(65536 / kPoints * power(root, kSize - i, prime), prime);
   }
   return result;
 }
@@ -80,18 +80,27 @@ constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t most(const FourBounds &bounds) { return most(bounds.sum, bounds.middle); }
 
 // What transform16 of elements within `input` may reach, intermediate values included.
-constexpr int64_t transformed(int64_t input, bool small, int64_t p) {
-  const int64_t first = most(four(input, input, p));
-  const int64_t untwisted = small ? first : reduced(p), twisted = multiplied(first, p);
+constexpr int64_t transformed(int64_t input, Elements elements, int64_t p) {
+  const int64_t first = elements == Elements::kHalf ? most(2 * input, input + multiplied(input, p)) : most(four(input, input, p));
+  const int64_t twisted = multiplied(first, p);
   // In row 0 of the second stage all are untwisted, in the others the first one is.
-  const int64_t second = most(most(four(untwisted, untwisted, p)), most(four(untwisted, twisted, p)));
-  return most(first, second);
+  const int64_t untwisted = elements == Elements::kAny ? reduced(p) : first;
+  const int64_t row = elements == Elements::kHalf ? most(3 * reduced(p) + first, 2 * reduced(p) + multiplied(reduced(p) + first, p))
+                                                  : most(four(untwisted, untwisted, p));
+  return most(first, most(row, most(four(untwisted, twisted, p))));
 }
 
-// Pixels are within 255, scaled weights and what the second transform of a tile starts from within R.
+// What quarter16 of weights may reach: all are twisted between its stages.
+constexpr int64_t quartered(int64_t p) {
+  const int64_t first = most(four(127, 127, p)), twisted = multiplied(first, p);
+  return most(first, most(four(twisted, twisted, p)));
+}
+
+// Pixels are within 255, what the second transform of a tile or a kernel starts from is within R.
 constexpr bool safe(int64_t p) {
-  return p % kSize == 1 && multiplied(127, p) <= reduced(p) && transformed(255, true, p) <= 32767 &&
-         transformed(reduced(p), false, p) <= 32767;
+  return p % kSize == 1 && transformed(255, Elements::kPixels, p) <= 32767 &&
+         transformed(reduced(p), Elements::kAny, p) <= 32767 && transformed(reduced(p), Elements::kHalf, p) <= 32767 &&
+         quartered(p) <= 32767;
 }
 
 struct Field {

@@ -10,9 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "algorithm.h"
@@ -20,6 +18,7 @@
 #include "loops.h"
 #include "packing.h"
 #include "threads.h"
+#include "winograd_weights.h"
 
 namespace kvant {
 
@@ -39,14 +38,12 @@ constexpr int64_t kSeen = kSize + 2;          // of its input
 constexpr int64_t kMostTiles = 48;            // of a block: its points and sums live in the second-level cache
 constexpr int64_t kLeastChannels = 32;        // for fewer, the transforms cost more than they save
 constexpr int64_t kLimit = int64_t{1} << 25;  // of the sums
-constexpr int64_t kPlanePadding = 32;         // elements, against planes that fall into the same cache sets
-constexpr int64_t kStagedPlane = kWinogradBlock * kWinogradChannels + kPlanePadding;
 constexpr int kPointsSlot = 0, kSumsSlot = 1, kPatchSlot = 2;  // of scratch memory
 
 constexpr int kInput[6][6] = {{4, 0, -5, 0, 1, 0}, {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
                               {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
 constexpr int kShortInput[4][6] = {{4, 0, -4, 0, 0, 0}, {0, -3, -3, 0, 0, 0}, {0, 3, -3, 0, 0, 0}, {0, -4, 0, 4, 0, 0}};
-constexpr int kKernel[6][3] = {{3, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 3}};
+constexpr int kMostKernel = 1 + 2 + 4;  // of a line of the kernel's transform, for weights of 1
 
 // Most that a uint8 can be, either way, that is transformed by these lines down and across.
 template <int kDown, int kAcross>
@@ -64,7 +61,8 @@ constexpr int largest_input(const int (&down)[kDown][6], const int (&across)[kAc
   }
   return most;
 }
-// With weights within +-32767, a pair of products is then below 2^31 too, which vpmaddwd needs.
+// Transformed weights are within +-32767 by far, so that a pair of products is below 2^31 too, which vpmaddwd needs.
+static_assert(128 * kMostKernel * kMostKernel <= 32767, "the kernel's transform fits 16 bits");
 static_assert(largest_input(kInput, kInput) <= 32767 && largest_input(kInput, kShortInput) <= 32767 &&
                   largest_input(kShortInput, kShortInput) <= 32767,
               "the input's transform fits 16 bits");
@@ -86,31 +84,6 @@ bool has_shape(const kvant_conv_layer &layer) {
          layer.outputs < INT32_MAX;
 }
 
-struct Transformed {
-  int32_t values[kWinogradPoints];
-};
-
-Transformed transform_weights(const int16_t *weights) {
-  int32_t half[6][3];
-  for (int i = 0; i < 6; ++i) {
-    for (int x = 0; x < 3; ++x) {
-      half[i][x] = kKernel[i][0] * weights[x] + kKernel[i][1] * weights[3 + x] + kKernel[i][2] * weights[6 + x];
-    }
-  }
-  Transformed result;
-  for (int i = 0; i < 6; ++i) {
-    for (int j = 0; j < 6; ++j) {
-      result.values[i * 6 + j] = kKernel[j][0] * half[i][0] + kKernel[j][1] * half[i][1] + kKernel[j][2] * half[i][2];
-    }
-  }
-  return result;
-}
-
-bool fits(const Transformed &weights) {
-  return std::all_of(std::begin(weights.values), std::end(weights.values),
-                     [](int32_t w) { return w >= -32767 && w <= 32767; });
-}
-
 // No input can make the sum of an output leave what the division of 576 times the sum modulo 2^32 recovers.
 bool is_bounded(const kvant_conv_layer &layer) {
   const int64_t terms = layer.channels * 9;
@@ -122,23 +95,6 @@ bool is_bounded(const kvant_conv_layer &layer) {
   return true;
 }
 
-// Memory for packed weights.
-class Buffer {
- public:
-  explicit Buffer(int64_t bytes) {
-    data_ = static_cast<int16_t *>(allocate(bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  Buffer(const Buffer &) = delete;
-  Buffer &operator=(const Buffer &) = delete;
-  ~Buffer() { std::free(data_); }
-
-  int16_t *data() const { return data_; }
-
- private:
-  int16_t *data_;
-};
-
 // Tiles in order of image, row and column, cut into blocks, and outputs into groups of blocks: each part of the work is
 // one block of tiles for one group.
 struct Cut {
@@ -147,17 +103,16 @@ struct Cut {
 
 class Winograd final : public Algorithm {
  public:
-  Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops);
+  Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops, bool late);
 
-  bool pack(const kvant_conv_layer &layer);  // false if a transformed weight does not fit
-
-  const char *name() const override { return "winograd"; }
-  int64_t bytes() const override { return bytes_; }
+  const char *name() const override { return late_ ? "winograd-late" : "winograd"; }
+  int64_t bytes() const override { return weights_.bytes(); }
   Format format() const override { return Format::kRaw; }
-  bool pads_itself() const override { return channels_ == real_channels_; }
+  bool pads_itself() const override { return shape_.padded_channels == shape_.channels; }
   bool adds_itself() const override { return true; }
   Reach reach(const int64_t output_size[2]) const override {
-    return {round_up(output_size[0], kSize) + 2, round_up(output_size[1], kSize) + 2, channels_ - real_channels_};
+    return {round_up(output_size[0], kSize) + 2, round_up(output_size[1], kSize) + 2,
+            shape_.padded_channels - shape_.channels};
   }
   int32_t run(const Job &job) const override;
 
@@ -167,15 +122,9 @@ class Winograd final : public Algorithm {
     const Job *job;
     int64_t down, across, tiles;  // down and across one image
     Cut cut;
+    const int16_t *weights;
   };
 
-  int64_t blocks() const { return divide_up(outputs_, kWinogradBlock); }
-  int64_t block_width(int64_t block) const { return std::min(kWinogradBlock, outputs_ - block * kWinogradBlock); }
-  const int16_t *block_weights(int64_t block) const {
-    return weights_.data() + block * kWinogradBlock * kWinogradPoints * channels_;
-  }
-  bool stage(const kvant_conv_layer &layer, int64_t output, int64_t channel, int16_t *staged) const;
-  void unstage(const int16_t *staged, int64_t block, int64_t channel);
   Cut cut(int64_t tiles) const;
   void transform(const Run &run, const WinogradTile &tile, uint8_t *patch, int16_t *points, int64_t plane) const;
   int32_t run_parts(const Run &run, int64_t begin, int64_t end) const;
@@ -185,27 +134,23 @@ class Winograd final : public Algorithm {
                  int32_t *sums) const;
 
   const WinogradLoops &loops_;
+  WinogradShape shape_;
   int32_t zero_point_;
-  int64_t real_outputs_, real_channels_;
-  int64_t outputs_, channels_;  // padded
-  int64_t bytes_;
+  bool late_;
   bool bounded_ = true;  // no product of an int32 and a multiplier reaches 2^31
-  Buffer weights_;
+  WinogradWeights weights_;
   std::vector<int32_t> bias_;
   std::vector<float> multipliers_;
 };
 
-Winograd::Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops)
+Winograd::Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops, bool late)
     : loops_(loops),
+      shape_(layer),
       zero_point_(layer.zero_point),
-      real_outputs_(layer.outputs),
-      real_channels_(layer.channels),
-      outputs_(round_up(layer.outputs, kWinogradStep)),
-      channels_(round_up(layer.channels, kWinogradChannels)),
-      bytes_(winograd_bytes(layer)),
-      weights_(bytes_),
-      bias_(outputs_),
-      multipliers_(outputs_) {
+      late_(late),
+      weights_(layer, loops, late),
+      bias_(shape_.padded_outputs),
+      multipliers_(shape_.padded_outputs) {
   const int64_t terms = layer.channels * 9;
   for (int64_t o = 0; o < layer.outputs; ++o) {
     int64_t total = 0;
@@ -218,57 +163,16 @@ Winograd::Winograd(const kvant_conv_layer &layer, const WinogradLoops &loops)
   }
 }
 
-// [block][point][panel][pair of channels][output][2], a block of outputs and channels at a time: points lie a power of
-// two apart, so weights go to another place first, where they do not push each other out of the cache.
-bool Winograd::pack(const kvant_conv_layer &layer) {
-  std::vector<int16_t> staged(kWinogradPoints * kStagedPlane);
-  for (int64_t block = 0; block < blocks(); ++block) {
-    for (int64_t c = 0; c < channels_; c += kWinogradChannels) {
-      if (!stage(layer, block * kWinogradBlock, c, staged.data())) return false;
-      unstage(staged.data(), block, c);
-    }
-  }
-  return true;
-}
-
-// staged[point][panel][pair of channels][output][2]
-bool Winograd::stage(const kvant_conv_layer &layer, int64_t output, int64_t channel, int16_t *staged) const {
-  const int64_t width = block_width(output / kWinogradBlock);
-  std::fill_n(staged, kWinogradPoints * kStagedPlane, int16_t{0});
-  for (int64_t o = 0; o < std::min(kWinogradBlock, real_outputs_ - output); ++o) {
-    const int64_t first = o / loops_.panel * loops_.panel, panel = std::min(loops_.panel, width - first);
-    for (int64_t c = 0; c < std::min(kWinogradChannels, real_channels_ - channel); ++c) {
-      const Transformed weights = transform_weights(layer.values + ((output + o) * real_channels_ + channel + c) * 9);
-      if (!fits(weights)) return false;
-      int16_t *to = staged + first * kWinogradChannels + (c / 2 * panel + o - first) * 2 + c % 2;
-      for (int64_t p = 0; p < kWinogradPoints; ++p) to[p * kStagedPlane] = static_cast<int16_t>(weights.values[p]);
-    }
-  }
-  return true;
-}
-
-void Winograd::unstage(const int16_t *staged, int64_t block, int64_t channel) {
-  const int64_t width = block_width(block);
-  for (int64_t p = 0; p < kWinogradPoints; ++p) {
-    int16_t *to = weights_.data() + (block * kWinogradBlock * kWinogradPoints + p * width) * channels_;
-    for (int64_t first = 0; first < width; first += loops_.panel) {
-      const int64_t panel = std::min(loops_.panel, width - first);
-      std::copy_n(staged + p * kStagedPlane + first * kWinogradChannels, panel * kWinogradChannels,
-                  to + first * channels_ + channel * panel);
-    }
-  }
-}
-
 // The cheapest by an estimate of cycles: transforms of tiles, products, and weights that come from memory.
 Cut Winograd::cut(int64_t tiles) const {
   const int64_t threads = num_threads(), least = divide_up(tiles, kMostTiles);
-  const int64_t groups = channels_ / kWinogradChannels;
+  const int64_t groups = shape_.padded_channels / kWinogradChannels;
   const int64_t transform = 200 * groups, products = 2600 * groups, weights = kWinogradPoints * 512 * groups;
   Cut best{least, 1};
   int64_t best_cost = INT64_MAX;
-  for (int64_t cuts = 1; cuts <= std::min(threads, blocks()); ++cuts) {
+  for (int64_t cuts = 1; cuts <= std::min(threads, shape_.blocks()); ++cuts) {
     for (const int64_t parts : {least, std::min(tiles, round_up(least * cuts, threads) / cuts)}) {
-      const int64_t each = divide_up(blocks(), cuts), size = divide_up(tiles, parts);
+      const int64_t each = divide_up(shape_.blocks(), cuts), size = divide_up(tiles, parts);
       const int64_t cost = divide_up(parts * cuts, threads) * (size * (transform + each * products) + each * weights);
       if (cost >= best_cost) continue;
       best = {parts, cuts};
@@ -283,17 +187,19 @@ int32_t Winograd::run(const Job &job) const {
   int64_t tiles;
   KVANT_REQUIRE(product({job.batch, down, across}, &tiles), KVANT_OVERFLOW);
   if (tiles == 0) return KVANT_OK;
-  const Run run{this, &job, down, across, tiles, cut(tiles)};
+  int16_t *room = call_array<int16_t>(weights_.room());
+  KVANT_REQUIRE(room != nullptr, KVANT_NO_MEMORY);
+  const Run run{this, &job, down, across, tiles, cut(tiles), weights_.at_points(room)};
   return parallel(run.cut.blocks * run.cut.groups, 1,
                   [&run](int64_t begin, int64_t end) { return run.self->run_parts(run, begin, end); });
 }
 
 int32_t Winograd::run_parts(const Run &run, int64_t begin, int64_t end) const {
   const int64_t room = divide_up(run.tiles, run.cut.blocks);
-  const int64_t points_plane = room * channels_ + kPlanePadding;
+  const int64_t points_plane = room * shape_.padded_channels + kWinogradPadding;
   int16_t *points = scratch_array<int16_t>(kPointsSlot, kWinogradPoints * points_plane);
-  int32_t *sums = scratch_array<int32_t>(kSumsSlot, kWinogradPoints * (room * kWinogradBlock + kPlanePadding));
-  uint8_t *patch = scratch_array<uint8_t>(kPatchSlot, kSeen * kSeen * channels_);
+  int32_t *sums = scratch_array<int32_t>(kSumsSlot, kWinogradPoints * (room * kWinogradBlock + kWinogradPadding));
+  uint8_t *patch = scratch_array<uint8_t>(kPatchSlot, kSeen * kSeen * shape_.padded_channels);
   KVANT_REQUIRE(points != nullptr && sums != nullptr && patch != nullptr, KVANT_NO_MEMORY);
   WinogradTile tiles[kMostTiles];
   WinogradTiles counts{};
@@ -303,10 +209,10 @@ int32_t Winograd::run_parts(const Run &run, int64_t begin, int64_t end) const {
       const int64_t first = run.tiles * block / run.cut.blocks;
       const int64_t count = run.tiles * (block + 1) / run.cut.blocks - first;
       counts = locate_all(run, first, count, tiles);
-      for (int64_t t = 0; t < count; ++t) transform(run, tiles[t], patch, points + t * channels_, points_plane);
+      for (int64_t t = 0; t < count; ++t) transform(run, tiles[t], patch, points + t * shape_.padded_channels, points_plane);
       current = block;
     }
-    for (int64_t b = blocks() * group / run.cut.groups; b < blocks() * (group + 1) / run.cut.groups; ++b) {
+    for (int64_t b = shape_.blocks() * group / run.cut.groups; b < shape_.blocks() * (group + 1) / run.cut.groups; ++b) {
       run_block(run, b, tiles, counts, points, sums);
     }
   }
@@ -335,10 +241,10 @@ void Winograd::transform(const Run &run, const WinogradTile &tile, uint8_t *patc
   const bool inside = tile.top >= 0 && tile.left >= 0 && tile.top + kSeen <= job.size[0] && tile.left + kSeen <= job.size[1];
   if (inside) {
     const uint8_t *x = tile.image + tile.top * job.x.row + tile.left * job.x.column;
-    return loops_.transform(tile, x, job.x.row, job.x.column, channels_, points, plane);
+    return loops_.transform(tile, x, job.x.row, job.x.column, shape_.padded_channels, points, plane);
   }
-  fill_patch(job, tile, channels_, zero_point_, patch);
-  loops_.transform(tile, patch, kSeen * channels_, channels_, channels_, points, plane);
+  fill_patch(job, tile, shape_.padded_channels, zero_point_, patch);
+  loops_.transform(tile, patch, kSeen * shape_.padded_channels, shape_.padded_channels, shape_.padded_channels, points, plane);
 }
 
 WinogradTile Winograd::locate(const Run &run, int64_t number) const {
@@ -348,7 +254,7 @@ WinogradTile Winograd::locate(const Run &run, int64_t number) const {
   const int64_t row = within / run.across * kSize, column = within % run.across * kSize;
   const int64_t pixel = (image * height + row) * width + column, size = size_of(job.target.dtype);
   const uint8_t *added = job.addend == nullptr ? nullptr : static_cast<const uint8_t *>(job.addend->data);
-  if (added != nullptr) added += pixel * real_outputs_ * size;
+  if (added != nullptr) added += pixel * shape_.outputs * size;
   return {job.x.data + image * job.x.image, row - job.pads[0], column - job.pads[1], job.y + pixel * job.y_stride * size,
           added, std::min(kSize, height - row), std::min(kSize, width - column)};
 }
@@ -388,14 +294,15 @@ void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, con
                          const int16_t *points, int32_t *sums) const {
   const Job &job = *run.job;
   const int64_t room = divide_up(run.tiles, run.cut.blocks), first = block * kWinogradBlock;
-  const int64_t sums_plane = room * kWinogradBlock + kPlanePadding;
+  const int64_t sums_plane = room * kWinogradBlock + kWinogradPadding;
   const int64_t size = size_of(job.target.dtype), pixel = job.y_stride * size;
-  loops_.multiply({counts, channels_, block_width(block), points, room * channels_ + kPlanePadding,
-                   block_weights(block), block_weights((block + 1) % blocks()), sums, sums_plane});
-  const int64_t added = real_outputs_ * size;
+  loops_.multiply({counts, shape_.padded_channels, shape_.width(block), points, room * shape_.padded_channels + kWinogradPadding,
+                   run.weights + shape_.begin(block), shape_.plane(block),
+                   run.weights + shape_.begin((block + 1) % shape_.blocks()), sums, sums_plane});
+  const int64_t added = shape_.outputs * size;
   shift(tiles, counts, first * size);
   loops_.finish({sums, sums_plane, bias_.data() + first, multipliers_.data() + first,
-                 std::min(kWinogradBlock, real_outputs_ - first), job.target, job.output_size[1] * pixel, pixel,
+                 std::min(kWinogradBlock, shape_.outputs - first), job.target, job.output_size[1] * pixel, pixel,
                  job.addend, job.output_size[1] * added, added, bounded_ && is_small(job.addend)},
                 tiles, counts);
   shift(tiles, counts, -first * size);
@@ -403,19 +310,16 @@ void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, con
 
 }  // namespace
 
-int64_t winograd_bytes(const kvant_conv_layer &layer) {
-  int64_t bytes;
+int64_t winograd_bytes(const kvant_conv_layer &layer, bool late) {
   if (!has_shape(layer)) return 0;
-  const int64_t channels = round_up(layer.channels, kWinogradChannels);
-  const int64_t outputs = round_up(layer.outputs, kWinogradStep);
-  return product({kWinogradPoints, 2, channels, outputs}, &bytes) ? bytes : 0;
+  const WinogradShape shape(layer);
+  return late ? shape.kernels_size() : 2 * shape.all_points();
 }
 
-std::unique_ptr<Algorithm> make_winograd(const kvant_conv_layer &layer) {
-  if (winograd_bytes(layer) == 0 || !is_bounded(layer)) return nullptr;
-  auto winograd = std::make_unique<Winograd>(layer, *winograd_loops());
-  if (!winograd->pack(layer)) return nullptr;
-  return winograd;
+std::unique_ptr<Algorithm> make_winograd(const kvant_conv_layer &layer, bool late) {
+  const int64_t count = layer.outputs * layer.channels * 9;
+  if (!has_shape(layer) || !fits_int8(layer.values, count) || !is_bounded(layer)) return nullptr;
+  return std::make_unique<Winograd>(layer, *winograd_loops(), late);
 }
 
 }  // namespace kvant

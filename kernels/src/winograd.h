@@ -16,6 +16,7 @@ constexpr int64_t kWinogradPoints = 36;
 constexpr int64_t kWinogradBlock = 64;     // outputs that are computed together
 constexpr int64_t kWinogradStep = 16;      // a block's width is a multiple of this
 constexpr int64_t kWinogradChannels = 32;  // channels are padded to a multiple of this
+constexpr int64_t kWinogradPadding = 32;   // elements, against planes that fall into the same cache sets
 
 // Where a tile's input begins: image and pixel, which may lie outside; where its output goes, what is added to it, and how
 // much of that exists.
@@ -41,6 +42,7 @@ struct WinogradProducts {
   const int16_t *points;
   int64_t points_plane;  // elements from point to point
   const int16_t *weights;
+  int64_t weights_plane;
   const int16_t *next_weights;  // of the next block, to be fetched early
   int32_t *sums;
   int64_t sums_plane;
@@ -60,8 +62,19 @@ struct WinogradFinish {
   bool bounded;  // nothing reaches 2^31 before it is rounded
 };
 
+// Transform so many vectors of weights, of some outputs and two channels each: [vector][tap][output][2] within -128..127
+// to points[point * plane + vector][output][2].
+struct WinogradKernels {
+  const int8_t *weights;
+  int64_t vectors;
+  int16_t *points;
+  int64_t plane;
+};
+
 struct WinogradLoops {
-  int64_t panel;  // most outputs of a panel of weights
+  int64_t panel;   // most outputs of a panel of weights
+  int64_t vector;  // outputs of a vector of weights
+  void (*kernels)(const WinogradKernels &kernels);
   // Transform a tile that sees x: points[point * plane + channel]. Reads whole groups of kWinogradChannels.
   void (*transform)(const WinogradTile &tile, const uint8_t *x, int64_t row, int64_t column, int64_t channels,
                     int16_t *points, int64_t plane);
@@ -70,6 +83,6 @@ struct WinogradLoops {
 };
 
 // Bytes of packed weights; 0 where the algorithm does not apply to layers of this shape.
-int64_t winograd_bytes(const kvant_conv_layer &layer);
+int64_t winograd_bytes(const kvant_conv_layer &layer, bool late);
 
 }  // namespace kvant

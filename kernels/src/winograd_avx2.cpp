@@ -20,6 +20,10 @@ inline Shorts widen(const uint8_t *from) {
   return reinterpret_cast<Shorts>(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
 }
 
+inline Shorts widen(const int8_t *from) {
+  return reinterpret_cast<Shorts>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+}
+
 inline Ints broadcast(const int16_t *pair) {
   int32_t bits;
   __builtin_memcpy(&bits, pair, sizeof bits);

@@ -20,6 +20,10 @@ inline Shorts widen(const uint8_t *from) {
   return reinterpret_cast<Shorts>(_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))));
 }
 
+inline Shorts widen(const int8_t *from) {
+  return reinterpret_cast<Shorts>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))));
+}
+
 inline Ints broadcast(const int16_t *pair) {
   int32_t bits;
   __builtin_memcpy(&bits, pair, sizeof bits);

@@ -104,6 +104,43 @@ void transform(const WinogradTile &tile, const uint8_t *x, int64_t row, int64_t 
   function(x, row, column, channels, points, plane);
 }
 
+// The rows (3 0 0), (1 1 1), (1 -1 1), (1 2 4), (1 -2 4), (0 0 3).
+inline void transform_three(const Shorts (&w)[3], Shorts (&points)[6]) {
+  const Shorts ends = w[0] + w[2], twice = w[1] + w[1], far = w[0] + (w[2] << 2);
+  points[0] = w[0] + (w[0] << 1);
+  points[1] = ends + w[1];
+  points[2] = ends - w[1];
+  points[3] = far + twice;
+  points[4] = far - twice;
+  points[5] = w[2] + (w[2] << 1);
+}
+
+void kernels(const WinogradKernels &k) {
+  const int8_t *from = k.weights;
+  int16_t *points = k.points;
+  for (int64_t vector = 0; vector < k.vectors; ++vector, from += 9 * 2 * kLanes, points += 2 * kLanes) {
+    Shorts half[6][3];
+#pragma GCC unroll 3
+    for (int64_t x = 0; x < 3; ++x) {
+      const Shorts down[3] = {widen(from + 2 * kLanes * x), widen(from + 2 * kLanes * (3 + x)),
+                              widen(from + 2 * kLanes * (6 + x))};
+      Shorts column[6];
+      transform_three(down, column);
+#pragma GCC unroll 6
+      for (int64_t i = 0; i < 6; ++i) half[i][x] = column[i];
+    }
+    int16_t *to = points;
+    const int64_t next = opaque(k.plane);
+#pragma GCC unroll 6
+    for (int64_t i = 0; i < 6; ++i) {
+      Shorts row[6];
+      transform_three(half[i], row);
+#pragma GCC unroll 6
+      for (int64_t j = 0; j < 6; ++j, to += next) store(to, row[j]);
+    }
+  }
+}
+
 // A stretch of memory to fetch into the second-level cache while something else is computed.
 struct Ahead {
   const int16_t *next;
@@ -175,13 +212,13 @@ void multiply_panel(const WinogradProducts &p, int64_t tiles, const int16_t *poi
 }
 
 void multiply(const WinogradProducts &p) {
-  const int16_t *weights = p.weights;
   const WinogradTiles &all = p.tiles;
   const int64_t high = all.full + all.narrow, wide = all.low + all.full;
   for (int64_t point = 0; point < kWinogradPoints; ++point) {
     const bool of_high = !has_point<true>(point / 6), of_wide = !has_point<true>(point % 6);
     const int64_t skipped = of_high ? all.low : 0;
     const int64_t tiles = of_high ? (of_wide ? all.full : high) : of_wide ? wide : high + all.low + all.both;
+    const int16_t *weights = p.weights + point * p.weights_plane;
     for (int64_t first = 0; first < p.outputs; first += kPanel) {
       const int64_t width = p.outputs - first < kPanel ? p.outputs - first : kPanel;
       const bool last = point == kWinogradPoints - 1 && first + width == p.outputs;
@@ -380,7 +417,7 @@ void finish(const WinogradFinish &f, const WinogradTile *tiles, const WinogradTi
 }  // namespace
 
 extern const WinogradLoops kWinograd;
-const WinogradLoops kWinograd = {kPanel, transform, multiply, finish};
+const WinogradLoops kWinograd = {kPanel, kLanes, kernels, transform, multiply, finish};
 
 }  // namespace KVANT_ISA
 }  // namespace kvant

@@ -103,7 +103,7 @@ def check_buffers(graph: Graph, inputs: list[np.ndarray], gap_x: int, gap_y: int
     strides = work.channels + gap_x, work.output_channels + gap_y
     pairs = [(c_int64 * 2)(*pair) for pair in (work.size, work.output_size, work.pads)]
     shape = library.ConvShape(work.batch, *pairs, *strides)
-    for algorithm in ("direct", "winograd", "transform"):
+    for algorithm in ("direct", "winograd", "transform", "winograd-late", "transform-late"):
         y = strided(blank, strides[1])
         convolve(work, algorithm, strided(x, strides[0]), shape, y)
         np.testing.assert_array_equal(y, strided(expected, strides[1]), err_msg=algorithm)

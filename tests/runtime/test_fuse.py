@@ -61,14 +61,15 @@ def same(graph: Graph, x: np.ndarray) -> list[steps.Step]:
     return list(Planner(graph).plan({"image": x.shape}).steps)
 
 
-@pytest.mark.parametrize("method", [methods.DIRECT, methods.WINOGRAD, methods.TRANSFORM])
+@pytest.mark.parametrize("method", [methods.DIRECT, *methods.LATE, *methods.LATE.values()])
 def test_residuals(method: str) -> None:
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def check(data: st.DataObject) -> None:
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         kind = data.draw(st.sampled_from(KINDS if method == methods.DIRECT else ["uint8"]))
-        kernel = {"direct": data.draw(st.sampled_from([1, 3])), "winograd": 3, "transform": 5}[method]
+        small = data.draw(st.sampled_from([1, 3]))
+        kernel = {"direct": small, "winograd": 3, "transform": 5}[method.removesuffix("-late")]
         channels = data.draw(st.sampled_from([3, 8, 17, 33, 64, 70] if method == methods.DIRECT else [33, 64, 70]))
         weights = data.draw(st.sampled_from(["int8", "int16"] if method == methods.DIRECT else ["int8"]))
         zero = st.sampled_from([0, 1, 120, 255]) if kind == "uint8" else st.just(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,13 +11,17 @@ from hypothesis import strategies as st
 
 from kvant.errors import InputError
 from kvant.graph import ops
-from kvant.runtime import QuantizedModel, native
-from kvant.runtime.native import methods
+from kvant.runtime import QuantizedModel, native, steps
+from kvant.runtime.native import methods, trial
+from kvant.runtime.native.packed import packed_bytes, packed_room
 
 from .graphs import random_integers, typed, weighted_graph
 from .networks import image, small_network
 
-METHODS = {"winograd": (3,), "transform": (5, 7, 9, 11)}
+METHODS = {
+    "winograd": (3,), "transform": (5, 7, 9, 11),
+    "winograd-late": (3,), "transform-late": (5, 7, 9, 11),
+}  # fmt: skip
 needs_vectors = pytest.mark.skipif(native.isa() == "portable", reason="the portable kernels are direct ones only")
 
 
@@ -23,6 +29,13 @@ def model_by(graph, method, monkeypatch) -> QuantizedModel:
     """The native model whose layers are all computed by one method, however slow."""
     monkeypatch.setattr(methods, "seconds", lambda work, algorithm, size, speed: 0.0 if algorithm == method else 1.0)
     return QuantizedModel(graph, backend="native", memory_budget="speed")
+
+
+def layer_of(graph) -> steps.Conv:
+    """The one layer of a graph, at its example size."""
+    plan = QuantizedModel(graph, backend="native", memory_budget=0)._example_steps()
+    ((_, work),) = [layer for step in plan for layer in steps.layers_of(step)]
+    return work
 
 
 def conv_graph(rng, kernel, channels, outputs, size, pads, zero, target, values=None, bias=None, factor=1.0):
@@ -75,7 +88,10 @@ def one_signed(total: int, channels: int, kernel: int, sign: int) -> np.ndarray:
 @pytest.mark.parametrize("output", [4, 6])  # 6: a whole tile of Winograd, short ones at two edges and in the corner
 @pytest.mark.parametrize(
     ("method", "kernel", "channels", "bound"),
-    [("winograd", 3, 128, 2**25), ("transform", 7, 128, 10993 * 11057)],
+    [
+        ("winograd", 3, 128, 2**25), ("transform", 7, 128, 10993 * 11057),
+        ("winograd-late", 3, 128, 2**25), ("transform-late", 7, 128, 10993 * 11057),
+    ],
 )  # fmt: skip
 def test_at_the_proven_bound(method, kernel, channels, bound, output, sign, monkeypatch):
     """One step below it inputs of 255 give the exact sum; at it, the direct kernel takes over."""
@@ -96,14 +112,39 @@ def test_at_the_proven_bound(method, kernel, channels, bound, output, sign, monk
 
 
 @needs_vectors
-def test_a_budget_is_kept():
+@pytest.mark.parametrize(("method", "kernel"), [("winograd", 3), ("transform", 7)])
+def test_a_budget_is_kept(method, kernel, monkeypatch):
+    """Late weights need their room, kept ones their size; with a byte less, what is smaller is taken."""
+    monkeypatch.setattr(native, "pace", lambda isa, threads: 1.0)
     rng = np.random.default_rng(0)
-    graph = conv_graph(rng, 3, 64, 64, (1, 40, 40), 1, 0, typed("uint8"))
-    direct = 64 * 64 * 9
-    for budget, wanted in ((0, "direct"), (8 * direct - 1, "direct"), (8 * direct, "winograd"), ("speed", "winograd")):
+    graph = conv_graph(rng, kernel, 64, 64, (1, 40, 40), kernel // 2, 0, typed("uint8"))
+    work = layer_of(graph)
+    direct, late, kept = (packed_bytes(work, name) for name in ("direct", f"{method}-late", method))
+    room = packed_room(work, f"{method}-late")
+    assert direct == late == work.weights.values.size
+    assert room == kept if method == "winograd" else 0 < room < kept
+    if method == "winograd":  # the room of one layer is what it would take to keep its weights
+        wanted = {0: "direct", kept - 1: "direct", kept: method, "speed": method}
+    else:
+        late_one = late + room
+        wanted = {late_one - 1: "direct", late_one: f"{method}-late", kept - 1: f"{method}-late", kept + room: method}
+    for budget, name in wanted.items():
         model = QuantizedModel(graph, backend="native", memory_budget=budget)
-        assert [entry.algorithm for entry in model.algorithms()] == [wanted], budget
+        assert [entry.algorithm for entry in model.algorithms()] == [name], budget
     assert model.algorithms()[0].macs == 40 * 40 * direct
+
+
+@needs_vectors
+def test_layers_share_the_room_of_late_weights():
+    """A second layer needs no more of it."""
+    rng = np.random.default_rng(0)
+    work = layer_of(conv_graph(rng, 3, 64, 64, (1, 40, 40), 1, 0, typed("uint8")))
+    other = replace(work, weights=replace(work.weights))
+    costs = methods.Costs(packed_bytes, packed_room, lambda layer, name, size: 1.0 if name == "winograd-late" else 2.0)
+    size, room = work.weights.values.size, packed_room(work, "winograd-late")
+    for budget, wanted in ((2 * size + room, ["winograd-late"] * 2), (2 * size + room - 1, ["direct"] * 2)):
+        chosen = methods.choose([("first", work), ("second", other)], budget, costs)
+        assert [choice.algorithm for choice in chosen.values()] == wanted
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16"])
@@ -137,6 +178,26 @@ def test_every_kind_of_short_tile():
 def test_the_cost_model_counts_short_tiles():
     """A rest of one or two rows takes 4 of 6 points."""
     assert [methods.winograd_points(size) for size in (1, 2, 3, 4, 5, 7, 14)] == [4, 4, 6, 6, 10, 12, 22]
+
+
+def test_memory_bounds_what_more_threads_gain():
+    """The faster the machine multiplies, the less larger weights pay."""
+    work = layer_of(conv_graph(np.random.default_rng(0), 3, 512, 512, (1, 14, 14), 1, 0, typed("uint8")))
+    size = 512 * 512 * 9
+    for pace, faster in ((1.0, "winograd"), (4.0, "direct")):
+        speed = replace(methods.SPEEDS["avx512vnni"], pace=pace)
+        times = {
+            name: methods.seconds(work, name, bytes, speed)
+            for name, bytes in (("direct", size), ("winograd", 8 * size))
+        }
+        assert min(times, key=times.__getitem__) == faster
+
+
+def test_the_pace_is_measured_once():
+    trial.pace.cache_clear()
+    found = trial.pace(native.isa(), native.num_threads())
+    assert 0 < found < 1000
+    assert trial.pace(native.isa(), native.num_threads()) == found
 
 
 def test_an_example_beyond_the_memory_limit_leaves_smaller_inputs():

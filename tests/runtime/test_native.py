@@ -92,7 +92,7 @@ def pack(lib: ctypes.CDLL, method: int = 0, **changes: object) -> tuple[int, c_v
      ({"strides": PAIR(1, 0)}, BAD), ({"dilations": PAIR(2**40, 1)}, BAD), ({"transposed": 2}, BAD),
      ({"dtype": 1}, BAD), ({"dtype": 3}, BAD), ({"zero_point": 256}, BAD), ({"dtype": 2, "zero_point": 1}, BAD),
      ({"sums": library.Sums(1, 1)}, BAD), ({"outputs": 2**61, "channels": 2**20}, OVERFLOW), ({"values": None}, NULL),
-     ({"method": 4}, BAD), ({"method": -1}, BAD)],
+     ({"method": 6}, BAD), ({"method": -1}, BAD)],
 )  # fmt: skip
 def test_layers_are_checked(lib, changes, status):
     assert pack(lib, **changes)[0] == status
@@ -120,11 +120,37 @@ def test_convolutions_that_do_not_fit_are_refused(lib, changes, status):
 
 
 def test_a_method_that_does_not_fit_a_layer_gives_way_to_the_direct_one(lib):
-    for method in (1, 2, 3):
+    for method in (1, 2, 3, 4, 5):
         made, packed = pack(lib, method)
         assert made == OK
         assert lib.kvant_algorithm(packed) == b"direct"
         lib.kvant_free_weights(packed)
+
+
+def test_weights_beyond_int8_give_way_to_the_direct_method(lib):
+    """Winograd's bound of sums would let one such weight pass."""
+    values, wide = np.zeros((3, 32, 3, 3), np.int16), np.zeros((3, 32, 3, 3), np.int16)
+    values[1, 2, 1, 1], wide[1, 2, 1, 1] = 127, 129
+    for method, name in ((1, b"winograd"), (4, b"winograd-late")):
+        for array, expected in ((values, name if native.isa() != "portable" else b"direct"), (wide, b"direct")):
+            made, packed = pack(lib, method, channels=32, kernel=PAIR(3, 3), values=array.ctypes.data)
+            assert made == OK
+            assert lib.kvant_algorithm(packed) == expected
+            lib.kvant_free_weights(packed)
+
+
+def test_room_is_for_late_weights(lib):
+    layer, room = library.ConvLayer(), c_int64(-1)
+    assert lib.kvant_conv_room(None, c_int32(4), byref(room)) == NULL
+    assert lib.kvant_conv_room(byref(layer), c_int32(4), None) == NULL
+    assert lib.kvant_conv_room(byref(layer), c_int32(4), byref(room)) == BAD  # no outputs
+    for kernel, late in ((3, 4), (7, 5)):
+        one, size = PAIR(1, 1), PAIR(kernel, kernel)
+        layer = library.ConvLayer(64, 64, 1, size, one, one, 0, 0, 0, None, None, None, library.Sums(1000, 0))
+        assert lib.kvant_conv_room(byref(layer), c_int32(6), byref(room)) == BAD
+        for method in range(6):
+            assert lib.kvant_conv_room(byref(layer), c_int32(method), byref(room)) == OK
+            assert (room.value > 0) == (method == late and native.isa() != "portable")
 
 
 def test_plans_are_checked(lib):

@@ -22,7 +22,7 @@ def make(monkeypatch, budget="speed"):
 
 
 @needs_vectors
-@pytest.mark.parametrize("faster", [methods.DIRECT, methods.WINOGRAD])
+@pytest.mark.parametrize("faster", [methods.DIRECT, methods.WINOGRAD, methods.WINOGRAD_LATE])
 def test_a_trial_decides(faster, monkeypatch):
     """By its times alone, whatever the cost model says; the bits are the reference's either way."""
     monkeypatch.setattr(trial, "_measure", lambda work, name: 1.0 if name == faster else 2.0)
@@ -35,6 +35,7 @@ def test_a_trial_decides(faster, monkeypatch):
 
 @needs_vectors
 def test_a_trial_keeps_the_budget(monkeypatch):
+    """A late algorithm's room counts, too."""
     monkeypatch.setattr(trial, "_measure", lambda work, name: 2.0 if name == methods.DIRECT else 1.0)
     assert [entry.algorithm for entry in make(monkeypatch, 8 * 64 * 64 * 9 - 1)[1].algorithms()] == [methods.DIRECT]
 

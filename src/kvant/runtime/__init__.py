@@ -42,8 +42,9 @@ def load(
     Args:
         path: the file.
         backend: "native" or "reference"; by default the native one where it is built.
-        memory_budget: bytes that weights may take when they are laid out for the processor; larger layouts can be
-            faster. By default 2.5 times what they take in the file; "speed" sets no bound. Results are the same bits.
+        memory_budget: bytes that weights may take when they are laid out for the processor, with the room to lay some
+            out anew in each run; larger layouts can be faster. By default 2.5 times what they take in the file; "speed"
+            sets no bound. Results are the same bits.
         memory_limit: refuse inputs whose activations need more bytes than this.
 
     Raises:

@@ -17,9 +17,9 @@ from kvant.runtime import steps
 from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
 from kvant.runtime.native.library import isa, num_threads, set_num_threads, stay_on_thread
-from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, choose, of_signs
-from kvant.runtime.native.packed import Packed, packed_bytes
-from kvant.runtime.native.trial import MEASURE, Trial, wanted
+from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, Costs, choose, of_signs
+from kvant.runtime.native.packed import Packed, packed_bytes, packed_room
+from kvant.runtime.native.trial import MEASURE, Trial, pace, wanted
 
 __all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads", "stay_on_thread"]
 
@@ -54,8 +54,8 @@ class NativeBackend:
         """Choose an algorithm for every convolution, from the steps at the example size."""
         layers = [layer for step in plan for layer in steps.layers_of(step)]
         self._layers = {work.weights: work for _, work in layers}
-        cost = Trial() if wanted() == MEASURE else _estimate
-        self._chosen = choose(layers, memory_budget, packed_bytes, cost)
+        seconds = Trial() if wanted() == MEASURE else _estimate
+        self._chosen = choose(layers, memory_budget, Costs(packed_bytes, packed_room, seconds))
 
     def bind(
         self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]], given: Sequence[Array] = ()
@@ -111,7 +111,8 @@ def _plain(array: Array) -> Array:
 
 
 def _estimate(work: steps.Conv, algorithm: str, weight_bytes: int) -> float:
-    return methods.seconds(work, algorithm, weight_bytes, SPEEDS[isa()])
+    speed = replace(SPEEDS[isa()], pace=pace(isa(), num_threads()))
+    return methods.seconds(work, algorithm, weight_bytes, speed)
 
 
 def _error(status: int, call: tuple[steps.Work, Sequence[Array], Array], bound: calls.Call) -> Exception:

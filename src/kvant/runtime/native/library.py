@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvant.errors import BackendError
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
 _HOW = "Install kvant with a C++17 compiler at hand, or set KVANT_LIBRARY to a built libkvant.so (docs/kernels.md)."

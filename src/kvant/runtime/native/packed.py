@@ -10,10 +10,10 @@ import numpy as np
 from kvant.errors import BackendError
 from kvant.runtime.arithmetic import INT32_MAX
 from kvant.runtime.native.library import DTYPES, STATUS, ConvLayer, Sums, load_library
-from kvant.runtime.native.methods import DIRECT, TRANSFORM, WINOGRAD, XNOR
+from kvant.runtime.native.methods import DIRECT, TRANSFORM, TRANSFORM_LATE, WINOGRAD, WINOGRAD_LATE, XNOR
 from kvant.runtime.steps import Conv
 
-_NUMBERS = {DIRECT: 0, WINOGRAD: 1, TRANSFORM: 2, XNOR: 3}
+_NUMBERS = {DIRECT: 0, WINOGRAD: 1, TRANSFORM: 2, XNOR: 3, WINOGRAD_LATE: 4, TRANSFORM_LATE: 5}
 
 
 class Packed:
@@ -52,6 +52,14 @@ def packed_bytes(work: Conv, algorithm: str) -> int | None:
     found = c_int64(-1)
     load_library().kvant_conv_bytes(byref(layer), c_int32(_NUMBERS[algorithm]), byref(found))
     return found.value if found.value > 0 else None
+
+
+def packed_room(work: Conv, algorithm: str) -> int:
+    """Bytes that runs by an algorithm that fits the layer need for weights, and layers share; 0 unless it is late."""
+    layer, _ = _layer(work, values=False)
+    found = c_int64(0)
+    load_library().kvant_conv_room(byref(layer), c_int32(_NUMBERS[algorithm]), byref(found))
+    return found.value
 
 
 def _layer(work: Conv, values: bool = True) -> tuple[ConvLayer, object]:
