@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvant.errors import InputError
 from kvant.graph import ops
-from kvant.runtime import QuantizedModel, native, steps
+from kvant.runtime import QuantizedModel, model, native, steps
 from kvant.runtime.native import methods, trial
 from kvant.runtime.native.packed import packed_bytes, packed_room
 
@@ -132,6 +133,14 @@ def test_a_budget_is_kept(method, kernel, monkeypatch):
         model = QuantizedModel(graph, backend="native", memory_budget=budget)
         assert [entry.algorithm for entry in model.algorithms()] == [name], budget
     assert model.algorithms()[0].macs == 40 * 40 * direct
+
+
+def test_the_default_budget_leaves_room_for_late_weights():
+    """Half more than the file, 32 MB more where that is more, but at most 2.5 times as much."""
+    for size, expected in ((2**20, 2.5 * 2**20), (40 << 20, 72 << 20), (100 << 20, 150 << 20)):
+        half = np.broadcast_to(np.int8(0), (size // 2,))
+        graph = SimpleNamespace(constants={"a": half, "b": half})
+        assert model._bytes(graph, None) == expected
 
 
 @needs_vectors

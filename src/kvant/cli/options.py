@@ -44,7 +44,8 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option(
         metavar="BYTES|speed",
-        help="Bytes that laid out weights may take, or `speed` for no bound; by default 2.5 times those of the file.",
+        help="Bytes that laid out weights may take, or `speed` for no bound; by default half more than in the file, "
+        "or 32 MB more if that is more, but at most 2.5 times as much.",
         show_default=False,
     ),
 ]

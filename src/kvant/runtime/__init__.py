@@ -43,8 +43,8 @@ def load(
         path: the file.
         backend: "native" or "reference"; by default the native one where it is built.
         memory_budget: bytes that weights may take when they are laid out for the processor, with the room to lay some
-            out anew in each run; larger layouts can be faster. By default 2.5 times what they take in the file; "speed"
-            sets no bound. Results are the same bits.
+            out anew in each run; larger layouts can be faster. By default half more than they take in the file or 32 MB
+            more, whichever is more, but at most 2.5 times as much; "speed" sets no bound. Results are the same bits.
         memory_limit: refuse inputs whose activations need more bytes than this.
 
     Raises:

@@ -25,7 +25,10 @@ from kvant.runtime.steps import Step
 
 Array = npt.NDArray[Any]
 # By default the laid out weights may take this many times the bytes of the file's.
-_DEFAULT_BUDGET = 2.5
+# Of the bytes that weights take in the file. More than the first pays little: late weights need only room, which the
+# bytes that are added make sure of where the file is small.
+_DEFAULT_BUDGET, _LARGEST_DEFAULT_BUDGET = 1.5, 2.5
+_ROOM = 32 << 20
 
 
 class QuantizedModel:
@@ -181,7 +184,8 @@ class QuantizedModel:
 def _bytes(graph: Graph, budget: int | Literal["speed"] | None) -> float:
     """A memory budget in bytes."""
     if budget is None:
-        return _DEFAULT_BUDGET * sum(value.nbytes for value in graph.constants.values())
+        size = sum(value.nbytes for value in graph.constants.values())
+        return min(max(_DEFAULT_BUDGET * size, size + _ROOM), _LARGEST_DEFAULT_BUDGET * size)
     if budget == "speed":
         return math.inf
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
