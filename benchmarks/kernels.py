@@ -1,7 +1,8 @@
 """Single layers: billions of multiply-accumulates a second of each method, beside the processor's peak.
 
 The peak is a loop of vpdpbusd alone (peak.cpp), measured before and after; it needs g++ and AVX-512 VNNI and is left
-out elsewhere. Winograd and the transform count the products of the direct method, so they may pass it.
+out elsewhere. Winograd and the transform count the products of the direct method, so they may pass it; "late" is with
+weights that are transformed in each run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ import kvant
 from kvant.runtime import native, steps
 from kvant.runtime.arithmetic import Target
 from kvant.runtime.native import NativeBackend, methods
+
+LEAST_SECONDS = 2e-3  # of a call that is timed
 
 # Channels in, out, kernel, stride, size, groups, type of the input.
 Layer = tuple[int, int, int, int, int, int, str]
@@ -74,14 +78,22 @@ def speed(layer: Layer, method: str, rounds: int) -> float | None:
         return None
     x = np.random.default_rng(1).integers(0, 255, (1, *work.size, work.channels)).astype(work.weights.dtype)
     y = np.empty((1, *work.output_size, work.output_channels), work.target.dtype)
-    run = backend.bind([(work, [x], y)])
+    once = min(seconds(backend.bind([(work, [x], y)]), 5))
+    # So often in one call that the call itself, from Python, does not count.
+    count = math.ceil(LEAST_SECONDS / once)
+    taken = statistics.median(seconds(backend.bind([(work, [x], y)] * count), rounds)) / count
+    return math.prod(work.output_size) * work.weights.values.size / taken / 1e9
+
+
+def seconds(run: Callable[[], None], rounds: int) -> list[float]:
+    """The times of some calls, after one that does not count."""
     run()
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return math.prod(work.output_size) * work.weights.values.size / statistics.median(times) / 1e9
+    return times
 
 
 def title(layer: Layer) -> str:
@@ -97,7 +109,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
     for entry in report["results"]:
         most = report["peak"].get(str(entry["threads"]))
         line = [entry["layer"], str(entry["threads"])]
-        for method in (methods.DIRECT, methods.WINOGRAD, methods.TRANSFORM):
+        for method in METHODS:
             found = entry["gmacs"].get(method)
             share = f" ({found / most:.0%})" if found and most else ""
             line.append(f"{found:.0f}{share}" if found else "")
@@ -105,7 +117,14 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-COLUMNS = ["layer", "threads", "direct, GMAC/s (of peak)", "Winograd", "transform"]
+METHODS = {
+    methods.DIRECT: "direct, GMAC/s (of peak)",
+    methods.WINOGRAD: "Winograd",
+    methods.WINOGRAD_LATE: "late",
+    methods.TRANSFORM: "transform",
+    methods.TRANSFORM_LATE: "late",
+}
+COLUMNS = ["layer", "threads", *METHODS.values()]
 
 
 def main() -> None:
@@ -115,8 +134,7 @@ def main() -> None:
         kvant.set_num_threads(threads)
         before = peak(threads)
         for layer in LAYERS:
-            names = (methods.DIRECT, methods.WINOGRAD, methods.TRANSFORM)
-            found = {name: speed(layer, name, options.rounds) for name in names}
+            found = {name: speed(layer, name, options.rounds) for name in METHODS}
             gmacs = {name: round(value, 1) for name, value in found.items() if value is not None}
             results.append({"layer": title(layer), "threads": threads, "gmacs": gmacs})
             print(title(layer), threads, gmacs, flush=True)

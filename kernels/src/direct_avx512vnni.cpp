@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 4;
 constexpr int64_t kAhead = 2048;  // the second-level cache needs to be told that early
+constexpr int64_t kLast = 2;
 constexpr float kLargest = 2147483520.0f;  // below 2^31
 using Vector = __m512i;
 using Floats = __m512;
@@ -88,11 +89,19 @@ struct Bytes {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
     return sum;
   }
+  static inline Vector add_from(Vector sum, Vector pixel, const uint8_t *weights) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(pixel), "m"(*reinterpret_cast<const Vector *>(weights)));
+    return sum;
+  }
 };
 
 struct Shorts {
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
+    return sum;
+  }
+  static inline Vector add_from(Vector sum, Vector pixel, const uint8_t *weights) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(pixel), "m"(*reinterpret_cast<const Vector *>(weights)));
     return sum;
   }
 };

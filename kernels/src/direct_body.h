@@ -1,6 +1,7 @@
 // Direct convolution by tiles of pixels times vectors of outputs. Included by one source file for each instruction set,
 // which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, kAhead (bytes of weights that
-// are fetched ahead; 0: the processor does that itself), the types Vector (kLanes
+// are fetched ahead; 0: the processor does that itself), kLast (groups of a tile that are left for its end, where results
+// are finished pixel by pixel, see finish_tile; only if more than 0, Products have add_from), the types Vector (kLanes
 // 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
 // load_floats, splat, rounded (to an integer, within bounds) and load_integers (a block's as floats, no more than there
 // are, in the order of its lanes), the product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel:
@@ -149,6 +150,31 @@ __attribute__((always_inline)) inline void begin(const DirectWork &work, Vector 
   }
 }
 
+// The last kLast groups of a run, of one pixel after the other, whose results are then finished while the next pixel's sums
+// are still being made: after all of them at once, the next tile's products would wait behind them.
+template <typename Product, Simple kSimple, int64_t P, int64_t V>
+__attribute__((always_inline)) inline void finish_tile(Vector (&sums)[P][V], const uint8_t *const *pixels, int64_t offset,
+                                                       const uint8_t *weights, const Finish<V> &finish, uint8_t *y,
+                                                       int64_t y_stride) {
+#pragma GCC unroll 16
+  for (int64_t p = 0; p < P; ++p) {
+    Floats values[V];
+    if constexpr (kLast > 0) {
+#pragma GCC unroll 4
+      for (int64_t g = 0; g < kLast; ++g) {
+        const Vector pixel = broadcast(pixels[p] + offset + g * kGroupBytes);
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < V; ++v) {
+          sums[p][v] = Product::add_from(sums[p][v], pixel, weights + (g * V + v) * kVectorBytes);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
+    store_simple<kSimple>(finish, values, y + p * y_stride);
+  }
+}
+
 // Simple tiles one after the other in a row of output pixels.
 template <typename Product, Simple kSimple, int64_t P, int64_t V>
 __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish<V> &finish, const uint8_t *x, uint8_t *y,
@@ -161,16 +187,13 @@ __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) pixels[p] = x + p * work.column;
     Stream stream = stream_of(work, t);
-    for (int64_t r = 0; r < work.runs; ++r) {
+    const int64_t before = work.groups - kLast;
+    for (int64_t r = 0; r + 1 < work.runs; ++r) {
       accumulate<Product, P, V>(sums, pixels, work.offsets[r], work.groups, &stream);
     }
-#pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) {
-      Floats values[V];
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
-      store_simple<kSimple>(finish, values, y + p * work.y_stride);
-    }
+    const int64_t offset = work.offsets[work.runs - 1];
+    accumulate<Product, P, V>(sums, pixels, offset, before, &stream);
+    finish_tile<Product, kSimple, P, V>(sums, pixels, offset + before * kGroupBytes, stream.weights, finish, y, work.y_stride);
   }
 }
 
@@ -245,10 +268,11 @@ struct Narrow {
     tile<Product, Simple::kBytes, P, V>(work, finish, pixels);
   }
 
-  // False if they are not simple.
+  // False if they are not simple, or too short.
   template <int64_t P, int64_t V>
   static bool run_row(const DirectWork &work, const Finish<V> &finish, const uint8_t *x, uint8_t *y, int64_t first,
                       int64_t count, Fetch *fetch) {
+    if (work.groups <= kLast) return false;
     if (finish.simple_shorts()) {
       simple_tiles<Product, Simple::kShorts, P, V>(work, finish, x, y, first, count, fetch);
     } else if (finish.all_bytes()) {

@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kLanes = 8;
 constexpr int64_t kVectors = 2;
 constexpr int64_t kAhead = 0;  // the loop is bound by the number of its instructions
+constexpr int64_t kLast = 0;
 using Vector = __m256i;
 using Floats = __m256;
 

@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kLanes = 4;
 constexpr int64_t kVectors = 2;
 constexpr int64_t kAhead = 2048;
+constexpr int64_t kLast = 0;
 typedef int16_t Halves __attribute__((vector_size(16)));
 typedef int32_t Vector __attribute__((vector_size(16)));
 typedef float Floats __attribute__((vector_size(16)));
