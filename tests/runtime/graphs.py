@@ -47,8 +47,9 @@ def one_op(
     constants: dict[str, tuple[np.ndarray, Quantization | None]] | None = None,
     order: Sequence[str] | None = None,
 ) -> Graph:
-    """A graph of one node whose inputs, by name, are graph inputs and constants, in ``order``."""
+    """A graph of one node whose inputs, by name, are graph inputs and constants, in ``order``; symbols stand for 1."""
     graph = Graph(structure=0)
+    graph.example = {dim[0]: 1 for shape, _ in inputs.values() for dim in shape if isinstance(dim, tuple)}
     for name, (shape, type) in inputs.items():
         graph.add_input(name, tuple(shape), type)
     for name, (value, quantization) in (constants or {}).items():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvant.errors import InputError
 from kvant.graph import ops
 from kvant.runtime import QuantizedModel, model, native, steps
-from kvant.runtime.native import methods, trial
+from kvant.runtime.native import calls, methods, trial
 from kvant.runtime.native.packed import packed_bytes, packed_room
 
 from .graphs import random_integers, typed, weighted_graph
@@ -116,7 +116,7 @@ def test_at_the_proven_bound(method, kernel, channels, bound, output, sign, monk
 @pytest.mark.parametrize(("method", "kernel"), [("winograd", 3), ("transform", 7)])
 def test_a_budget_is_kept(method, kernel, monkeypatch):
     """Late weights need their room, kept ones their size; with a byte less, what is smaller is taken."""
-    monkeypatch.setattr(native, "pace", lambda isa, threads: 1.0)
+    monkeypatch.setattr(native, "pace", lambda isa: 1.0)
     rng = np.random.default_rng(0)
     graph = conv_graph(rng, kernel, 64, 64, (1, 40, 40), kernel // 2, 0, typed("uint8"))
     work = layer_of(graph)
@@ -189,7 +189,31 @@ def test_the_cost_model_counts_short_tiles():
     assert [methods.winograd_points(size) for size in (1, 2, 3, 4, 5, 7, 14)] == [4, 4, 6, 6, 10, 12, 22]
 
 
-def test_memory_bounds_what_more_threads_gain():
+@needs_vectors
+def test_without_a_bound_large_batches_have_their_own_algorithm(monkeypatch):
+    """Larger weights pay where more pixels share them; the bits are the reference's either way."""
+    monkeypatch.setattr(
+        methods, "seconds", lambda work, name, size, speed: float((name == "winograd") != (work.batch > 4))
+    )
+    rng = np.random.default_rng(0)
+    graph = conv_graph(rng, 3, 64, 64, (("batch",), 7, 7), 1, 3, typed("uint8", 0.01), factor=20.0)
+    bounded, free = (QuantizedModel(graph, backend="native", memory_budget=budget) for budget in (10**9, "speed"))
+    reference = QuantizedModel(graph, backend="reference")
+    assert [entry.algorithm for entry in (*bounded.algorithms(), *free.algorithms())] == ["direct", "direct"]
+    assert free.algorithms()[0].bytes > 8 * bounded.algorithms()[0].bytes
+    used = []
+    call = calls.conv
+    monkeypatch.setattr(
+        calls, "conv", lambda work, x, y, packed: used.append(packed.algorithm) or call(work, x, y, packed)
+    )
+    for batch, expected in ((1, "direct"), (4, "direct"), (5, "winograd"), (8, "winograd")):
+        x = random_integers(rng, (batch, 64, 7, 7), "uint8")
+        np.testing.assert_array_equal(free(x), reference(x))
+        assert used.pop() == expected
+        assert not used
+
+
+def test_memory_bounds_what_larger_weights_gain():
     """The faster the machine multiplies, the less larger weights pay."""
     work = layer_of(conv_graph(np.random.default_rng(0), 3, 512, 512, (1, 14, 14), 1, 0, typed("uint8")))
     size = 512 * 512 * 9
@@ -204,9 +228,9 @@ def test_memory_bounds_what_more_threads_gain():
 
 def test_the_pace_is_measured_once():
     trial.pace.cache_clear()
-    found = trial.pace(native.isa(), native.num_threads())
+    found = trial.pace(native.isa())
     assert 0 < found < 1000
-    assert trial.pace(native.isa(), native.num_threads()) == found
+    assert trial.pace(native.isa()) == found
 
 
 def test_an_example_beyond_the_memory_limit_leaves_smaller_inputs():

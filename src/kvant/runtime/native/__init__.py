@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from kvant.runtime.native.trial import MEASURE, Trial, pace, wanted
 __all__ = ["Choice", "NativeBackend", "isa", "num_threads", "set_num_threads", "stay_on_thread"]
 
 Array = npt.NDArray[Any]
+# Without a bound of memory, layers have what is fastest for so many times the example's batch, too.
+_LARGE_BATCH = 8
 _BAD_INDEX, _NOT_FINITE = 5, 6
 
 
@@ -40,28 +43,45 @@ class NativeBackend:
         self._library = library.load_library()
         self._layers: dict[steps.Weights, steps.Conv] = {}
         self._chosen: dict[steps.Weights, Choice] = {}
-        self._packed: dict[steps.Weights, Packed] = {}
+        self._of_large_batches: dict[steps.Weights, str] = {}  # where that is another algorithm
+        self._packed: dict[tuple[steps.Weights, str], Packed] = {}
         self._lock = threading.Lock()
 
     @property
     def choices(self) -> Sequence[Choice]:
-        """How each layer is computed, in execution order; lays out all weights to know."""
-        self._pack(list(self._layers.values()))
-        made = [(self._chosen[weights], self._packed[weights]) for weights in self._layers]
-        return [replace(choice, algorithm=packed.algorithm, bytes=packed.bytes) for choice, packed in made]
+        """How each layer is computed at the example size, in execution order; lays out all weights to know.
+
+        Bytes are those of all layouts that a layer has.
+        """
+        layers = self._layers.values()
+        wanted = {work.weights: self._wanted(work) for work in layers}
+        self._pack([(work, name) for work in layers for name in wanted[work.weights]])
+        made = [[self._packed[weights, name] for name in wanted[weights]] for weights in self._layers]
+        return [
+            replace(self._chosen[weights], algorithm=packed[0].algorithm, bytes=sum(each.bytes for each in packed))
+            for weights, packed in zip(self._layers, made, strict=True)
+        ]
 
     def prepare(self, plan: Sequence[steps.Step], memory_budget: float) -> None:
         """Choose an algorithm for every convolution, from the steps at the example size."""
         layers = [layer for step in plan for layer in steps.layers_of(step)]
         self._layers = {work.weights: work for _, work in layers}
-        seconds = Trial() if wanted() == MEASURE else _estimate
-        self._chosen = choose(layers, memory_budget, Costs(packed_bytes, packed_room, seconds))
+        measures = wanted() == MEASURE
+        costs = Costs(packed_bytes, packed_room, Trial() if measures else _estimate)
+        self._chosen = choose(layers, memory_budget, costs)
+        if memory_budget == math.inf and not measures:
+            large = [(node, replace(work, batch=_LARGE_BATCH * work.batch)) for node, work in layers]
+            self._of_large_batches = {
+                weights: choice.algorithm
+                for weights, choice in choose(large, memory_budget, costs).items()
+                if choice.algorithm != self._chosen[weights].algorithm
+            }
 
     def bind(
         self, work: Sequence[tuple[steps.Work, Sequence[Array], Array]], given: Sequence[Array] = ()
     ) -> Callable[..., None]:
         """A function that does all of the work in order, in one call of the library; see ``Backend``."""
-        self._pack([layer for piece, _, _ in work for layer in steps.convolutions(piece)])
+        self._pack([(layer, self._best(layer)) for piece, _, _ in work for layer in steps.convolutions(piece)])
         bound = [self._call(*piece) for piece in work]
         encoded = calls.encode(bound)
         address, failed = c_void_p(encoded.buffer_info()[0]), c_int64(0)
@@ -83,25 +103,36 @@ class NativeBackend:
 
     def _call(self, work: steps.Work, inputs: Sequence[Array], output: Array) -> calls.Call:
         if isinstance(work, steps.Conv):
-            return calls.conv(work, inputs, output, self._packed[work.weights])
+            return calls.conv(work, inputs, output, self._packed[work.weights, self._best(work)])
         if isinstance(work, steps.ConvPair):
-            packed = [self._packed[layer.weights] for layer in steps.convolutions(work)]
+            packed = [self._packed[layer.weights, self._best(layer)] for layer in steps.convolutions(work)]
             return calls.conv_pair(work, inputs, output, *packed)
         return calls.CALLS[type(work)](work, inputs, output)
 
-    def _pack(self, layers: Sequence[steps.Conv]) -> None:
+    def _wanted(self, work: steps.Conv) -> list[str]:
+        """The algorithms that a layer may be computed by, that of the example's size first."""
+        chosen, large = self._chosen.get(work.weights), self._of_large_batches.get(work.weights)
+        if chosen is None:
+            return [XNOR if of_signs(work) else DIRECT]
+        return [chosen.algorithm] if large is None else [chosen.algorithm, large]
+
+    def _best(self, work: steps.Conv) -> str:
+        """The algorithm of a layer at its size."""
+        wanted = self._wanted(work)
+        if len(wanted) == 1:
+            return wanted[0]
+        return min(wanted, key=lambda name: _estimate(work, name, packed_bytes(work, name) or 0))
+
+    def _pack(self, layers: Sequence[tuple[steps.Conv, str]]) -> None:
         """Lay out weights that are not yet, several at once: the library works without the interpreter's lock."""
         with self._lock:
-            missing = list({work.weights: work for work in layers if work.weights not in self._packed}.values())
+            found = {(work.weights, name): work for work, name in layers}
+            missing = [(work, name) for (weights, name), work in found.items() if (weights, name) not in self._packed]
             if missing:
                 with ThreadPoolExecutor(num_threads()) as pool:
-                    packed = pool.map(self._pack_one, missing)
-                    self._packed |= dict(zip((work.weights for work in missing), packed, strict=True))
-
-    def _pack_one(self, work: steps.Conv) -> Packed:
-        chosen = self._chosen.get(work.weights)
-        plain = XNOR if of_signs(work) else DIRECT
-        return Packed(work, plain if chosen is None else chosen.algorithm)
+                    packed = pool.map(Packed, *zip(*missing, strict=True))
+                    keys = [(work.weights, name) for work, name in missing]
+                    self._packed |= dict(zip(keys, packed, strict=True))
 
 
 def _plain(array: Array) -> Array:
@@ -111,7 +142,7 @@ def _plain(array: Array) -> Array:
 
 
 def _estimate(work: steps.Conv, algorithm: str, weight_bytes: int) -> float:
-    speed = replace(SPEEDS[isa()], pace=pace(isa(), num_threads()))
+    speed = replace(SPEEDS[isa()], pace=pace(isa()))
     return methods.seconds(work, algorithm, weight_bytes, speed)
 
 

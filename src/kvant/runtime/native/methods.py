@@ -27,7 +27,7 @@ class Speed:
     Attributes:
         direct: 8-bit products of the direct kernels, on one thread of the processor that was measured.
         products: 16-bit products of the others there.
-        pace: how many times as much all threads of this machine do.
+        pace: how many times as much a thread of this machine does.
     """
 
     direct: float
@@ -41,8 +41,8 @@ SPEEDS = {
     # Not measured on such processors: from the products of an instruction.
     "avxvnni": Speed(180e9, 70e9), "neondot": Speed(180e9, 70e9),
 }  # fmt: skip
-# Bytes of weights a second that no cache holds, whatever the pace.
-_BANDWIDTH = 20e9
+# Bytes of weights a second that a thread gets from beyond its own cache, whatever the pace.
+_BANDWIDTH = 25e9
 # Seconds to transform one channel of one tile, in and out, and one channel's kernel of one output.
 _WINOGRAD_CHANNEL, _WINOGRAD_KERNEL = 5e-9, 4e-9
 _TRANSFORM_CHANNEL, _TRANSFORM_KERNEL = 21e-9, 60e-9
@@ -135,7 +135,7 @@ def of_signs(work: Conv) -> bool:
 
 
 def seconds(work: Conv, algorithm: str, weight_bytes: int, speed: Speed) -> float:
-    """The estimated time of a layer on all threads: the cost model."""
+    """The estimated time of a layer on one thread: the cost model."""
     from_memory = weight_bytes / _BANDWIDTH
     if algorithm == DIRECT:
         return max(_macs(work) / speed.direct / speed.pace, from_memory)

@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_int64, c_void_p
 from typing import Any
 
@@ -57,8 +58,14 @@ class Trial:
 
 
 @functools.cache
-def pace(isa: str, threads: int) -> float:
-    """How many times as many products as in ``methods.SPEEDS`` all threads do: the fastest of a few short runs."""
+def pace(isa: str) -> float:
+    """How many times as many products as in ``methods.SPEEDS`` a thread does: the fastest of a few short runs."""
+    with ThreadPoolExecutor(1, initializer=library.stay_on_thread) as pool:
+        seconds = pool.submit(_pace_seconds).result()
+    return math.prod(_PACE_LAYER) / seconds / methods.SPEEDS[isa].direct
+
+
+def _pace_seconds() -> float:
     pixels, channels, outputs = _PACE_LAYER
     weights = Weights(
         np.ones((outputs, channels, 1, 1), np.int8), np.zeros(outputs, np.int64), np.ones(outputs, np.float32),
@@ -69,8 +76,7 @@ def pace(isa: str, threads: int) -> float:
         strides=(1, 1), pads=(0, 0), dilations=(1, 1), weights=weights, transposed=False,
         target=Target("uint8", 0, 0, 255),
     )  # fmt: skip
-    seconds = min(_times(work, Packed(work, methods.DIRECT), _PACE_RUNS))
-    return math.prod(_PACE_LAYER) / seconds / methods.SPEEDS[isa].direct
+    return min(_times(work, Packed(work, methods.DIRECT), _PACE_RUNS))
 
 
 def _measure(work: Conv, algorithm: str) -> float:
