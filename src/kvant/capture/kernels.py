@@ -255,6 +255,11 @@ def _argmax(op: ops.ArgMax, constants: Sequence[Tensor | None]) -> Kernel:
     return lambda given, bindings: torch.argmax(given[0], op.axis, op.keepdims)
 
 
+def _requantize(op: ops.Requantize, constants: Sequence[Tensor | None]) -> Kernel:
+    # A view, so that it has a gradient of its own.
+    return lambda given, bindings: given[0].view_as(given[0])
+
+
 def dequantizer(given: TensorType) -> Kernel:
     """What turns integers of type ``given`` into the reals they stand for."""
     if given.quantization is None:
@@ -269,5 +274,5 @@ KERNELS: dict[type, Factory] = {
     ops.Slice: _slice, ops.Reshape: _reshape, ops.Transpose: _transpose, ops.Expand: _expand, ops.Pad: _pad,
     ops.MaxPool: _max_pool, ops.AveragePool: _average_pool, ops.AdaptivePool: _adaptive_pool,
     ops.Reduce: _reduce, ops.Resize: _resize, ops.Softmax: _softmax, ops.LayerNorm: _layer_norm,
-    ops.GroupNorm: _group_norm, ops.Gather: _gather, ops.ArgMax: _argmax,
+    ops.GroupNorm: _group_norm, ops.Gather: _gather, ops.ArgMax: _argmax, ops.Requantize: _requantize,
 }  # fmt: skip

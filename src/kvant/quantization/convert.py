@@ -218,5 +218,5 @@ _HANDLERS: dict[type, _Handler] = {
     ops.MaxPool: _Converter._moving, ops.Gather: _Converter._moving, ops.Reduce: _Converter._either,
     ops.Resize: _Converter._either, ops.AveragePool: _Converter._plain, ops.AdaptivePool: _Converter._either,
     ops.Softmax: _Converter._softmax, ops.LayerNorm: _Converter._normalize, ops.GroupNorm: _Converter._normalize,
-    ops.ArgMax: _Converter._plain, ops.Dequantize: _Converter._requantized,
+    ops.ArgMax: _Converter._plain, ops.Dequantize: _Converter._requantized, ops.Requantize: _Converter._requantized,
 }  # fmt: skip

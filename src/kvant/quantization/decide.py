@@ -14,6 +14,7 @@ from kvant.quantization.channels import Channels
 from kvant.quantization.equalize import equalize
 from kvant.quantization.given import given_types
 from kvant.quantization.grids import FINE
+from kvant.quantization.joins import part_from_joins
 from kvant.quantization.observers import AnyObserver
 from kvant.quantization.parts import Parts
 from kvant.quantization.progress import Progress
@@ -109,6 +110,7 @@ class Start:
 
     Attributes:
         equalized: whether scale moved anywhere.
+        parted: tensors that got a scale of their own, although they are joined with others.
         plan: with 16 bits for all activations.
         narrow: the types that the recipe asks for.
     """
@@ -127,6 +129,7 @@ class Start:
         if recipe.equalize:
             graph, channels = _equalized(graph, seen, observers, recipe, by_noise)
         self.equalized = graph is not given
+        graph, self.parted = part_from_joins(graph, seen.samples, observers, recipe)
         tables, levels = staircases(graph, places, observers, recipe)
         self.narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
         self.plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
@@ -165,6 +168,9 @@ class Start:
 
     def finish(self) -> Plan:
         """Everything decided."""
+        if self.parted:
+            apart = f"{len(self.parted)} tensors that are joined with much larger ones"
+            self.trial.history.append(Decision("scales of their own", True, detail=apart))
         plan = self._finished()
         reached = self.trial.yardstick.measure(plan)
         return replace(plan, decisions=(*self.trial.history, Decision("all", True, after=round(reached, 2))))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from kvant.graph import Graph, Node, ops
+
+# An input and the output of a node that moves integers.
+Tie = tuple[str, str]
 
 
 def moves(node: Node) -> bool:
@@ -19,10 +24,10 @@ def moved_inputs(node: Node) -> tuple[str, ...]:
     return node.inputs if isinstance(node.op, ops.Concat) else node.inputs[:1]
 
 
-def ties(graph: Graph) -> dict[str, str]:
+def ties(graph: Graph, loose: Collection[Tie] = ()) -> dict[str, str]:
     """For every float tensor that is no weight, the name of the tensor that stands for its group.
 
-    Concat, pooling by maximum, reshape and their like tie their output to their inputs.
+    Concat, pooling by maximum, reshape and their like tie their output to their inputs, unless that is ``loose``.
     """
     parent: dict[str, str] = {name: name for name in graph.activations() if graph.types[name].dtype == "float32"}
 
@@ -37,7 +42,8 @@ def ties(graph: Graph) -> dict[str, str]:
             continue
         for name in moved_inputs(node):
             parent.setdefault(name, name)
-            parent[find(node.output)] = find(name)
+            if (name, node.output) not in loose:
+                parent[find(node.output)] = find(name)
     return {name: find(name) for name in parent}
 
 
