@@ -5,7 +5,7 @@ import pytest
 
 from kvant.errors import AccumulatorOverflowError
 from kvant.quantization import WeightScheme
-from kvant.quantization.weights import QuantizedWeight, fit_bias, quantize_bias, quantize_weight
+from kvant.quantization.weights import QuantizedWeight, fit_bias, network_scales, quantize_bias, quantize_weight
 
 rng = np.random.default_rng(0)
 
@@ -225,3 +225,56 @@ def test_a_power_of_two_for_one_weight_clips_nothing() -> None:
     scheme = WeightScheme(8, "power_of_two", granularity="group", group=1, range="cosine")
     found = quantize_weight(weight, None, scheme)
     assert (np.abs(found.dequantize() - weight) <= 0.5001 * np.abs(weight).max() * 2 / 127).all()
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor", "network"])
+@pytest.mark.parametrize("bits", [16, 8])
+def test_long_rows_keep_what_is_rare_and_large(granularity: str, bits: int) -> None:
+    """Where a row is judged by some of its weights, the largest must be among them: clipped they cost most."""
+    weight = np.random.default_rng(1).normal(0, 0.05, (3, 20_000)).astype(np.float32)
+    weight[:, 17] = 2.0
+    scheme = WeightScheme(bits, granularity=granularity)  # type: ignore[arg-type]
+    shared = network_scales({"w": weight}, {"w": scheme}).get("w")
+    found = quantize_weight(weight, None, scheme, network_scale=shared).dequantize()
+    nearest = quantize_weight(weight, None, WeightScheme(bits, range="minmax")).dequantize()
+    assert ((found - weight) ** 2).sum() <= 1.01 * ((nearest - weight) ** 2).sum()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_one_asymmetric_scale_for_the_network_clips_both_sides(bits: int) -> None:
+    """A network of one layer has about the scale of that layer, whose ends count twice, and errs as much."""
+    weight = np.random.default_rng(1).normal(size=(8, 100)).astype(np.float32)
+    tensor, network = (WeightScheme(bits, "asymmetric", granularity) for granularity in ("tensor", "network"))  # type: ignore[arg-type]
+    shared = network_scales({"w": weight}, {"w": network})["w"]
+    alone, together = (
+        quantize_weight(weight, None, each, network_scale=scale).dequantize()
+        for each, scale in ((tensor, None), (network, shared))
+    )
+    assert ((together - weight) ** 2).sum() <= 1.05 * ((alone - weight) ** 2).sum()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+@pytest.mark.parametrize("form", ["symmetric", "power_of_two"])
+def test_groups_of_zeros_want_no_scale(bits: int, form: str) -> None:
+    """Weights that were pruned group by group: the others are as exact as without them."""
+    weight = (0.01 * np.random.default_rng(1).normal(size=(4, 32))).astype(np.float32)
+    pruned = np.concatenate([weight, np.zeros_like(weight)], 1)
+    scheme = WeightScheme(bits, form, granularity="group", group=8)  # type: ignore[arg-type]
+    alone, beside = (quantize_weight(each, None, scheme).dequantize() for each in (weight, pruned))
+    np.testing.assert_array_equal(beside[:, :32], alone)
+    np.testing.assert_array_equal(quantize_weight(pruned * 0, None, scheme).scale, 1.0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("method", ["mse", "minmax"])
+def test_a_factor_does_not_clip_what_its_group_holds(bits: int, method: str) -> None:
+    """Groups of a tenth of the largest have a factor of 2 to 6, where the nearest one is up to a fifth too small."""
+    generator = np.random.default_rng(1)
+    weight = (generator.uniform(-1, 1, (16, 8, 8)) * generator.uniform(0.02, 1, (16, 8, 1))).astype(np.float32)
+    weight = weight.reshape(16, 64)
+    group, row = (
+        quantize_weight(weight, None, WeightScheme(bits, granularity=granularity, group=size, range=method))  # type: ignore[arg-type]
+        for granularity, size in (("group", 8), ("channel", None))
+    )
+    errors = [((found.dequantize() - weight) ** 2).sum() for found in (group, row)]
+    assert errors[0] < 0.6 * errors[1]

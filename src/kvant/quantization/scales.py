@@ -13,8 +13,10 @@ from kvant.quantization.grids import Grid, of_levels
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
 from kvant.quantization.schemes import WeightScheme
 
-# Weights of a row that its scale is judged by, at least; and weights that are searched together, in the cache.
+# Weights of a row that its scale is judged by, at least; the largest ones that are always among them, since few others
+# tell what it costs to clip these; and weights that are searched together, in the cache.
 _JUDGED = 4096
+_LARGEST = 32
 _CACHED = 1 << 18
 # Shares of the range that are tried: few values tell little where they clip, few levels want to clip a lot.
 _CANDIDATES = torch.cat([torch.linspace(1.0, 0.7, 31), torch.linspace(0.68, 0.3, 20)])
@@ -43,12 +45,23 @@ class Rows:
         return self.values.abs().amax(1)
 
     def parts(self) -> Iterator[Rows]:
-        """Some rows at a time, and of long rows an even choice of their weights."""
+        """Some rows at a time, and of long rows an even choice of their weights and the largest ones."""
         width = self.values.shape[1]
         step, rows = max(width // _JUDGED, 1), max(_CACHED // min(width, _JUDGED), 1)
         for first in range(0, len(self.values), rows):
             part = slice(first, first + rows)
-            yield Rows(self.values[part, ::step], None if self.moment is None else self.moment[part, ::step])
+            some = Rows(self.values[part], None if self.moment is None else self.moment[part])
+            yield some if step == 1 else some._chosen(step)
+
+    def _chosen(self, step: int) -> Rows:
+        """Every so many weights, each counting for so many, and the largest."""
+        moment = torch.ones_like(self.values) if self.moment is None else self.moment
+        largest = self.values.abs().topk(_LARGEST, 1).indices
+        values, counts = (
+            torch.cat([each[:, ::step] * times, each.gather(1, largest)], 1)
+            for each, times in ((self.values, 1), (moment, step))
+        )
+        return Rows(values, counts)
 
     def loss(self, rounded: torch.Tensor, scale: torch.Tensor, cosine: bool) -> torch.Tensor:
         """Weighted squared error of each row, or minus the weighted cosine; ``rounded`` is overwritten."""
@@ -147,7 +160,7 @@ def _divergent(rows: Rows, grid: Grid, candidates: list[torch.Tensor]) -> torch.
 
 def fit_shift(rows: Rows, grid: Grid, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale (rows) and minus the zero point, float64 (rows, 1), of asymmetric weights; 0 stays exact."""
-    low, high = rows.values.amin(1).clamp_max(0), rows.values.amax(1).clamp_min(0)
+    low, high = _ends(rows)
     shares: torch.Tensor = torch.ones(1)
     if scheme.range in ("percentile", "aciq"):
         share = _clip(rows, scheme) / rows.largest().clamp_min(1e-30)
@@ -166,11 +179,28 @@ def fit_shift(rows: Rows, grid: Grid, scheme: WeightScheme) -> tuple[torch.Tenso
     return scale, shift
 
 
+def shift_at(scale: float, rows: Rows, grid: Grid) -> torch.Tensor:
+    """Minus the zero point, float64 (rows, 1), where the scale is given: what does not fit is clipped on both sides."""
+    low, high = _ends(rows)
+    share = (scale * grid.high / (high - low).clamp_min(1e-30)).clamp_max(1.0)
+    return _zero(low * share / scale, grid)
+
+
+def _ends(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest range of each row that holds 0."""
+    return rows.values.amin(1).clamp_max(0), rows.values.amax(1).clamp_min(0)
+
+
 def _shifted(
     low: torch.Tensor, high: torch.Tensor, share: torch.Tensor, grid: Grid
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scale = safe((high - low) * share / grid.high)
-    return scale, (low * share / scale).double().round().clamp(-grid.high, 0)[:, None]
+    return scale, _zero(low * share / scale, grid)
+
+
+def _zero(position: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The nearest integer to where a row's range begins, of those that keep 0 in it: float64 (rows, 1)."""
+    return position.double().round().clamp(-grid.high, 0)[:, None]
 
 
 def fit_codebook(rows: Rows, scheme: WeightScheme, fixed: float | None) -> tuple[Grid, torch.Tensor]:
@@ -200,17 +230,44 @@ def fit_factors(rows: Rows, grid: Grid, scheme: WeightScheme, run: int) -> tuple
     """Factors of runs of weights, and the scale of each row.
 
     Every run wants a scale of its own; the row gets the largest of them over the largest factor that the integers have
-    room for, and each run the factor that is nearest to what it wants.
+    room for, and each run the factor next to what it wants. Runs of nothing but 0 want none.
     """
-    width = rows.values.shape[1]
-    wanted = torch.cat([fit_scale(part, grid, scheme).reshape(len(rows.values), -1) for part in _runs(rows, run)], 1)
+    width, parts = rows.values.shape[1], list(_runs(rows, run))
+    wanted = torch.cat([_by_run(fit_scale(part, grid, scheme), rows) for part in parts], 1)
+    wanted = wanted.where(torch.cat([_by_run(part.largest(), rows) for part in parts], 1) > 0, 0.0)
     most = (127 if grid.dtype is np.int8 else 8191) // grid.high
     if scheme.form == "power_of_two":
         most = 1 << (most.bit_length() - 1)
     scale = safe(wanted.amax(1) / most)
-    factors = (wanted / scale[:, None]).double().round().clamp(1, most)
+    exact = (wanted / scale[:, None]).double()
+    lower, upper = exact.floor().clamp(1, most), exact.ceil().clamp(1, most)
+    if scheme.range in ("mse", "cosine"):
+        below, above = (
+            _losses(parts, grid, factors.float() * scale[:, None], scheme.range == "cosine")
+            for factors in (lower, upper)
+        )
+        factors = torch.where(below < above, lower, upper)
+    else:
+        factors = upper if scheme.range == "minmax" else exact.round().clamp(1, most)
     spread = factors.repeat_interleave(run, 1)[:, :width].contiguous()
     return replace(grid, factors=spread), scale
+
+
+def _by_run(values: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Numbers of the runs of all rows, as (rows, runs)."""
+    return values.reshape(len(rows.values), -1)
+
+
+def _losses(parts: list[Rows], grid: Grid, scales: torch.Tensor, cosine: bool) -> torch.Tensor:
+    """What each run loses when it is rounded with its entry of ``scales``; both (rows, runs)."""
+    found, first = [], 0
+    for part in parts:
+        count = len(part.values) // len(scales)
+        scale = scales[:, first : first + count].reshape(-1)
+        first += count
+        loss = part.loss(grid.nearest(part.values / scale[:, None]), scale, cosine)
+        found.append(loss.reshape(len(scales), -1))
+    return torch.cat(found, 1)
 
 
 def _runs(rows: Rows, run: int) -> Iterator[Rows]:

@@ -13,7 +13,16 @@ from kvant.errors import AccumulatorOverflowError, RecipeError
 from kvant.graph import Node, Quantization
 from kvant.quantization.grids import FINE, INT8, Grid, grid_of
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
-from kvant.quantization.scales import Rows, fit_codebook, fit_factors, fit_scale, fit_shift, power_of_two, safe
+from kvant.quantization.scales import (
+    Rows,
+    fit_codebook,
+    fit_factors,
+    fit_scale,
+    fit_shift,
+    power_of_two,
+    safe,
+    shift_at,
+)
 from kvant.quantization.schemes import INT8_WEIGHTS, WeightScheme
 
 # The part of an int32 accumulator that a bias may take: half.
@@ -103,8 +112,7 @@ def _fit(
     if fixed is not None:
         scale = torch.full_like(scale, fixed)
         if grid.shift is not None:
-            lowest = flat.min().clamp_max(0).double()
-            grid = replace(grid, shift=(lowest / fixed).round().clamp(-grid.high, 0).expand(len(flat), 1))
+            grid = replace(grid, shift=shift_at(fixed, whole, grid).expand(len(flat), 1))
     return grid, scale.expand(len(flat)).contiguous()
 
 
