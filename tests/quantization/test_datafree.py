@@ -142,6 +142,34 @@ def test_without_batch_norm_it_says_so_and_keeps_16_bits(build: Callable[[], nn.
     assert {quantized.graph.types[name].dtype for name in weighted} == {"int16"}
 
 
+def test_inputs_that_no_batch_norm_describes_have_room() -> None:
+    """The example is one of many: others reach twice as far, and nothing of the network tells."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    example, data = torch.randn(8, 6), 2 * torch.randn(64, 6)
+    assert sqnr_db(model(data), kvant.quantize(model, example, calibration=None)(data)) > 30
+
+
+@pytest.mark.parametrize("form", ["log2", "codebook", "symmetric"])
+def test_levels_of_tables_are_placed_by_what_generated_inputs_excite(net: nn.Module, form: str) -> None:
+    scheme = kvant.ActivationScheme(1 if form == "symmetric" else 4, form)  # type: ignore[arg-type]
+    found = []
+    for calibration in (None, list(data(8, 3).split(1))):
+        quantized = kvant.quantize(net, EXAMPLE, calibration=calibration, recipe=kvant.Recipe(activations=scheme))
+        assert any(node.output.endswith(".levels") for node in quantized.graph.nodes)
+        found.append(sqnr_db(net(data(16, 4)), quantized(data(16, 4))))
+    assert found[0] > found[1] - 3
+
+
+@pytest.mark.parametrize("method", ["percentile", "kl", "aciq", "cosine"])
+@pytest.mark.parametrize("by_rule", [False, True])
+def test_ranges_that_need_data_are_refused(net: nn.Module, method: str, by_rule: bool) -> None:
+    scheme = kvant.ActivationScheme(range=method)  # type: ignore[arg-type]
+    recipe = kvant.Recipe(rules=(kvant.Rule("*", activations=scheme),)) if by_rule else kvant.Recipe(activations=scheme)
+    with pytest.raises(kvant.RecipeError, match=r"calibration is None.* use range='minmax'"):
+        kvant.quantize(net, EXAMPLE, calibration=None, recipe=recipe)
+
+
 @pytest.mark.parametrize("name", ["resnet10", "mobilenetv2_wd4"])
 def test_architectures_with_random_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "STEPS", 4)

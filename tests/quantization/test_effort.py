@@ -96,3 +96,21 @@ def test_effort_is_checked_and_keeps_more_or_fewer_samples() -> None:
     with pytest.raises(RecipeError, match="effort"):
         kvant.Recipe(effort="most")  # type: ignore[arg-type]
     assert kvant.Recipe.from_toml(kvant.Recipe(effort="best").to_toml()).effort == "best"
+
+
+def test_best_effort_in_8_bits_leaves_room_where_that_is_enough() -> None:
+    """Centered channels all fill the range of what was seen, and new data are clipped."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 1), torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 8, 1),
+    ).eval()  # fmt: skip
+    pictures = list(torch.randn(16, 3, 12, 12).split(1))
+    new = [1.1 * picture for picture in torch.randn(16, 3, 12, 12).split(1)]
+    found = {}
+    for effort in ("default", "best"):
+        recipe = kvant.Recipe(target_sqnr=None, effort=effort)
+        quantized = kvant.quantize(net, pictures[0], calibration=pictures, recipe=recipe)
+        found[effort] = noise(net, quantized, new)
+        assert not any("centered" in each.detail for each in quantized.decisions)
+    assert found["best"] > found["default"] - 1

@@ -13,7 +13,7 @@ from kvant.capture import capture, prepare
 from kvant.errors import CalibrationError, QuantizationError
 from kvant.graph import Graph, TensorType, validate
 from kvant.quantization.convert import convert
-from kvant.quantization.datafree import MOST_SAMPLES, without_data
+from kvant.quantization.datafree import MOST_SAMPLES, unclipped, without_data
 from kvant.quantization.decide import make_plan
 from kvant.quantization.embeddings import split_tables
 from kvant.quantization.generate import generate
@@ -109,9 +109,10 @@ def _level_1(
     captured: Graph, graph: Graph, example: Any, recipe: Recipe, show: Progress
 ) -> tuple[Statistics, Recipe, str]:
     """Statistics on inputs that are generated, the recipe adapted to how little they tell, and what was done."""
+    recipe = unclipped(recipe)
     tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
     samples, what = generate(captured, _flatten(graph, tensors), min(recipe.kept_samples, MOST_SAMPLES), show)
-    seen = collect(graph, samples, "minmax", len(samples), show)
+    seen = collect(graph, samples, recipe.observer, len(samples), show)
     return seen, without_data(captured, graph, seen, recipe), f"no data; {what}"
 
 

@@ -2,7 +2,8 @@
 
 Where a batch norm was folded, a channel is normal with mean beta and deviation |gamma|, and almost never beyond six
 deviations (Nagel et al. 2019, section 4.1). Generated inputs excite everything up to the last batch norm as data would.
-Behind it nothing tells how far data reach: logits of noise are small. Those tensors get room, and 16 bits.
+Behind it nothing tells how far data reach: logits of noise are small. Those tensors get room, and 16 bits, and so do
+inputs that lead to no batch norm.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from kvant.errors import RecipeError
 from kvant.graph import Graph, Node, ops
 from kvant.quantization.recipe import Recipe
+from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.statistics import Statistics
 from kvant.quantization.ties import moves
 
@@ -27,6 +30,36 @@ ROOM = 3.0
 Bounds = tuple[np.ndarray, np.ndarray]
 
 
+def unclipped(recipe: Recipe) -> Recipe:
+    """``recipe`` without clipping of ranges: extremes are observed, and histograms where levels of tables need them.
+
+    Raises:
+        RecipeError: ranges are to be chosen by a method that needs data.
+    """
+    rules = [rule.activations for rule in recipe.rules if rule.activations is not None]
+    for scheme in (recipe.activations, *rules):
+        if scheme.range not in ("mse", "minmax"):
+            raise RecipeError(
+                f"ActivationScheme(range={scheme.range!r}) needs data, and calibration is None: generated inputs do "
+                "not tell what is rare; give calibration data, or use range='minmax', which clips nothing"
+            )
+    if not any(scheme.tabled for scheme in (recipe.activations, *rules)):
+        return replace(recipe, observer="minmax")
+
+    def whole(scheme: ActivationScheme) -> ActivationScheme:
+        return replace(scheme, range="minmax")
+
+    return replace(
+        recipe,
+        observer="histogram",
+        activations=whole(recipe.activations),
+        rules=tuple(
+            rule if rule.activations is None else replace(rule, activations=whole(rule.activations))
+            for rule in recipe.rules
+        ),
+    )
+
+
 def without_data(captured: Graph, graph: Graph, seen: Statistics, recipe: Recipe) -> Recipe:
     """Extend the ranges that generated inputs gave, and adapt the recipe to them.
 
@@ -34,11 +67,10 @@ def without_data(captured: Graph, graph: Graph, seen: Statistics, recipe: Recipe
         captured: with its batch norms.
         graph: the same, prepared: batch norms folded.
         seen: statistics of ``graph`` on generated inputs; changed.
-        recipe: as the user wants it.
+        recipe: as the user wants it, ``unclipped``.
 
     Returns:
-        The recipe without clipping of ranges, with 16 bits for what no batch norm describes (unless nothing is to be
-        widened).
+        The recipe with 16 bits for what no batch norm describes (unless nothing is to be widened).
     """
     known = _known_ranges(captured, graph)
     for name, (low, high) in known.items():
@@ -48,7 +80,7 @@ def without_data(captured: Graph, graph: Graph, seen: Statistics, recipe: Recipe
         seen.observers[name].low *= ROOM
         seen.observers[name].high *= ROOM
     named = tuple(glob.escape(name) for name in sorted(loose)) if recipe.target_sqnr is not None else ()
-    return replace(recipe, observer="minmax", wide=(*recipe.wide, *named))
+    return replace(recipe, wide=(*recipe.wide, *named))
 
 
 def _extend(seen: Statistics, name: str, low: np.ndarray, high: np.ndarray) -> None:
@@ -89,12 +121,13 @@ def _stands_for(norm: Node, readers: list[Node], made: dict[str, Node]) -> Node 
 
 
 def _loose(graph: Graph, known: set[str]) -> set[str]:
-    """Tensors behind the last batch norm of their way, but for functions of the elements of what is known."""
+    """Tensors behind the last batch norm of their way, but for functions of the elements of what is known; inputs that
+    no batch norm is behind."""
     leads: set[str] = set()
     for node in reversed(graph.nodes):
         if node.output in known or node.output in leads:
             leads.update(node.inputs)
-    found: set[str] = set()
+    found = {entry.name for entry in graph.inputs if entry.type.dtype == "float32"} - leads
     for node in graph.nodes:
         if node.output in known or node.output in leads:
             continue

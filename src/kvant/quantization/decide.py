@@ -75,7 +75,7 @@ def _best_start(start: Start, graph: Graph, places: dict[str, str], seen: Statis
     best, before = start, start.in_8_bits()
     if recipe.target_sqnr is not None and before >= recipe.target_sqnr:
         return start
-    for detail, wanted, gain in _other_ways(recipe):
+    for detail, wanted, gain in _other_ways(recipe, before):
         other = Start(graph, places, seen, wanted, start.trial.show, by_noise=True)
         after = other.in_8_bits()
         better = after > before + gain
@@ -86,11 +86,12 @@ def _best_start(start: Start, graph: Graph, places: dict[str, str], seen: Statis
     return best
 
 
-def _other_ways(recipe: Recipe) -> list[tuple[str, Recipe, float]]:
-    """Ways to equalize that are tried beside the first one: what each is for, the recipe that has it, and how much less
-    noise, in dB, is worth it."""
+def _other_ways(recipe: Recipe, reached: float) -> list[tuple[str, Recipe, float]]:
+    """Ways to equalize that are tried beside the first one, which ``reached`` so many dB: what each is for, the recipe
+    that has it, and how much less noise, in dB, is worth it."""
     ways = [("for 8-bit activations", recipe, BETTER_DB)]
-    if _stays_in_8_bits(recipe):  # 16 bits need no centres, and these cost biases
+    # 16 bits need no centres, and these cost biases; channels that all fill the range leave new data no room.
+    if _stays_in_8_bits(recipe) and reached < ENOUGH_DB:
         ways.append(("for 8-bit activations, centered", replace(recipe, center=True), 0.0))
     return ways
 
