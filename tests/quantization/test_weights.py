@@ -278,3 +278,12 @@ def test_a_factor_does_not_clip_what_its_group_holds(bits: int, method: str) -> 
     )
     errors = [((found.dequantize() - weight) ** 2).sum() for found in (group, row)]
     assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("method", ["aciq", "kl"])
+def test_pruned_weights_move_no_clip(method: str) -> None:
+    weight = np.random.default_rng(1).laplace(size=(4, 512)).astype(np.float32)
+    pruned = np.concatenate([weight, np.zeros((4, 4608), np.float32)], 1)
+    scheme = WeightScheme(4, range=method)  # type: ignore[arg-type]
+    alone, beside = (quantize_weight(each, None, scheme).scale for each in (weight, pruned))
+    np.testing.assert_allclose(beside, alone, rtol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,11 @@ class Pooled:
         position = np.searchsorted(np.cumsum(self.counts), percent / 100 * self.counts.sum())
         return float(self.centers[min(int(position), len(self.centers) - 1)])
 
+    def apart_from_zero(self) -> Pooled:
+        """Without the bins at 0, which is exact in every range: what ReLU leaves there may outweigh all else."""
+        keep = np.abs(self.centers) > self.width
+        return replace(self, counts=self.counts[keep], centers=self.centers[keep])
+
     def magnitudes(self) -> np.ndarray:
         """Counts (1, bins) of ``|x|`` in bins of the same width, from 0 on."""
         return np.bincount((np.abs(self.centers) / self.width).astype(np.int64), self.counts)[None]
@@ -72,6 +77,10 @@ def choose_range(observers: Sequence[AnyObserver], scheme: ActivationScheme) -> 
     if scheme.range == "percentile":
         ends = pooled.quantile(100 - scheme.percentile), pooled.quantile(scheme.percentile)
         return _with_zero(max(full[0], ends[0]), min(full[1], ends[1]))
+    if scheme.range in ("aciq", "kl"):
+        pooled = pooled.apart_from_zero()
+        if not len(pooled.counts):
+            return full
     if scheme.range == "aciq":
         mean, square = (float(np.average(each, weights=pooled.counts)) for each in (
             np.abs(pooled.centers), pooled.centers**2

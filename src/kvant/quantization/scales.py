@@ -135,7 +135,9 @@ def _clip(rows: Rows, scheme: WeightScheme) -> torch.Tensor:
         ordered = magnitudes.sort(1).values
         at = int(np.ceil(scheme.percentile / 100 * ordered.shape[1])) - 1
         return ordered[:, max(at, 0)]
-    mean, deviation = magnitudes.mean(1).numpy(), magnitudes.square().mean(1).sqrt().numpy()
+    # What was pruned is exact at every scale, and says nothing of how the others are distributed.
+    count = magnitudes.count_nonzero(1).clamp_min(1)
+    mean, deviation = (magnitudes.sum(1) / count).numpy(), (magnitudes.square().sum(1) / count).sqrt().numpy()
     return torch.from_numpy(aciq_clip(mean, deviation, scheme.bits).astype(np.float32))
 
 
@@ -144,7 +146,7 @@ def _divergent(rows: Rows, grid: Grid, candidates: list[torch.Tensor]) -> torch.
     largest = safe(rows.largest())
     bins = (rows.values.abs() / largest[:, None] * _BINS).long().clamp_max(_BINS - 1)
     counts = torch.zeros(len(bins), _BINS, dtype=torch.float64)
-    counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
+    counts.scatter_add_(1, bins, (rows.values != 0).double())  # zero is exact at every scale
     best = np.full(len(bins), np.inf)
     chosen = candidates[0].clone()
     for candidate in candidates:
