@@ -96,6 +96,20 @@ def test_what_outputs_lack_is_what_the_layer_makes_of_the_inputs_differences(gro
     torch.testing.assert_close(found.lack, (lacks @ columns.mT).double(), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("value", [0.3, 1234.5])
+def test_inputs_that_never_change_are_rounded_to_nearest(groups: int, value: float) -> None:
+    """Such as the signs of a sigmoid: what float32 leaves of their variance is no moment, and may be negative."""
+    op = ops.Conv((1, 1), (0, 0), (0, 0), (1, 1), groups)
+    weight = torch.randn(12, 6 // groups, 1, 1, generator=torch.Generator().manual_seed(7)).numpy()
+    rough = torch.full((3, 6, 19, 23), value) * torch.tensor([1.0, 0.7, 3.1, 0.1, 0.9, 1.3])[:, None, None]
+    exact = rough + 0.01 * torch.randn(3, 6, 19, 23, generator=torch.Generator().manual_seed(8))
+    found = gather(Node(op, ("x", "w"), "y"), weight, [(exact[:1], rough[:1]), (exact[1:], rough[1:])])
+    assert not found.own.any() and not found.lack.any()
+    nearest = quantize_weight(weight, None, WeightScheme(4))
+    np.testing.assert_array_equal(compensated(weight, nearest, found).values, nearest.values)
+
+
 @pytest.mark.parametrize(("height", "width"), [(46, 54), (300, 7), (7, 300), (500, 500), (11, 12), (3, 3)])
 @pytest.mark.parametrize("wanted", [128, 1000])
 def test_positions_are_thinned_to_as_many_as_wanted_or_some_more(height: int, width: int, wanted: int) -> None:

@@ -35,6 +35,8 @@ _CACHED_VALUES = 1 << 15
 POSITIONS_PER_WEIGHT = 4
 # Its multiples less their whole parts fill the unit interval evenly.
 _GOLDEN = (5**0.5 - 1) / 2
+# Of an input's squares: what is less is what float32 made of an input that never changes.
+_LEAST_VARIANCE = 1e-5
 # Columns that are rounded one by one before their errors are spread over all later columns.
 BLOCK = 64
 # Added to the diagonal, relative to its mean: keeps the factor stable and the fit close to the trained weight.
@@ -78,10 +80,11 @@ def gather(node: Node, weight: np.ndarray, pairs: Sequence[tuple[torch.Tensor, t
     total = next(parts).doubled()
     for part in parts:
         total.add(part)
-    mean = total.got_sum / total.positions
+    mean, squares = total.got_sum / total.positions, total.own.diagonal(dim1=1, dim2=2).clone()
     total.own -= total.got_sum.transpose(1, 2) @ mean
     total.lack -= total.lack_sum.transpose(1, 2) @ mean
-    return Moments(total.own, total.lack, total.positions)
+    varies = (total.own.diagonal(dim1=1, dim2=2) > _LEAST_VARIANCE * squares).double()[:, None]
+    return Moments(total.own.mul_(varies).mul_(varies.mT), total.lack.mul_(varies), total.positions)
 
 
 @dataclass
