@@ -376,6 +376,22 @@ def test_stochastic_rounding_is_seeded(small: nn.Module) -> None:
     assert file(1) != file(2)
 
 
+@pytest.mark.parametrize(
+    "scheme", [ActivationScheme(1, "symmetric"), ActivationScheme(4, "log2"), ActivationScheme(2, "codebook")]
+)
+def test_what_is_read_by_tables_is_not_widened(small: nn.Module, scheme: ActivationScheme) -> None:
+    """A table of 65,536 entries for few levels: whatever the target, the file would be the larger for nothing."""
+    recipe = Recipe(activations=scheme, weights=WeightScheme(4), target_sqnr=40.0)
+    graph = kvant.quantize(small, DATA[0], calibration=DATA, recipe=recipe).graph
+    levels = [node for node in graph.nodes if node.output.endswith(".levels")]
+    assert levels and {graph.types[node.inputs[0]].dtype for node in levels if node.inputs[0] != "x.quantized"} == {
+        "uint8"
+    }
+    named = Recipe(activations=scheme, wide=("body*",), target_sqnr=40.0)
+    graph = kvant.quantize(small, DATA[0], calibration=DATA, recipe=named).graph
+    assert {graph.types[node.output].dtype for node in graph.nodes if node.source.module == "body"} >= {"int16"}
+
+
 def test_few_bits_keep_what_they_can(small: nn.Module) -> None:
     """More bits are better, and so is whatever looks at the data; with everything on, 4 bits are usable."""
     data = images(12)

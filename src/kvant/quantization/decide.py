@@ -29,7 +29,7 @@ from kvant.quantization.staircase import place, staircases
 from kvant.quantization.statistics import Statistics, at_least, observe, part
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.trial import Trial, wide_share
-from kvant.quantization.types import activation_schemes, activation_types
+from kvant.quantization.types import activation_schemes, activation_types, read_by_tables
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
 from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
 from kvant.runtime import Decision
@@ -114,6 +114,7 @@ class Start:
         parted: tensors that got a scale of their own, although they are joined with others.
         plan: with 16 bits for all activations.
         narrow: the types that the recipe asks for.
+        widest: those of 16 bits, but for what layers read by tables.
     """
 
     def __init__(
@@ -133,6 +134,8 @@ class Start:
         graph, self.parted = part_from_joins(graph, seen.samples, observers, recipe)
         tables, levels = staircases(graph, places, observers, recipe)
         self.narrow, wide = (types | levels for types in activation_types(graph, observers, recipe, seen.count))
+        few = read_by_tables(graph, recipe)
+        self.widest = {name: self.narrow[name] if name in few else type for name, type in wide.items()}
         self.plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
         self.movable = _movable(graph, self.plan.types, recipe)
         fitted, held = part(seen.samples[: recipe.measured_samples])
@@ -218,16 +221,15 @@ class Start:
 
     def _widened(self, plan: Plan, target: float | None) -> Plan:
         """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
-        trial, wide = self.trial, self.plan.types
-        types = plan.types
+        trial, types = self.trial, plan.types
         if target is not None:
             directions = 1 if trial.recipe.effort == "fast" else DIRECTIONS
-            types = widen(plan, wide, trial.yardstick, target, trial.show, directions, SPARED_FOR_HALF_DB)
+            types = widen(plan, self.widest, trial.yardstick, target, trial.show, directions, SPARED_FOR_HALF_DB)
         before, plan = plan, replace(plan, types=types)
         if types != before.types:
             narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))
             trial.note("activations in 16 bits", True, narrow, wider, wide_share(plan))
-        if types == wide:
+        if types == self.plan.types:
             return plan
         plan = trial.corrected(plan)
         return trial.compensated(plan) if trial.recipe.effort == "best" else plan

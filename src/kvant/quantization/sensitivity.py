@@ -50,7 +50,7 @@ def widen(
 
     Args:
         plan: everything in the types it has so far (8 bits, except what the recipe named).
-        wide: the 16-bit type of every activation.
+        wide: the 16-bit type of every activation; the one it has where it is not to be widened.
         yardstick: measures signal to noise.
         target: wanted signal to noise; lower where int8 weights alone do not reach it.
         directions: random ones for each sample.
@@ -65,7 +65,8 @@ def widen(
     group_of = ties(plan.graph)
     noise = group_noise(plan, yardstick, group_of, show, directions)
     cost = group_cost(plan.graph, group_of)
-    order = _order(noise, cost)
+    wider = {group_of[name] for name, type in plan.types.items() if wide[name] != type}
+    order = _order({group: share for group, share in noise.items() if group in wider}, cost)
 
     def mixed(count: int) -> dict[str, TensorType]:
         chosen = set(order[:count])

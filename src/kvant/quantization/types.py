@@ -134,6 +134,13 @@ def activation_schemes(graph: Graph, group_of: dict[str, str], recipe: Recipe) -
     }
 
 
+def read_by_tables(graph: Graph, recipe: Recipe) -> set[str]:
+    """Activations whose scheme has weighted layers read few levels of them: more bits would tell these nothing."""
+    group_of = ties(graph)
+    schemes = wished_schemes(graph, group_of, recipe)
+    return {name for name, group in group_of.items() if schemes[group].tabled}
+
+
 def wished_schemes(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> dict[str, ActivationScheme]:
     """The scheme of each group of tied activations.
 
