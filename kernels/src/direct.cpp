@@ -46,7 +46,8 @@ class Direct : public Algorithm {
   bool reads_raw() const { return packed_.bytes || layer_.dtype == KVANT_INT16; }
   // Whether it centres the pixels of each work item itself, rather than those of the whole input before.
   bool converts() const {
-    return !reads_raw() && packed_.merged == layer_.groups && packed_.runs == 1 && is_one(layer_.kernel) && is_one(layer_.strides);
+    return !reads_raw() && packed_.merged == layer_.groups && packed_.runs == 1 && is_one(layer_.kernel) &&
+           is_one(layer_.strides);
   }
   int64_t chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks) const;
   std::vector<int64_t> offsets(const Padded &x) const;

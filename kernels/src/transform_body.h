@@ -1,7 +1,8 @@
 // Inner loops of the number-theoretic transform. Included by one source file for each instruction set, which defines
-// KVANT_ISA (a namespace) and, before this, in that namespace: kLanes (16-bit lanes of a Vector), kMostRows (tiles that are multiplied at a time), Vector,
-// Floats and their operations. Nothing here may call an inline function of a header: the linker could keep the copy of
-// another instruction set. transform.cpp proves the bounds that comments here name: R is that of `reduce`.
+// KVANT_ISA (a namespace) and, before this, in that namespace: kLanes (16-bit lanes of a Vector), kMostRows (tiles that
+// are multiplied at a time), Vector, Floats and their operations. Nothing here may call an inline function of a header:
+// the linker could keep the copy of another instruction set. transform_fields.h proves the bounds that comments here
+// name: R is that of `reduce`.
 namespace kvant {
 namespace KVANT_ISA {
 namespace {

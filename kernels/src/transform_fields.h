@@ -81,12 +81,14 @@ constexpr int64_t most(const FourBounds &bounds) { return most(bounds.sum, bound
 
 // What transform16 of elements within `input` may reach, intermediate values included.
 constexpr int64_t transformed(int64_t input, Elements elements, int64_t p) {
-  const int64_t first = elements == Elements::kHalf ? most(2 * input, input + multiplied(input, p)) : most(four(input, input, p));
+  const bool half = elements == Elements::kHalf;
+  const int64_t first = half ? most(2 * input, input + multiplied(input, p)) : most(four(input, input, p));
   const int64_t twisted = multiplied(first, p);
-  // In row 0 of the second stage all are untwisted, in the others the first one is.
-  const int64_t untwisted = elements == Elements::kAny ? reduced(p) : first;
-  const int64_t row = elements == Elements::kHalf ? most(3 * reduced(p) + first, 2 * reduced(p) + multiplied(reduced(p) + first, p))
-                                                  : most(four(untwisted, untwisted, p));
+  // In row 0 of the second stage all are untwisted, in the others the first one is. Of a half, row 0's last one is as it
+  // was, the three before it are reduced, and no other row's.
+  const int64_t untwisted = elements == Elements::kAny ? reduced(p) : first, small = reduced(p);
+  const int64_t row = half ? most(3 * small + first, 2 * small + multiplied(small + first, p))
+                           : most(four(untwisted, untwisted, p));
   return most(first, most(row, most(four(untwisted, twisted, p))));
 }
 
