@@ -4,6 +4,7 @@ from kvant.capture.builder import MASKED
 from kvant.capture.capture import capture
 from kvant.capture.execute import Executor, Observe, in_memory_order, last_uses, run
 from kvant.capture.passes import fold_batch_norm, prepare
+from kvant.capture.products import product
 
 __all__ = [
     "MASKED",
@@ -14,5 +15,6 @@ __all__ = [
     "in_memory_order",
     "last_uses",
     "prepare",
+    "product",
     "run",
 ]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kvant.capture.products import convolution
 from kvant.capture.programs import compile_program
 from kvant.graph import TensorType, evaluate, ops, slice_bounds
 from kvant.graph.ops import Clamp
@@ -37,7 +38,7 @@ def _spatial(begin: Sequence[int], end: Sequence[int]) -> list[int]:
 
 
 def _conv(op: ops.Conv, constants: Sequence[Tensor | None]) -> Kernel:
-    function = (F.conv1d, F.conv2d)[len(op.strides) - 1]
+    function = convolution(op, constants[1])
     activate = clamped(op.clamp)
     # torch's own padding is symmetric; the smaller of both sides goes there, the rest is padded before.
     inner = tuple(map(min, op.pads_begin, op.pads_end))

@@ -2,9 +2,11 @@
 
 With H the second moments of the layer's inputs (K x K), rounding weight k by an error e costs least when the weights
 that are still free move by -e H^-1[k, :] / H^-1[k, k] (Optimal Brain Surgeon; Frantar et al. 2022, "Optimal Brain
-Compression" and "GPTQ"). Before that, the float weight is fitted to the inputs that the quantized network really sees,
-so a layer also repairs some of what the layers before it lost. Both are closed forms: a Cholesky factor for each group
-of channels.
+Compression" and "GPTQ"). No inverse is needed for that: with H = L L^T, and weights rounded from the last to the first,
+weight k moves by the sum of e_j L[j, k] / L[k, k] over all j that were rounded before, e_j being how far j is from what
+it was (Chee et al. 2023, "QuIP", theorem 6). Before that, the float weight is fitted to the inputs that the quantized
+network really sees, so a layer also repairs some of what the layers before it lost. Both are closed forms: a Cholesky
+factor for each group of channels.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from kvant.capture import product
 from kvant.graph import Node, ops
 from kvant.quantization.grids import Grid
 from kvant.quantization.weights import QuantizedWeight
@@ -118,9 +121,10 @@ def _products(node: Node, weight: np.ndarray, wanted: int, exact: torch.Tensor, 
         return _depthwise_products(node.op, torch.from_numpy(weight), wanted, exact, rough)
     got = _rows(node, weight, wanted, rough)
     rows = torch.from_numpy(weight.reshape(got.shape[0], -1, got.shape[2]))
-    lack = (_rows(node, weight, wanted, exact) - got) @ rows.mT
-    got_sum, lack_sum = (each.sum(1, keepdim=True) for each in (got, lack))
-    return _Products(got.mT @ got, lack.mT @ got, got_sum, lack_sum, got.shape[1])
+    lack = product(rows, _rows(node, weight, wanted, exact) - got)  # (G, O / G, positions)
+    got_sum, lack_sum = got.sum(1, keepdim=True), lack.sum(2)[:, None]
+    by_weight = got.mT.contiguous()
+    return _Products(product(by_weight, by_weight), product(lack, by_weight), got_sum, lack_sum, got.shape[1])
 
 
 def _depthwise_products(
@@ -225,11 +229,17 @@ def _pixels(op: ops.Conv, values: torch.Tensor) -> torch.Tensor:
 def compensated(weight: np.ndarray, nearest: QuantizedWeight, moments: Moments) -> QuantizedWeight:
     """Round ``weight`` (O, ...) at the scales and bits of ``nearest`` so that the layer's output errs least."""
     groups, size = moments.own.shape[:2]
-    rows = torch.from_numpy(weight.reshape(groups, -1, size)).double()
-    steps = torch.from_numpy(nearest.scale.reshape(groups, -1)).double()
+    rows = torch.from_numpy(weight.reshape(groups, -1, size)).double().mT
+    steps = torch.from_numpy(nearest.scale.reshape(groups, 1, -1)).double()
     hessian = damped(moments)
-    shift = torch.linalg.solve(hessian, moments.lack.transpose(1, 2))
-    values = _round_in_turn(rows + shift.transpose(1, 2), steps, hessian, nearest.grid)
+    # Those with the largest inputs are rounded first, and so stand last.
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True).flip(1)
+    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
+    ordered = order[:, :, None].expand_as(rows)
+    factor = torch.linalg.cholesky(hessian)
+    shift = torch.cholesky_solve(moments.lack.mT.gather(1, ordered), factor)
+    values = _round_in_turn((rows.gather(1, ordered) + shift) / steps, factor, order, nearest.grid)
+    values = torch.empty_like(values).scatter_(1, ordered, values).mT
     return replace(nearest, values=values.numpy().astype(nearest.values.dtype).reshape(weight.shape))
 
 
@@ -242,23 +252,26 @@ def damped(moments: Moments) -> torch.Tensor:
     return more
 
 
-def _round_in_turn(rows: torch.Tensor, steps: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Round column after column, those with the largest inputs first; returns (G, O / G, K) integers as float64."""
-    order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
-    rows = rows.gather(2, order[:, None].expand_as(rows))
-    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
-    numbers = torch.arange(rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2])
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    values = torch.empty_like(rows)
-    for start in range(0, rows.shape[2], BLOCK):
-        # Within a block errors move at once; beyond it they are gathered and move in one product.
-        stop = min(start + BLOCK, rows.shape[2])
-        errors = torch.empty_like(rows[:, :, start:stop])
-        for column in range(start, stop):
-            picked = order[:, None, column].expand_as(numbers)
-            values[:, :, column] = grid.nearest_at(rows[:, :, column] / steps, numbers, picked)
-            error = (rows[:, :, column] - values[:, :, column] * steps) / factor[:, column, column, None]
-            rows[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
-            errors[:, :, column - start] = error
-        rows[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return torch.empty_like(values).scatter_(2, order[:, None].expand_as(values), values)
+def _round_in_turn(wanted: torch.Tensor, factor: torch.Tensor, order: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Round weight after weight of all channels, from the last to the first; float64 (G, K, O / G) integers.
+
+    Args:
+        wanted: (G, K, O / G), over their scales.
+        factor: (G, K, K), lower: the Cholesky factor of the moments.
+        order: (G, K), where the weights stood.
+        grid: what they are rounded to.
+    """
+    groups, size, channels = wanted.shape
+    numbers = torch.arange(groups * channels).reshape(groups, channels)
+    passed_on = factor / factor.diagonal(dim1=1, dim2=2)[:, None]
+    values, errors = torch.empty_like(wanted), torch.empty_like(wanted)
+    for stop in range(size, 0, -BLOCK):
+        # Within a block errors move at once; those from before it were gathered and move in one product.
+        start = max(stop - BLOCK, 0)
+        moved = wanted[:, start:stop] + passed_on[:, stop:, start:stop].mT @ errors[:, stop:]
+        for at in reversed(range(start, stop)):
+            picked = order[:, at, None].expand_as(numbers)
+            values[:, at] = grid.nearest_at(moved[:, at - start].contiguous(), numbers, picked)
+            errors[:, at] = error = wanted[:, at] - values[:, at]
+            moved[:, : at - start].addcmul_(passed_on[:, at, start:at, None], error[:, None])
+    return values
