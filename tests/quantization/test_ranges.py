@@ -11,9 +11,9 @@ from kvant.capture import capture, prepare
 from kvant.errors import CalibrationError
 from kvant.graph import TensorType
 from kvant.quantization import ActivationScheme
-from kvant.quantization.observers import Extremes, Histogram
+from kvant.quantization.observers import HALF_BINS, Extremes, Histogram
 from kvant.quantization.progress import Progress
-from kvant.quantization.ranges import activation_type, choose_range
+from kvant.quantization.ranges import Pooled, Tails, activation_type, choose_range
 from kvant.quantization.simulate import fake_quantize
 from kvant.quantization.statistics import collect
 from kvant.quantization.types import activation_types
@@ -114,3 +114,15 @@ def test_few_samples_leave_room_but_not_beyond_clamps_and_inputs() -> None:
     assert scale[middle][0] == pytest.approx(1.25 * scale[middle][1], rel=0.02)
     assert scale[graph.nodes[0].output][0] == scale[graph.nodes[0].output][1] == pytest.approx(6 / 255)
     assert scale[graph.inputs[0].name][0] == scale[graph.inputs[0].name][1]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3000))
+def test_errors_of_many_ranges_at_once_are_those_of_one_by_one(seed: int, bins: int) -> None:
+    rng = np.random.default_rng(seed)
+    places = np.sort(rng.choice(2 * HALF_BINS, bins, replace=False)) - HALF_BINS
+    pooled = Pooled(rng.exponential(size=bins) ** 4, (places + 0.5) / 256, 1 / 256)
+    low, high = pooled.centers[0] * np.linspace(1, 0.2, 9), pooled.centers[-1] * np.linspace(1, 0.3, 9)
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    step = (high - low) / 255
+    wanted = [pooled.squared_error(*each) for each in zip(low, high, step, strict=True)]
+    np.testing.assert_allclose(Tails(pooled).squared_errors(low, high, step), wanted, rtol=1e-7)

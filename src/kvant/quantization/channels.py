@@ -62,7 +62,8 @@ class Channels:
         others = list(range(values.dim() - 1))
         if not others:
             some, values, others = some[None], values[None], [0]
-        sums, squares = (each.sum(others).numpy().astype(np.float64) for each in (some, some.square()))
+        rows = some.reshape(-1, some.shape[-1])  # sums of rows side by side take a fraction of the time
+        sums, squares = (each.sum(0).numpy().astype(np.float64) for each in (rows, rows.square()))
         if parts:
             low, high = (np.concatenate(ends) for ends in zip(*((part.low, part.high) for part in parts), strict=True))
         else:

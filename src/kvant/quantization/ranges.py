@@ -59,6 +59,26 @@ class Pooled:
         return np.bincount((np.abs(self.centers) / self.width).astype(np.int64), self.counts)[None]
 
 
+class Tails:
+    """Sums over all bins of a histogram below each, and above each, from which errors of many ranges follow."""
+
+    def __init__(self, pooled: Pooled) -> None:
+        self.centers = pooled.centers
+        powers = np.stack([pooled.counts * pooled.centers**power for power in range(3)])
+        none = np.zeros((3, 1))
+        self.below = np.concatenate([none, np.cumsum(powers, 1)], 1)
+        self.above = np.concatenate([np.cumsum(powers[:, ::-1], 1)[:, ::-1], none], 1)
+
+    def squared_errors(self, low: np.ndarray, high: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """``Pooled.squared_error`` of each of several ranges."""
+        first, end = np.searchsorted(self.centers, low), np.searchsorted(self.centers, high, "right")
+        outside = sum(
+            powers[2] - 2 * limit * powers[1] + limit**2 * powers[0]
+            for limit, powers in ((low, self.below[:, first]), (high, self.above[:, end]))
+        )
+        return np.asarray(outside + (self.below[0, end] - self.below[0, first]) * step**2 / 12)
+
+
 def choose_range(observers: Sequence[AnyObserver], scheme: ActivationScheme) -> Range:
     """The range of reals for tensors that share one scale; it always holds 0.
 
@@ -123,18 +143,16 @@ def _clipped(full: Range, magnitude: float) -> Range:
 
 def _least_squares(pooled: Pooled, full: Range, levels: int) -> Range:
     """Shrink both ends by turns, each to the share with the least squared error, until neither moves."""
-    shares = _SHARES if levels == 256 else _SHARES_OF_FEW
+    shares, tails = _SHARES if levels == 256 else _SHARES_OF_FEW, Tails(pooled)
     ends = [1.0, 1.0]
     for _ in range(4):
         before = list(ends)
         for side in (0, 1):
             if full[side] == 0:
                 continue
-            errors = []
-            for share in shares:
-                low = full[0] * (share if side == 0 else ends[0])
-                high = full[1] * (share if side == 1 else ends[1])
-                errors.append(pooled.squared_error(low, high, (high - low) / (levels - 1)))
+            low = full[0] * (shares if side == 0 else np.full_like(shares, ends[0]))
+            high = full[1] * (shares if side == 1 else np.full_like(shares, ends[1]))
+            errors = tails.squared_errors(low, high, (high - low) / (levels - 1))
             ends[side] = float(shares[int(np.argmin(errors))])
         if ends == before:
             break
