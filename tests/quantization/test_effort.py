@@ -12,7 +12,10 @@ from kvant.capture import capture, prepare
 from kvant.errors import RecipeError
 from kvant.quantization import tune
 from kvant.quantization.progress import Progress
+from kvant.quantization.recipe import Effort
 from kvant.quantization.statistics import collect
+
+EXTREMES = kvant.ActivationScheme(range="minmax")
 
 
 class Uneven(torch.nn.Module):
@@ -76,9 +79,10 @@ def test_where_nothing_is_widened_weights_are_rounded_for_what_activations_leave
     assert len(centered) == 1
 
 
-def test_the_fast_effort_runs_on_few_samples_and_no_order_changes_which(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("effort", "count"), [("fast", 16), ("default", 32)])
+def test_efforts_run_on_some_samples_and_no_order_changes_which(effort: Effort, count: int, tmp_path: Path) -> None:
     net, pictures = Uneven().eval(), list(torch.randn(60, 3, 32, 32).split(1))
-    recipe = kvant.Recipe(effort="fast", samples=8)
+    recipe = kvant.Recipe(effort=effort, samples=8)
     files = []
     for number, data in enumerate((pictures, pictures[::-1], [torch.cat(pictures[20:]), *pictures[:20]])):
         files.append(tmp_path / f"{number}.kvant")
@@ -86,9 +90,14 @@ def test_the_fast_effort_runs_on_few_samples_and_no_order_changes_which(tmp_path
     assert len({file.read_bytes() for file in files}) == 1
     graph = prepare(capture(net, (pictures[0],), {}))
     seen = collect(graph, ([x] for x in pictures), "minmax", 8, Progress(False), recipe.most_samples)
-    assert (seen.count, seen.batches, len(seen.samples)) == (16, 60, 8)
+    assert (seen.count, seen.batches, len(seen.samples)) == (count, 60, 8)
     everything = collect(graph, ([x] for x in pictures), "minmax", 16, Progress(False))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(seen.samples, everything.samples[:8], strict=True))
+
+
+def test_best_effort_and_moving_averages_see_all_samples() -> None:
+    recipes = (kvant.Recipe(effort="best"), kvant.Recipe(activations=EXTREMES, observer="moving_average"))
+    assert [recipe.most_samples for recipe in recipes] == [None, None]
 
 
 def test_effort_is_checked_and_keeps_more_or_fewer_samples() -> None:

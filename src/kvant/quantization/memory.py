@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
+
 # The process may grow by so many bytes before what is free is given back. Less costs time: pages are made anew.
 SPARE = 128 << 20
+# Once glibc has seen a block of this size freed (its limit is 32 MB), it keeps twice as much at the end of each heap.
+_LARGEST_BLOCK = (32 << 20) - (64 << 10)
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -24,6 +28,14 @@ class Spare:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         self._lock = Lock()
         self._least = 0
+
+    def keep(self) -> None:
+        """Let glibc keep what is freed until it is given back, as it does in any process that once freed a large block.
+
+        Else it gives the end of a heap back again and again, and what comes next makes the same pages anew.
+        """
+        if self._trim is not None:
+            np.empty(_LARGEST_BLOCK, np.uint8)
 
     def give_back(self, spare: int = SPARE) -> None:
         """Called between pieces of work, from any thread; nothing happens before the process has grown by ``spare``."""

@@ -28,6 +28,8 @@ Effort = Literal["fast", "default", "best"]
 
 # "best" keeps so many times as many samples.
 _LEARNT = 8
+# The others run on so many times as many samples as are kept, to see ranges.
+_SEEN = {"fast": 2, "default": 4}
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ class Recipe:
             cause most of it: within 1 % of all weights, and beyond that only where ``target_sqnr`` is missed otherwise.
             Weights of other schemes keep theirs.
         samples: how many calibration samples are kept for equalization, correction and measurement.
-        effort: time for accuracy. "fast" runs on no more samples than twice as many as are kept, rounds weights to
-            nearest, and then looks at the middles of large samples only.
-            "best" looks at twice as many, makes do with 3 dB less for more multiplications in 8 bits, and where far
-            more is missing lets weights, biases and scales learn from the float network on eight times as many
-            samples, without labels: minutes. With ``target_sqnr=None`` it may add a fifth of multiplications in 8 bits
-            where these leave less than 26 dB: copies of channels that are rounded at other places.
+        effort: time for accuracy. "default" runs on no more samples than four times as many as are kept and then looks
+            at the middles of large ones only. "fast" runs on twice as many and rounds weights to nearest.
+            "best" runs on all, looks at twice as many, makes do with 3 dB less for more multiplications in 8 bits, and
+            where far more is missing lets weights, biases and scales learn from the float network on eight times as
+            many samples, without labels: minutes. With ``target_sqnr=None`` it may add a fifth of multiplications in
+            8 bits where these leave less than 26 dB: copies of channels that are rounded at other places.
 
     Example:
         >>> recipe = Recipe(WeightScheme(bits=4), rules=(Rule("head*", weights=WeightScheme(bits=8)),))
@@ -162,8 +164,13 @@ class Recipe:
 
     @property
     def most_samples(self) -> int | None:
-        """How many calibration samples the network runs on to see ranges; None is all."""
-        return 2 * self.samples if self.effort == "fast" else None
+        """How many calibration samples the network runs on to see ranges; None is all.
+
+        A moving average is of all, for it goes by their order.
+        """
+        if self.effort == "best" or self.observer == "moving_average":
+            return None
+        return _SEEN[self.effort] * self.samples
 
     def weight_scheme(self, node: Node) -> WeightScheme:
         """The scheme of a node's weights."""

@@ -33,6 +33,7 @@ def one_thread_each() -> Iterator[None]:
     if _POOL.get() is not None:
         yield
         return
+    _SPARE.keep()
     _SPARE.give_back()  # what was freed before: the workers' memory comes from elsewhere
     count = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "kvant-worker", initializer=torch.set_num_threads, initargs=(1,))
