@@ -223,8 +223,10 @@ class Start:
         """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
         trial, types = self.trial, plan.types
         if target is not None:
-            directions = 1 if trial.recipe.effort == "fast" else DIRECTIONS
-            types = widen(plan, self.widest, trial.yardstick, target, trial.show, directions, SPARED_FOR_HALF_DB)
+            fast = trial.recipe.effort == "fast"
+            # What rounding activations costs does not depend on what was fitted, and each sample shows something else.
+            of_all = None if fast else Yardstick(plan.graph, [*trial.fitted, *trial.yardstick.samples])
+            types = widen(plan, self.widest, trial.yardstick, target, trial.show, 1, SPARED_FOR_HALF_DB, of_all)
         before, plan = plan, replace(plan, types=types)
         if types != before.types:
             narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))

@@ -1,9 +1,10 @@
 """Which activations need 16 bits: the noise that each one's rounding to 8 bits causes at the outputs, measured.
 
 For a random direction v over the outputs, one backward pass gives the gradient of <v, outputs> at every activation at
-once; its product with the rounding error that 8 bits would make there, squared and averaged over directions, is that
-activation's share of the output noise. What follows is a choice: widen the activations that cause the most noise for
-the fewest multiplications, then measure the real thing and widen more if it was not enough.
+once; its product with the rounding error that 8 bits would make there, summed over each channel, squared and averaged
+over directions and samples, is that activation's share of the output noise. What follows is a choice: widen the
+activations that cause the most noise for the fewest multiplications, then measure the real thing and widen more if it
+was not enough.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def widen(
     show: Progress,
     directions: int = DIRECTIONS,
     spared: float = 0.0,
+    sensor: Yardstick | None = None,
 ) -> dict[str, TensorType]:
     """Types of the activations, with 16 bits for as few of them as needed for ``target`` dB at the outputs.
 
@@ -55,6 +57,7 @@ def widen(
         target: wanted signal to noise; lower where int8 weights alone do not reach it.
         directions: random ones for each sample.
         spared: so much less is enough if more than half of the multiplications would read 16 bits otherwise.
+        sensor: has the samples that gradients are taken at; None is ``yardstick``.
     """
     before = yardstick.measure(plan)
     if before >= target:
@@ -63,7 +66,7 @@ def widen(
     if before >= goal:
         return plan.types
     group_of = ties(plan.graph)
-    noise = group_noise(plan, yardstick, group_of, show, directions)
+    noise = group_noise(plan, yardstick if sensor is None else sensor, group_of, show, directions)
     cost = group_cost(plan.graph, group_of)
     wider = {group_of[name] for name, type in plan.types.items() if wide[name] != type}
     order = _order({group: share for group, share in noise.items() if group in wider}, cost)
@@ -140,8 +143,8 @@ def noise_of(
         def add(name: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
             wrong = error(name, values.detach())
             if wrong is not None:
-                effect = float((gradient * wrong).sum())
-                found[name] = found.get(name, 0.0) + effect * effect / directions
+                effect = float(_by_channel(gradient * wrong).square().sum())
+                found[name] = found.get(name, 0.0) + effect / directions
 
         with torch.enable_grad():
             outputs, tensors = run(sample)
@@ -164,6 +167,14 @@ def noise_of(
         for name, effect in found.items():
             noise[name] = noise.get(name, 0.0) + effect
     return noise
+
+
+def _by_channel(effects: torch.Tensor) -> torch.Tensor:
+    """The sum over each slice along axis 1: rounding errs independently in each, so squares of these add up.
+
+    The square of the sum over all has the same mean, and as much spread as a single draw.
+    """
+    return effects.sum([axis for axis in range(effects.dim()) if axis != 1]) if effects.dim() > 1 else effects
 
 
 class _Tape:
