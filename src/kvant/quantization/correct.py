@@ -4,13 +4,16 @@ Rounding errors times inputs that are not zero on average shift a layer's mean o
 (Nagel et al. 2019, section 4.2; Finkelstein et al. 2019). The quantized network runs node by node on all samples; each
 layer's bias absorbs the difference from the float network's mean before the next layer is looked at, so a layer
 corrects what the earlier ones could not.
+
+What is read of a layer is what its clamp leaves. So the means may be those of clamped values, the shift larger by the
+share of values that it moves. Weights that are rounded anew are fitted to values before the clamp, and biases are too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,38 +32,52 @@ from kvant.quantization.ties import makes_values
 from kvant.quantization.workers import in_order, of_each
 
 Tensors = dict[str, torch.Tensor]
+_LEAST_OPEN = 1 / 16  # of a channel's values that its clamp leaves as they are: of fewer the share is not known well
 
 
-def float_means(graph: Graph, samples: list[Sample]) -> dict[str, torch.Tensor]:
-    """The mean of each channel of every weighted node's output, before its clamp, in the float network.
+class Means(NamedTuple):
+    """The means of each channel of a weighted node's output in the float network, float64 (O)."""
 
-    Returns:
-        float64 (O) by the node's output; means over ``samples``, positions and, for linear layers, rows.
+    open: torch.Tensor  # before its clamp
+    clamped: torch.Tensor
+
+
+def float_means(graph: Graph, samples: list[Sample]) -> dict[str, Means]:
+    """The means of every weighted node's channels in the float network, by the node's output.
+
+    They are over ``samples``, positions and, for linear layers, rows.
     """
     executor = Executor(graph)
     steps = list(zip(graph.nodes, last_uses(graph), strict=True))
 
-    def means(sample: Sample) -> dict[str, _Mean]:
-        found: dict[str, _Mean] = {}
+    def means(sample: Sample) -> dict[str, tuple[_Mean, _Mean]]:
+        found: dict[str, tuple[_Mean, _Mean]] = {}
         bindings = executor.bind(sample)
         values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
         with torch.inference_mode():
             for node, dead in steps:
                 if isinstance(node.op, ops.WEIGHTED):
                     open_values = executor.step(without_clamp(node), values, bindings)
-                    found[node.output] = _Mean.of(open_values, channel_axis(node))
                     values[node.output] = clamped(node, open_values)
+                    both = _Mean.of(open_values, channel_axis(node)), _Mean.of(values[node.output], channel_axis(node))
+                    found[node.output] = both
                 else:
                     values[node.output] = executor.step(node, values, bindings)
                 drop(values, dead)
         return found
 
     parts = list(in_order(means, samples))
-    return {name: _together(part[name] for part in parts) for name in parts[0]}
+    return {name: Means(*(_together(part[name][i] for part in parts) for i in range(2))) for name in parts[0]}
 
 
 def correct(
-    plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], show: Progress, *, compensate: bool = False
+    plan: Plan,
+    samples: list[Sample],
+    wanted: dict[str, Means],
+    show: Progress,
+    *,
+    compensate: bool = False,
+    of_clamped: bool = False,
 ) -> Plan:
     """``plan`` with the mean error on ``samples`` taken out of the biases.
 
@@ -69,17 +86,21 @@ def correct(
         samples: lists of tensors in the order of the graph's inputs, all of them run in step.
         wanted: ``float_means`` of the graph on the same samples.
         compensate: also round each layer's weights anew, by ``kvant.quantization.rounding``, where that is affordable.
+        of_clamped: take the means of clamped values.
 
     Returns:
         A plan in which every weighted node has a bias, but those whose error the next layers' biases take out.
     """
-    return _Correction(plan, samples, wanted, compensate).run(show)
+    return _Correction(plan, samples, wanted, compensate, of_clamped).run(show)
 
 
 class _Correction:
-    def __init__(self, plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], compensate: bool) -> None:
+    def __init__(
+        self, plan: Plan, samples: list[Sample], wanted: dict[str, Means], compensate: bool, of_clamped: bool
+    ) -> None:
         self.plan = plan
         self.wanted = wanted
+        self.of_clamped = of_clamped
         self.weights = dict(plan.weights)
         simulated = plan.simulated_graph()
         self.rough = Executor(simulated)
@@ -135,20 +156,34 @@ class _Correction:
     def _weighted(self, node: Node, rough: Node) -> None:
         if self.exact is not None:
             self._round_anew(node, rough)
-        shift = self.wanted[node.output] - _together(
-            of_each(len(self.got), self._open_step, node, without_clamp(rough))
-        )
+        shift = self._shift(node, without_clamp(rough))
         added = None
         if node.output in self.biases or not self._absorbed(node):
             added = shift.float()
             self.biases[node.output] = self.biases.get(node.output, np.zeros(len(shift), np.float32)) + added.numpy()
         of_each(len(self.got), self._close, node, added)
 
+    def _shift(self, node: Node, open_rough: Node) -> torch.Tensor:
+        """What the node's bias lacks; the node is computed without its clamp."""
+        wanted = self.wanted[node.output]
+        if node.op.clamp is None or not self.of_clamped:  # type: ignore[union-attr]
+            return wanted.open - _together(of_each(len(self.got), self._open_step, node, open_rough))
+        seen = of_each(len(self.got), self._clamped_step, node, open_rough)
+        shares = _together(share for _, share in seen).clamp(min=_LEAST_OPEN)
+        return (wanted.clamped - _together(mean for mean, _ in seen)) / shares
+
     def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
         """Compute the node without its clamp, and the mean of its channels."""
         values = self._computed(at, open_rough)
         self.got[at].hold(node.output, values)
         return _Mean.of(values, channel_axis(node))
+
+    def _clamped_step(self, at: int, node: Node, open_rough: Node) -> tuple[_Mean, _Mean]:
+        """Compute the node without its clamp; the mean of its channels with it, and the share that it leaves alone."""
+        values, axis = self._computed(at, open_rough), channel_axis(node)
+        self.got[at].hold(node.output, values)
+        inside = clamped(node, values)
+        return _Mean.of(inside, axis), _Mean.of((inside == values).float(), axis)
 
     def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
         """Add what the bias gained, clamp and round."""
