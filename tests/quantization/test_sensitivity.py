@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from kvant.quantization.sensitivity import noise_of
+from kvant.capture import capture, prepare
+from kvant.graph import ops
+from kvant.quantization.sensitivity import group_cost, noise_of
+from kvant.quantization.ties import ties
 
 COUNT = 12
 
@@ -35,3 +40,18 @@ def test_one_direction_tells_each_samples_noise() -> None:
         )
         made = float(F.conv2d(wrong, weight).square().sum())
         assert made / 2 < found["x"] < made * 2
+
+
+def test_rows_of_a_table_cost_what_the_table_is_of_the_file() -> None:
+    """Else they would be widened first, as they feed few multiplications, and files of mostly rows be twice as long."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(500, 8), nn.Linear(8, 4), nn.Linear(4, 2)).eval()
+    graph = prepare(capture(net, (torch.randint(500, (2, 6)),), {}))
+    group_of = ties(graph)
+    cost = group_cost(graph, group_of)
+    (rows,) = (node for node in graph.nodes if isinstance(node.op, ops.Gather))
+    sizes = {name: value.size for name, value in graph.constants.items()}
+    multiplications = 2 * 6 * (8 * 4 + 4 * 2)
+    table = multiplications * 500 * 8 / sum(sizes.values())
+    assert cost[group_of[rows.output]] == pytest.approx(table + 2 * 6 * 8 * 4)
+    assert table > 0.9 * multiplications

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, TensorType
+from kvant.graph import Graph, TensorType, ops
 from kvant.quantization.progress import Progress
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
@@ -194,13 +194,23 @@ class _Tape:
 
 
 def group_cost(graph: Graph, group_of: dict[str, str]) -> dict[str, float]:
-    """Multiplications that each group's tensors feed, at the example size."""
+    """Multiplications that each group's tensors feed, at the example size.
+
+    Rows of a table of constants would make the file longer: they cost as much of all multiplications as the table is of
+    all constants.
+    """
     cost: dict[str, float] = {}
-    producers = graph.producers()
-    for each in count_macs(graph):
+    producers, counts = graph.producers(), list(count_macs(graph))
+    for each in counts:
         read = producers[each.node].inputs[:2]
         for group in {group_of[name] for name in read if name not in graph.constants}:
             cost[group] = cost.get(group, 0.0) + each.count
+    constants = sum(value.size for value in graph.constants.values())
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Gather) and node.inputs[0] in graph.constants:
+            share = graph.constants[node.inputs[0]].size / constants
+            group = group_of[node.output]
+            cost[group] = cost.get(group, 0.0) + share * sum(each.count for each in counts)
     return cost
 
 
