@@ -223,11 +223,12 @@ class Start:
         """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
         trial, types = self.trial, plan.types
         if target is not None:
-            fast, few = trial.recipe.effort == "fast", trial.yardstick.shortest is not None
+            effort, few = trial.recipe.effort, trial.yardstick.shortest is not None
             # What rounding activations costs does not depend on what was fitted, and each sample shows something else;
             # but the shortest one, which is held out, must not count for less.
-            of_all = None if fast or few else Yardstick(plan.graph, [*trial.fitted, *trial.yardstick.samples])
-            directions = DIRECTIONS if few and not fast else 1
+            all_count = effort == "default" and not few
+            of_all = Yardstick(plan.graph, [*trial.fitted, *trial.yardstick.samples]) if all_count else None
+            directions = 1 if all_count or effort == "fast" else DIRECTIONS
             yardstick, show = trial.yardstick, trial.show
             types = widen(plan, self.widest, yardstick, target, show, directions, SPARED_FOR_HALF_DB, of_all)
         before, plan = plan, replace(plan, types=types)

@@ -1,10 +1,10 @@
 """Which activations need 16 bits: the noise that each one's rounding to 8 bits causes at the outputs, measured.
 
 For a random direction v over the outputs, one backward pass gives the gradient of <v, outputs> at every activation at
-once; its product with the rounding error that 8 bits would make there, summed over each channel, squared and averaged
-over directions and samples, is that activation's share of the output noise. What follows is a choice: widen the
-activations that cause the most noise for the fewest multiplications, then measure the real thing and widen more if it
-was not enough.
+once; its product with the rounding error that 8 bits would make there, squared and averaged over directions and
+samples, is that activation's share of the output noise. With a single direction, products are summed and squared for
+each channel. What follows is a choice: widen the activations that cause the most noise for the fewest multiplications,
+then measure the real thing and widen more if it was not enough.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def noise_of(
         def add(name: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
             wrong = error(name, values.detach())
             if wrong is not None:
-                effect = float(_by_channel(gradient * wrong).square().sum())
+                products = gradient * wrong
+                effect = float((_by_channel(products) if directions == 1 else products.sum()).square().sum())
                 found[name] = found.get(name, 0.0) + effect / directions
 
         with torch.enable_grad():
