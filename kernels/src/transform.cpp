@@ -147,7 +147,6 @@ Reach Transform::reach(const int64_t output_size[2]) const {
 // Tiles that are worked on at a time: as many as the third-level cache holds, since each time all weights are read.
 constexpr int64_t kCacheBytes = int64_t{20} << 20;
 constexpr int64_t kLeastTiles = 24;
-constexpr int kRoomSlot = 0;  // of scratch memory
 
 // One application. Rounds of tiles, each of three steps of independent items; items are numbered in that order, and
 // threads take one after the other. An item waits until those of earlier steps are done; they are being worked on.
@@ -230,7 +229,7 @@ int32_t Transform::work(Call *call) const {
   const int64_t ins = shape_.padded_channels / transforms_.lanes, outs = shape_.padded_outputs / transforms_.lanes;
   const int64_t items = weights_.items(), whole = call->round * (ins + outs) + items;
   const int64_t total = call->tiles * (ins + outs) + divide_up(call->tiles, call->round) * items;
-  int16_t *room = scratch_array<int16_t>(kRoomSlot, weights_.item_size());
+  int16_t *room = weights_.room();
   KVANT_REQUIRE(room != nullptr, KVANT_NO_MEMORY);
   for (int64_t item; (item = call->next.fetch_add(1)) < total; call->done.fetch_add(1, std::memory_order_release)) {
     const int64_t start = item / whole * whole, first = item / whole * call->round, rest = item - start;

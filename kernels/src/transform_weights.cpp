@@ -13,8 +13,6 @@ namespace kvant {
 namespace transform {
 namespace {
 
-constexpr int kRoomSlot = 0;
-
 // The largest sum of magnitudes of an output's weights, for pairs from `weights` on.
 int64_t largest_sum(const int16_t *weights, int64_t pairs, int64_t lanes) {
   int32_t sums[kMostLanes] = {};
@@ -73,10 +71,10 @@ bool PointWeights::item_fits(int64_t item, const int16_t *weights, int64_t segme
 bool PointWeights::sums_fit(int64_t segments) const {
   std::atomic<bool> fits{true};
   const int32_t status = parallel(items(), 1, [&](int64_t begin, int64_t end) -> int32_t {
-    int16_t *room = scratch_array<int16_t>(kRoomSlot, item_size());
-    KVANT_REQUIRE(room != nullptr, KVANT_NO_MEMORY);
+    int16_t *const own = room();
+    KVANT_REQUIRE(own != nullptr, KVANT_NO_MEMORY);
     for (int64_t item = begin; item < end && fits; ++item) {
-      if (!item_fits(item, at_points(item, room), segments)) fits = false;
+      if (!item_fits(item, at_points(item, own), segments)) fits = false;
     }
     return KVANT_OK;
   });

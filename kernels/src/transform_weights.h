@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
 #include "common.h"
 #include "kvant.h"
@@ -53,7 +51,9 @@ class PointWeights {
   int64_t items() const { return kParts * groups(); }
   int64_t point_size() const { return spaced(shape_.pairs * 2 * transforms_.lanes); }
   int64_t item_size() const { return kPartPoints * point_size(); }
-  // Where an item's weights are: in `room`, of item_size() elements, if they are late.
+  // Memory of the calling thread for one item's weights, if they are late; null where there is none.
+  int16_t *room() const { return scratch_array<int16_t>(0, late_ ? item_size() : 0); }
+  // Where an item's weights are: in `room`, if they are late.
   const int16_t *at_points(int64_t item, int16_t *room) const;
 
  private:

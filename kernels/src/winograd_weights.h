@@ -1,6 +1,7 @@
 // A layer's weights at the points of Winograd's transform.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common.h"
@@ -22,15 +23,12 @@ struct WinogradShape {
         padded_channels(round_up(channels, kWinogradChannels)) {}
 
   int64_t blocks() const { return divide_up(padded_outputs, kWinogradBlock); }
-  int64_t width(int64_t block) const { return least(kWinogradBlock, padded_outputs - block * kWinogradBlock); }
+  int64_t width(int64_t block) const { return std::min(kWinogradBlock, padded_outputs - block * kWinogradBlock); }
   // Elements from point to point of a block: planes a power of two apart would push each other out of the cache.
   int64_t plane(int64_t block) const { return width(block) * padded_channels + kWinogradPadding; }
   int64_t begin(int64_t block) const { return block * kWinogradPoints * plane(0); }
   int64_t all_points() const { return begin(blocks() - 1) + kWinogradPoints * plane(blocks() - 1); }
   int64_t kernels_size() const { return padded_outputs * padded_channels * 9; }  // of weights that are not transformed
-
- private:
-  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 };
 
 // Weights are kept at all points, or late: kept as they are, and transformed in each run into room that the caller has.

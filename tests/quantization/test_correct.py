@@ -57,7 +57,7 @@ def outputs(plan: Plan, data: list[Sample], open_values: bool) -> tuple[np.ndarr
 def test_means_are_those_of_the_float_network(of_clamped: bool) -> None:
     """Before the clamp exactly; behind it nearly, since the shift itself opens and closes the clamp for some."""
     plan, data = planned(clamp=True)
-    fixed = correct(plan, data, float_means(plan.graph, data), SHOW, of_clamped=of_clamped)
+    fixed = correct(plan, data, float_means(plan.graph, data, of_clamped), SHOW, of_clamped=of_clamped)
     for open_values in (False, True):
         true, got = outputs(fixed, data, open_values)
         _, before = outputs(plan, data, open_values)
@@ -70,7 +70,8 @@ def test_means_are_those_of_the_float_network(of_clamped: bool) -> None:
 
 def test_without_a_clamp_both_are_the_same() -> None:
     plan, data = planned(clamp=False)
-    means = float_means(plan.graph, data)
-    plain, other = (correct(plan, data, means, SHOW, of_clamped=wanted) for wanted in (False, True))
+    plain, other = (
+        correct(plan, data, float_means(plan.graph, data, wanted), SHOW, of_clamped=wanted) for wanted in (False, True)
+    )
     for name, bias in plain.biases.items():
         np.testing.assert_array_equal(bias, other.biases[name])

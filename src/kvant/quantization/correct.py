@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,23 +35,17 @@ Tensors = dict[str, torch.Tensor]
 _LEAST_OPEN = 1 / 16  # of a channel's values that its clamp leaves as they are: of fewer the share is not known well
 
 
-class Means(NamedTuple):
-    """The means of each channel of a weighted node's output in the float network, float64 (O)."""
+def float_means(graph: Graph, samples: list[Sample], of_clamped: bool) -> dict[str, torch.Tensor]:
+    """The mean of each channel of every weighted node's output, before its clamp or behind it, in the float network.
 
-    open: torch.Tensor  # before its clamp
-    clamped: torch.Tensor
-
-
-def float_means(graph: Graph, samples: list[Sample]) -> dict[str, Means]:
-    """The means of every weighted node's channels in the float network, by the node's output.
-
-    They are over ``samples``, positions and, for linear layers, rows.
+    Returns:
+        float64 (O) by the node's output; means over ``samples``, positions and, for linear layers, rows.
     """
     executor = Executor(graph)
     steps = list(zip(graph.nodes, last_uses(graph), strict=True))
 
-    def means(sample: Sample) -> dict[str, tuple[_Mean, _Mean]]:
-        found: dict[str, tuple[_Mean, _Mean]] = {}
+    def means(sample: Sample) -> dict[str, _Mean]:
+        found: dict[str, _Mean] = {}
         bindings = executor.bind(sample)
         values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
         with torch.inference_mode():
@@ -59,21 +53,21 @@ def float_means(graph: Graph, samples: list[Sample]) -> dict[str, Means]:
                 if isinstance(node.op, ops.WEIGHTED):
                     open_values = executor.step(without_clamp(node), values, bindings)
                     values[node.output] = clamped(node, open_values)
-                    both = _Mean.of(open_values, channel_axis(node)), _Mean.of(values[node.output], channel_axis(node))
-                    found[node.output] = both
+                    read = values[node.output] if of_clamped else open_values
+                    found[node.output] = _Mean.of(read, channel_axis(node))
                 else:
                     values[node.output] = executor.step(node, values, bindings)
                 drop(values, dead)
         return found
 
     parts = list(in_order(means, samples))
-    return {name: Means(*(_together(part[name][i] for part in parts) for i in range(2))) for name in parts[0]}
+    return {name: _together(part[name] for part in parts) for name in parts[0]}
 
 
 def correct(
     plan: Plan,
     samples: list[Sample],
-    wanted: dict[str, Means],
+    wanted: dict[str, torch.Tensor],
     show: Progress,
     *,
     compensate: bool = False,
@@ -84,7 +78,7 @@ def correct(
     Args:
         plan: what is decided so far; its types say where the quantized network rounds.
         samples: lists of tensors in the order of the graph's inputs, all of them run in step.
-        wanted: ``float_means`` of the graph on the same samples.
+        wanted: ``float_means`` of the graph on the same samples, with the same ``of_clamped``.
         compensate: also round each layer's weights anew, by ``kvant.quantization.rounding``, where that is affordable.
         of_clamped: take the means of clamped values.
 
@@ -96,7 +90,7 @@ def correct(
 
 class _Correction:
     def __init__(
-        self, plan: Plan, samples: list[Sample], wanted: dict[str, Means], compensate: bool, of_clamped: bool
+        self, plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], compensate: bool, of_clamped: bool
     ) -> None:
         self.plan = plan
         self.wanted = wanted
@@ -165,23 +159,21 @@ class _Correction:
 
     def _shift(self, node: Node, open_rough: Node) -> torch.Tensor:
         """What the node's bias lacks; the node is computed without its clamp."""
-        wanted = self.wanted[node.output]
-        if node.op.clamp is None or not self.of_clamped:  # type: ignore[union-attr]
-            return wanted.open - _together(of_each(len(self.got), self._open_step, node, open_rough))
-        seen = of_each(len(self.got), self._clamped_step, node, open_rough)
-        shares = _together(share for _, share in seen).clamp(min=_LEAST_OPEN)
-        return (wanted.clamped - _together(mean for mean, _ in seen)) / shares
+        seen = of_each(len(self.got), self._open_step, node, open_rough)
+        shift = self.wanted[node.output] - _together(mean for mean, _ in seen)
+        shares = [share for _, share in seen if share is not None]
+        return shift / _together(shares).clamp(min=_LEAST_OPEN) if shares else shift
 
-    def _open_step(self, at: int, node: Node, open_rough: Node) -> _Mean:
-        """Compute the node without its clamp, and the mean of its channels."""
-        values = self._computed(at, open_rough)
-        self.got[at].hold(node.output, values)
-        return _Mean.of(values, channel_axis(node))
+    def _open_step(self, at: int, node: Node, open_rough: Node) -> tuple[_Mean, _Mean | None]:
+        """Compute the node without its clamp.
 
-    def _clamped_step(self, at: int, node: Node, open_rough: Node) -> tuple[_Mean, _Mean]:
-        """Compute the node without its clamp; the mean of its channels with it, and the share that it leaves alone."""
+        Returns:
+            The mean of its channels, and the share of them that the clamp leaves alone if the mean is that behind it.
+        """
         values, axis = self._computed(at, open_rough), channel_axis(node)
         self.got[at].hold(node.output, values)
+        if not self.of_clamped or node.op.clamp is None:  # type: ignore[union-attr]
+            return _Mean.of(values, axis), None
         inside = clamped(node, values)
         return _Mean.of(inside, axis), _Mean.of((inside == values).float(), axis)
 

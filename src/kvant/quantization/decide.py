@@ -223,14 +223,11 @@ class Start:
         """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
         trial, types = self.trial, plan.types
         if target is not None:
-            effort, few = trial.recipe.effort, trial.yardstick.shortest is not None
-            # What rounding activations costs does not depend on what was fitted, and each sample shows something else;
-            # but the shortest one, which is held out, must not count for less.
-            all_count = effort == "default" and not few
-            of_all = Yardstick(plan.graph, [*trial.fitted, *trial.yardstick.samples]) if all_count else None
-            directions = 1 if all_count or effort == "fast" else DIRECTIONS
-            yardstick, show = trial.yardstick, trial.show
-            types = widen(plan, self.widest, yardstick, target, show, directions, SPARED_FOR_HALF_DB, of_all)
+            # The shortest sample, which is held out, must not count for less.
+            by_all = trial.recipe.effort == "default" and trial.yardstick.shortest is None
+            directions = 1 if by_all or trial.recipe.effort == "fast" else DIRECTIONS
+            yardstick, sensor = trial.yardstick, self._of_all_samples if by_all else None
+            types = widen(plan, self.widest, yardstick, target, trial.show, directions, SPARED_FOR_HALF_DB, sensor)
         before, plan = plan, replace(plan, types=types)
         if types != before.types:
             narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))
@@ -239,6 +236,10 @@ class Start:
             return plan
         plan = trial.corrected(plan)
         return trial.compensated(plan) if trial.recipe.effort == "best" else plan
+
+    def _of_all_samples(self) -> Yardstick:
+        """What rounding activations costs does not depend on what was fitted, and each sample shows something else."""
+        return Yardstick(self.plan.graph, [*self.trial.fitted, *self.trial.yardstick.samples])
 
 
 def _movable(graph: Graph, types: dict[str, TensorType], recipe: Recipe) -> set[str]:

@@ -43,7 +43,7 @@ def widen(
     show: Progress,
     directions: int = DIRECTIONS,
     spared: float = 0.0,
-    sensor: Yardstick | None = None,
+    sensor: Callable[[], Yardstick] | None = None,
 ) -> dict[str, TensorType]:
     """Types of the activations, with 16 bits for as few of them as needed for ``target`` dB at the outputs.
 
@@ -57,7 +57,7 @@ def widen(
         target: wanted signal to noise; lower where int8 weights alone do not reach it.
         directions: random ones for each sample.
         spared: so much less is enough if more than half of the multiplications would read 16 bits otherwise.
-        sensor: has the samples that gradients are taken at; None is ``yardstick``.
+        sensor: makes what has the samples that gradients are taken at, if any are needed; None is ``yardstick``.
     """
     before = yardstick.measure(plan)
     if before >= target:
@@ -66,7 +66,7 @@ def widen(
     if before >= goal:
         return plan.types
     group_of = ties(plan.graph)
-    noise = group_noise(plan, yardstick if sensor is None else sensor, group_of, show, directions)
+    noise = group_noise(plan, yardstick if sensor is None else sensor(), group_of, show, directions)
     cost = group_cost(plan.graph, group_of)
     wider = {group_of[name] for name, type in plan.types.items() if wide[name] != type}
     order = _order({group: share for group, share in noise.items() if group in wider}, cost)
@@ -132,7 +132,7 @@ def noise_of(
         run: gives, for a sample, the outputs, and the tensors by which they can be differentiated.
         error: the error of a tensor, from its name and value; None for one that has none.
         samples: those of ``yardstick``, in order.
-        directions: random ones for each sample.
+        directions: random ones for each sample; the products of a single one are squared channel by channel.
     """
 
     def effects(numbered: tuple[int, Sample]) -> dict[str, float]:
@@ -206,12 +206,11 @@ def group_cost(graph: Graph, group_of: dict[str, str]) -> dict[str, float]:
         read = producers[each.node].inputs[:2]
         for group in {group_of[name] for name in read if name not in graph.constants}:
             cost[group] = cost.get(group, 0.0) + each.count
-    constants = sum(value.size for value in graph.constants.values())
+    every, constants = sum(each.count for each in counts), sum(value.size for value in graph.constants.values())
     for node in graph.nodes:
         if isinstance(node.op, ops.Gather) and node.inputs[0] in graph.constants:
-            share = graph.constants[node.inputs[0]].size / constants
             group = group_of[node.output]
-            cost[group] = cost.get(group, 0.0) + share * sum(each.count for each in counts)
+            cost[group] = cost.get(group, 0.0) + graph.constants[node.inputs[0]].size / constants * every
     return cost
 
 

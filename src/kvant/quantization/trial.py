@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from kvant.graph import Graph
-from kvant.quantization.correct import Means, correct, float_means
+from kvant.quantization.correct import correct, float_means
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.reestimate import reestimated, reestimates
@@ -30,7 +32,7 @@ class Trial:
         self.recipe = recipe
         self.show = show
         self.history: list[Decision] = []
-        self._means: tuple[Graph, dict[str, Means]] | None = None
+        self._means: tuple[Graph, dict[str, torch.Tensor]] | None = None
 
     def note(self, step: str, taken: bool, before: float, after: float, detail: str = "") -> None:
         """Remember what was tried, and the signal to noise in dB without it and with it."""
@@ -46,10 +48,10 @@ class Trial:
         """Biases (and weights) of ``plan`` corrected, if the recipe wants it."""
         if not self.recipe.correct_bias:
             return plan
-        if self._means is None or self._means[0] is not plan.graph:
-            self._means = plan.graph, float_means(plan.graph, self.fitted)
         # At fast effort no weights are rounded anew, which would want the values before the clamp.
         of_clamped = self.recipe.effort == "fast"
+        if self._means is None or self._means[0] is not plan.graph:
+            self._means = plan.graph, float_means(plan.graph, self.fitted, of_clamped)
         return correct(plan, self.fitted, self._means[1], self.show, compensate=compensate, of_clamped=of_clamped)
 
     def corrected(self, plan: Plan) -> Plan:

@@ -24,9 +24,8 @@ from kvant.runtime.reference import ReferenceBackend
 from kvant.runtime.steps import Step
 
 Array = npt.NDArray[Any]
-# By default the laid out weights may take this many times the bytes of the file's.
-# Of the bytes that weights take in the file. More than the first pays little: late weights need only room, which the
-# bytes that are added make sure of where the file is small.
+# What laid out weights may take by default: so many times their bytes in the file, or so many bytes more, within the
+# largest multiple. More pays little: late weights need only room.
 _DEFAULT_BUDGET, _LARGEST_DEFAULT_BUDGET = 1.5, 2.5
 _ROOM = 32 << 20
 

@@ -103,9 +103,9 @@ class NativeBackend:
 
     def _call(self, work: steps.Work, inputs: Sequence[Array], output: Array) -> calls.Call:
         if isinstance(work, steps.Conv):
-            return calls.conv(work, inputs, output, self._packed[work.weights, self._best(work)])
+            return calls.conv(work, inputs, output, self._layout(work))
         if isinstance(work, steps.ConvPair):
-            packed = [self._packed[layer.weights, self._best(layer)] for layer in steps.convolutions(work)]
+            packed = [self._layout(layer) for layer in steps.convolutions(work)]
             return calls.conv_pair(work, inputs, output, *packed)
         return calls.CALLS[type(work)](work, inputs, output)
 
@@ -122,6 +122,9 @@ class NativeBackend:
         if len(wanted) == 1:
             return wanted[0]
         return min(wanted, key=lambda name: _estimate(work, name, packed_bytes(work, name) or 0))
+
+    def _layout(self, work: steps.Conv) -> Packed:
+        return self._packed[work.weights, self._best(work)]
 
     def _pack(self, layers: Sequence[tuple[steps.Conv, str]]) -> None:
         """Lay out weights that are not yet, several at once: the library works without the interpreter's lock."""
