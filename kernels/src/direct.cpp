@@ -201,7 +201,7 @@ int32_t Direct::run_by_blocks(const Job &job, const DirectWork &whole) const {
       DirectWork work = whole;
       work.first = item % chunks * chunk;
       work.count = std::min(chunk, pixels - work.first);
-      const int64_t first = item / chunks * side, later = (item + 1 < end ? item + 1 : item + num_threads()) / chunks * side;
+      const int64_t first = item / chunks * side, later = (item + 1) / chunks * side;
       const int64_t last = std::min(blocks, first + side) - 1;
       for (int64_t b = first; b <= last; ++b) {
         const int64_t next = b < last ? b + 1 : later;
