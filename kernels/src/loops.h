@@ -29,6 +29,13 @@ struct Operands {
   float multiplier_a, multiplier_b;
 };
 
+// Windows side by side: of `rows` rows of pixels, `row` elements apart, each of the columns; a pixel is `inner` elements.
+struct WindowRow {
+  int64_t rows, row;
+  const kvant_windows *columns;
+  int64_t inner;
+};
+
 // Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
 // a[pair][row][2], v[pair][column][2]; tile[row][column].
 struct Loops {
@@ -68,6 +75,8 @@ struct Loops {
   void (*table)(int64_t count, const void *x, int32_t dtype, const void *entries, int64_t element_size, void *y);
   // best[i] = max or min(best[i], x[i]).
   void (*extreme)(int64_t count, bool largest, int32_t dtype, const void *x, void *best);
+  // The largest element of each window's pixels. x is the first row's first pixel.
+  void (*max_row)(const WindowRow &windows, int32_t dtype, const void *x, void *y);
   // sums[i] += x[i] - zero_point.
   void (*accumulate32)(int64_t count, const void *x, int32_t dtype, int32_t zero_point, int32_t *sums);
   // out[i] = lower[i] * (one - weight) + upper[i] * weight.

@@ -267,6 +267,46 @@ void extreme(int64_t count, bool largest, int32_t dtype, const void *x, void *be
   extreme_all(count, largest, static_cast<const int16_t *>(x), static_cast<int16_t *>(best));
 }
 
+// The largest of a window's pixels, a block of elements of them at a time; the last block may overlap the one before.
+template <typename Block, typename T>
+void max_blocks(const WindowRow &windows, const T *x, T *y) {
+  constexpr int64_t kBlock = sizeof(Block) / sizeof(T);
+  const int64_t inner = windows.inner, step = windows.columns->step * inner;
+  for (int64_t i = 0; i < windows.columns->count; ++i, y += inner) {
+    const int64_t start = windows.columns->start[i] * inner, stop = windows.columns->stop[i] * inner;
+    for (int64_t next = 0; next < inner; next += kBlock) {
+      const int64_t c = next + kBlock <= inner ? next : inner - kBlock;
+      Block best;
+      __builtin_memcpy(&best, x + start + c, sizeof best);
+      for (int64_t r = 0; r < windows.rows; ++r) {
+        for (int64_t j = start; j < stop; j += step) {
+          Block value;
+          __builtin_memcpy(&value, x + r * windows.row + j + c, sizeof value);
+          best = best > value ? best : value;
+        }
+      }
+      __builtin_memcpy(y + c, &best, sizeof best);
+    }
+  }
+}
+
+template <typename T>
+void max_row_of(const WindowRow &windows, const T *x, T *y) {
+  constexpr int64_t kVectorBytes = kLanes * 4, kSmallBytes = 16;
+  typedef T Large __attribute__((vector_size(kVectorBytes)));
+  typedef T Small __attribute__((vector_size(kSmallBytes)));
+  const int64_t bytes = windows.inner * static_cast<int64_t>(sizeof(T));
+  if (bytes >= kVectorBytes) return max_blocks<Large>(windows, x, y);
+  if (bytes >= kSmallBytes) return max_blocks<Small>(windows, x, y);
+  max_blocks<T>(windows, x, y);
+}
+
+void max_row(const WindowRow &windows, int32_t dtype, const void *x, void *y) {
+  if (dtype == KVANT_UINT8) return max_row_of(windows, static_cast<const uint8_t *>(x), static_cast<uint8_t *>(y));
+  if (dtype == KVANT_INT8) return max_row_of(windows, static_cast<const int8_t *>(x), static_cast<int8_t *>(y));
+  max_row_of(windows, static_cast<const int16_t *>(x), static_cast<int16_t *>(y));
+}
+
 void accumulate32(int64_t count, const void *x, int32_t dtype, int32_t zero_point, int32_t *__restrict sums) {
   with_type(dtype, x, [=](const auto *typed) {
     for (int64_t i = 0; i < count; ++i) sums[i] += typed[i] - zero_point;
@@ -304,6 +344,7 @@ const Loops kLoops = {
     binary_alike,
     table,
     extreme,
+    max_row,
     accumulate32,
     blend,
 };

@@ -29,17 +29,6 @@ bool sound(const kvant_taps *taps, int64_t size) {
   return true;
 }
 
-// The largest of the pixels that each window of a row covers; a pixel is `inner` elements.
-void max_columns(const kvant_windows *columns, int64_t inner, int32_t dtype, const uint8_t *row, uint8_t *out) {
-  const int64_t pixel = inner * size_of(dtype);
-  for (int64_t i = 0; i < columns->count; ++i, out += pixel) {
-    std::memcpy(out, row + columns->start[i] * pixel, static_cast<size_t>(pixel));
-    for (int64_t j = columns->start[i] + columns->step; j < columns->stop[i]; j += columns->step) {
-      loops().extreme(inner, true, dtype, row + j * pixel, out);
-    }
-  }
-}
-
 // One row of interpolated columns: (one - weight) * x[lower] + weight * x[upper].
 void blend_columns(const kvant_taps *taps, int64_t inner, const int32_t *row, int64_t *out) {
   for (int64_t i = 0; i < taps->count; ++i, out += inner) {
@@ -86,17 +75,12 @@ extern "C" int32_t kvant_max_pool(int64_t outer, int64_t height, int64_t width, 
   const int64_t element = size_of(x->dtype), row_size = width * inner;
   const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, row_size * 2));
   return parallel(outer * rows->count, grain, [=](int64_t begin, int64_t end) -> int32_t {
-    uint8_t *best = scratch_array<uint8_t>(0, row_size * element);
-    KVANT_REQUIRE(best, KVANT_NO_MEMORY);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / rows->count, i = item % rows->count;
       const uint8_t *from = static_cast<const uint8_t *>(x->data) + image * height * row_size * element;
-      std::memcpy(best, from + rows->start[i] * row_size * element, static_cast<size_t>(row_size * element));
-      for (int64_t row = rows->start[i] + rows->step; row < rows->stop[i]; row += rows->step) {
-        loops().extreme(row_size, true, x->dtype, from + row * row_size * element, best);
-      }
+      const WindowRow windows{divide_up(rows->stop[i] - rows->start[i], rows->step), rows->step * row_size, columns, inner};
       uint8_t *to = static_cast<uint8_t *>(y) + item * columns->count * inner * element;
-      max_columns(columns, inner, x->dtype, best, to);
+      loops().max_row(windows, x->dtype, from + rows->start[i] * row_size * element, to);
     }
     return KVANT_OK;
   });

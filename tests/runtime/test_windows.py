@@ -27,9 +27,10 @@ def pixels(x: np.ndarray, type: TensorType) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
 @pytest.mark.parametrize(("kernel", "stride", "pad", "ceil"), POOLS)
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_max_pool_moves_integers(dtype, kernel, stride, pad, ceil, dilation):
+@pytest.mark.parametrize("channels", [3, 21, 64, 75])  # less than a vector, vectors, some more
+def test_max_pool_moves_integers(dtype, kernel, stride, pad, ceil, dilation, channels):
     type = typed(dtype)
-    x = random_integers(np.random.default_rng(0), (2, 3, 11, 12), dtype)
+    x = random_integers(np.random.default_rng(0), (2, channels, 11, 12), dtype)
     op = ops.MaxPool(kernel, stride, pad, pad, (dilation,) * 2, ceil)
     expected = functional.max_pool2d(pixels(x, type), kernel, stride, pad, dilation, ceil).numpy()
     np.testing.assert_array_equal(run(one_op(op, {"x": (x.shape, type)}, type), x), to_integers(expected, type))
