@@ -36,6 +36,9 @@ struct Job {
   int64_t y_stride;
 };
 
+// Nothing is added, or the sum of two 16-bit integers times its multipliers stays far below 2^31.
+bool is_small(const kvant_addend *addend);
+
 struct Reach {
   int64_t rows, columns;  // of the padded input that may be read
   int64_t slack;          // elements behind its last pixel that may be read too; their values do not matter

@@ -198,6 +198,10 @@ bool valid(const kvant_addend *addend, const kvant_target &target) {
          std::isfinite(addend->multiplier) && std::isfinite(addend->added_multiplier);
 }
 
+bool is_small(const kvant_addend *addend) {
+  return addend == nullptr || std::max(std::abs(addend->multiplier), std::abs(addend->added_multiplier)) < 8192.0f;
+}
+
 int32_t make_job(const kvant_weights &weights, const kvant_conv_shape &shape, const void *x, Job *job) {
   const Algorithm &algorithm = *weights.algorithm;
   const Placement placement = placement_of(weights.layer, shape, x);

@@ -92,7 +92,8 @@ DirectWork Direct::describe(const Job &job, const std::vector<int64_t> &offsets)
   work.target = &job.target;
   work.y_stride = job.y_stride * size_of(job.target.dtype);
   work.addend = job.addend;
-  work.added_stride = layer_.outputs * size_of(job.target.dtype);
+  work.bounded_sums = is_small(job.addend);
+  work.added_stride = job.addend == nullptr ? 0 : layer_.outputs * size_of(job.target.dtype);
   return work;
 }
 

@@ -33,6 +33,7 @@ struct DirectWork {
   uint8_t *y;                  // the block's first output at output pixel 0
   int64_t y_stride;            // bytes from pixel to pixel
   const kvant_addend *addend;  // null, or what is added to the results
+  bool bounded_sums;           // no sum of both, each times its multiplier, reaches 2^31
   const uint8_t *added;        // the block's first output at output pixel 0
   int64_t added_stride;        // bytes from pixel to pixel
 };

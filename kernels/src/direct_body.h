@@ -82,31 +82,60 @@ struct Pixels {
 inline Floats floats_of(Vector sums) { return to_float(sums); }
 inline Floats floats_of(Floats sums) { return sums; }
 
+// What is added to the results of a pixel, which become integers of their own type first, exactly as if they were written
+// and read again.
+template <int64_t V>
+class Addition {
+ public:
+  explicit Addition(const DirectWork &work)
+      : multipliers_(work.multipliers), outputs_(work.outputs),
+        low_(splat(static_cast<float>(work.target->low - work.target->zero_point))),
+        high_(splat(static_cast<float>(work.target->high - work.target->zero_point))),
+        zero_(splat(static_cast<float>(work.addend->zero_point))), multiplier_(splat(work.addend->multiplier)),
+        added_multiplier_(splat(work.addend->added_multiplier)), finish_(of_sums(work)) {}
+
+  // Whether sums of bytes are as simple to store as results that nothing is added to.
+  bool simple_bytes() const { return finish_.simple_bytes(); }
+
+  template <typename T, typename Sums>
+  void add(const Sums (&sums)[V], const uint8_t *added, Floats (&values)[V]) const {
+    Floats others[V];
+    load_integers(reinterpret_cast<const T *>(added), outputs_, others);
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) {
+      const Floats own = rounded(floats_of(sums[v]) * load_floats(multipliers_ + v * kLanes), low_, high_);
+      values[v] = own * multiplier_ + (others[v] - zero_) * added_multiplier_;
+    }
+  }
+
+  const Finish<V> &finish() const { return finish_; }
+
+ private:
+  static Finish<V> of_sums(const DirectWork &work) {
+    float ones[V * kLanes];
+    for (int64_t i = 0; i < V * kLanes; ++i) ones[i] = 1;
+    DirectWork sums = work;
+    sums.multipliers = ones;
+    sums.target = &work.addend->target;
+    sums.bounded = work.bounded_sums;
+    sums.addend = nullptr;
+    return Finish<V>(sums);
+  }
+
+  const float *multipliers_;
+  int64_t outputs_;
+  Floats low_, high_, zero_, multiplier_, added_multiplier_;
+  Finish<V> finish_;
+};
+
 // Results of `count` pixels, the first of them number `first`, V vectors of sums of each, with what is added to them.
 template <typename T, int64_t V, typename Sums>
 void add_and_store_as(const DirectWork &work, const Sums (*sums)[V], int64_t first, int64_t count) {
-  const kvant_addend &addend = *work.addend;
-  const Floats low = splat(static_cast<float>(work.target->low - work.target->zero_point));
-  const Floats high = splat(static_cast<float>(work.target->high - work.target->zero_point));
-  const Floats zero = splat(static_cast<float>(addend.zero_point)), multiplier = splat(addend.multiplier);
-  const Floats added_multiplier = splat(addend.added_multiplier);
-  float ones[V * kLanes];
-  for (int64_t i = 0; i < V * kLanes; ++i) ones[i] = 1;
-  DirectWork last = work;
-  last.multipliers = ones;
-  last.target = &addend.target;
-  last.bounded = false;
-  const Finish<V> finish(last);
+  const Addition<V> addition(work);
   for (int64_t p = 0; p < count; ++p) {
-    const T *added = reinterpret_cast<const T *>(work.added + (first + p) * work.added_stride);
-    Floats values[V], others[V];
-    load_integers(added, work.outputs, others);
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) {
-      const Floats own = rounded(floats_of(sums[p][v]) * load_floats(work.multipliers + v * kLanes), low, high);
-      values[v] = own * multiplier + (others[v] - zero) * added_multiplier;
-    }
-    finish.store(values, work.y + (first + p) * work.y_stride);
+    Floats values[V];
+    addition.template add<T>(sums[p], work.added + (first + p) * work.added_stride, values);
+    addition.finish().store(values, work.y + (first + p) * work.y_stride);
   }
 }
 
@@ -134,10 +163,20 @@ __attribute__((noinline)) void finish_any(const DirectWork &work, const Finish<V
 enum class Simple { kBytes, kAllBytes, kShorts };
 
 template <Simple kSimple, int64_t V>
-inline void store_simple(const Finish<V> &finish, const Floats (&values)[V], uint8_t *y) {
+inline void store_simple(const Finish<V> &finish, const Vector (&sums)[V], const uint8_t *, uint8_t *y) {
+  Floats values[V];
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[v]);
   if (kSimple == Simple::kShorts) return finish.store_simple_shorts(values, y);
   if (kSimple == Simple::kAllBytes) return finish.store_all_bytes(values, y);
   finish.store_simple_bytes(values, y);
+}
+
+template <Simple kSimple, int64_t V>
+inline void store_simple(const Addition<V> &addition, const Vector (&sums)[V], const uint8_t *added, uint8_t *y) {
+  Floats values[V];
+  addition.template add<uint8_t>(sums, added, values);
+  addition.finish().store_simple_bytes(values, y);
 }
 
 template <int64_t P, int64_t V>
@@ -152,13 +191,12 @@ __attribute__((always_inline)) inline void begin(const DirectWork &work, Vector 
 
 // The last kLast groups of a run, of one pixel after the other, whose results are then finished while the next pixel's sums
 // are still being made: after all of them at once, the next tile's products would wait behind them.
-template <typename Product, Simple kSimple, int64_t P, int64_t V>
-__attribute__((always_inline)) inline void finish_tile(Vector (&sums)[P][V], const uint8_t *const *pixels, int64_t offset,
-                                                       const uint8_t *weights, const Finish<V> &finish, uint8_t *y,
-                                                       int64_t y_stride) {
+template <typename Product, Simple kSimple, int64_t P, int64_t V, typename Last>
+__attribute__((always_inline)) inline void finish_tile(const DirectWork &work, Vector (&sums)[P][V], const uint8_t *const *pixels,
+                                                       int64_t offset, const uint8_t *weights, const Last &last,
+                                                       const uint8_t *added, uint8_t *y) {
 #pragma GCC unroll 16
   for (int64_t p = 0; p < P; ++p) {
-    Floats values[V];
     if constexpr (kLast > 0) {
 #pragma GCC unroll 4
       for (int64_t g = 0; g < kLast; ++g) {
@@ -169,18 +207,35 @@ __attribute__((always_inline)) inline void finish_tile(Vector (&sums)[P][V], con
         }
       }
     }
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
-    store_simple<kSimple>(finish, values, y + p * y_stride);
+    store_simple<kSimple>(last, sums[p], added + p * work.added_stride, y + p * work.y_stride);
   }
 }
 
+// What is added was made some layers before, and of a pixel a block reads some lines only: no processor foresees that.
+constexpr int64_t kAddedAhead = 3;  // tiles
+
+template <int64_t P>
+inline void fetch_lines(const uint8_t *first, int64_t stride) {
+#pragma GCC unroll 16
+  for (int64_t p = 0; p < P; ++p) __builtin_prefetch(first + p * stride);
+}
+
+// Tiles one after the other in a row of output pixels: what the first pixel sees, what is added to it (if anything is), where
+// its results go, and the number of the first tile among those of its work item.
+struct Row {
+  const uint8_t *x, *added;
+  uint8_t *y;
+  int64_t first, tiles;
+};
+
 // Simple tiles one after the other in a row of output pixels.
-template <typename Product, Simple kSimple, int64_t P, int64_t V>
-__attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish<V> &finish, const uint8_t *x, uint8_t *y,
-                                            int64_t first, int64_t count, Fetch *fetch) {
-  for (int64_t t = first; t < first + count; ++t, x += P * work.column, y += P * work.y_stride) {
+template <typename Product, Simple kSimple, int64_t P, int64_t V, typename Last>
+__attribute__((noinline)) void simple_tiles(const DirectWork &work, const Last &last, const Row &row, Fetch *fetch) {
+  const uint8_t *x = row.x, *added = row.added;
+  uint8_t *y = row.y;
+  for (int64_t t = row.first; t < row.first + row.tiles; ++t) {
     fetch->some();
+    if (work.addend != nullptr) fetch_lines<P>(added + kAddedAhead * P * work.added_stride, work.added_stride);
     Vector sums[P][V];
     begin(work, sums);
     const uint8_t *pixels[P];
@@ -193,7 +248,10 @@ __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Finish
     }
     const int64_t offset = work.offsets[work.runs - 1];
     accumulate<Product, P, V>(sums, pixels, offset, before, &stream);
-    finish_tile<Product, kSimple, P, V>(sums, pixels, offset + before * kGroupBytes, stream.weights, finish, y, work.y_stride);
+    finish_tile<Product, kSimple, P, V>(work, sums, pixels, offset + before * kGroupBytes, stream.weights, last, added, y);
+    x += P * work.column;
+    y += P * work.y_stride;
+    added += P * work.added_stride;
   }
 }
 
@@ -207,12 +265,7 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &fin
   }
   if (kSimple != Simple::kBytes || finish.simple_bytes()) {
 #pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) {
-      Floats values[V];
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[p][v]);
-      store_simple<kSimple>(finish, values, pixels.y[p]);
-    }
+    for (int64_t p = 0; p < P; ++p) store_simple<kSimple>(finish, sums[p], nullptr, pixels.y[p]);
     return;
   }
   Vector whole[P][V];
@@ -270,15 +323,18 @@ struct Narrow {
 
   // False if they are not simple, or too short.
   template <int64_t P, int64_t V>
-  static bool run_row(const DirectWork &work, const Finish<V> &finish, const uint8_t *x, uint8_t *y, int64_t first,
-                      int64_t count, Fetch *fetch) {
+  static bool run_row(const DirectWork &work, const Finish<V> &finish, const Row &row, Fetch *fetch) {
     if (work.groups <= kLast) return false;
-    if (finish.simple_shorts()) {
-      simple_tiles<Product, Simple::kShorts, P, V>(work, finish, x, y, first, count, fetch);
+    if (work.addend != nullptr) {
+      const Addition<V> addition(work);
+      if (!addition.simple_bytes()) return false;
+      simple_tiles<Product, Simple::kBytes, P, V>(work, addition, row, fetch);
+    } else if (finish.simple_shorts()) {
+      simple_tiles<Product, Simple::kShorts, P, V>(work, finish, row, fetch);
     } else if (finish.all_bytes()) {
-      simple_tiles<Product, Simple::kAllBytes, P, V>(work, finish, x, y, first, count, fetch);
+      simple_tiles<Product, Simple::kAllBytes, P, V>(work, finish, row, fetch);
     } else if (finish.simple_bytes()) {
-      simple_tiles<Product, Simple::kBytes, P, V>(work, finish, x, y, first, count, fetch);
+      simple_tiles<Product, Simple::kBytes, P, V>(work, finish, row, fetch);
     } else {
       return false;
     }
@@ -293,7 +349,7 @@ struct Wide {
   }
 
   template <int64_t P, int64_t V>
-  static bool run_row(const DirectWork &, const Finish<V> &, const uint8_t *, uint8_t *, int64_t, int64_t, Fetch *) {
+  static bool run_row(const DirectWork &, const Finish<V> &, const Row &, Fetch *) {
     return false;
   }
 };
@@ -369,7 +425,8 @@ void run_block(const DirectWork &work) {
   while (left > 4 || left >= kPixels) {
     const int64_t tiles = (left < walk.left_in_row() ? left : walk.left_in_row()) / kPixels;
     const int64_t number = (walk.pixel() - work.first) / kPixels;
-    if (tiles > 0 && Kind::template run_row<kPixels, V>(work, finish, walk.x(), walk.y(), number, tiles, &fetch)) {
+    const Row row{walk.x(), work.added + walk.pixel() * work.added_stride, walk.y(), number, tiles};
+    if (tiles > 0 && Kind::template run_row<kPixels, V>(work, finish, row, &fetch)) {
       walk.advance(tiles * kPixels);
       left -= tiles * kPixels;
       continue;

@@ -285,11 +285,6 @@ void shift(WinogradTile *tiles, const WinogradTiles &counts, int64_t bytes) {
   }
 }
 
-// The sum of two 16-bit integers times their multipliers stays far below 2^31.
-bool is_small(const kvant_addend *addend) {
-  return addend == nullptr || std::max(std::abs(addend->multiplier), std::abs(addend->added_multiplier)) < 8192.0f;
-}
-
 void Winograd::run_block(const Run &run, int64_t block, WinogradTile *tiles, const WinogradTiles &counts,
                          const int16_t *points, int32_t *sums) const {
   const Job &job = *run.job;
