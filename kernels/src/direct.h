@@ -38,6 +38,10 @@ struct DirectWork {
   int64_t added_stride;        // bytes from pixel to pixel
 };
 
+// What most layers write. All but bytes have a tile of their own, as one more way out of the tile of bytes makes GCC 12 spill
+// there too.
+enum class Simple { kBytes, kAllBytes, kShorts };
+
 constexpr int64_t kMostVectors = 4;
 
 struct DirectLoops {

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 4;
 constexpr int64_t kAhead = 2048;  // the second-level cache needs to be told that early
-constexpr int64_t kLast = 2;
+constexpr int64_t kLast = 3;
 constexpr float kLargest = 2147483520.0f;  // below 2^31
 using Vector = __m512i;
 using Floats = __m512;
@@ -133,24 +133,20 @@ class Finish {
   bool simple_bytes() const { return simple_ && bytes_; }
   bool simple_shorts() const { return simple_ && !bytes_; }
   bool all_bytes() const { return all_; }
-  void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const {
-    const Words words = words_of<true>(values);
-    store_bytes(_mm512_packus_epi16(_mm512_adds_epi16(words.first, zero_), _mm512_adds_epi16(words.second, zero_)), y);
+  void scale(const Vector (&sums)[V], const uint8_t *, Floats (&values)[V]) const {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) values[v] = _mm512_mul_ps(to_float(sums[v]), multipliers_[v]);
   }
-  // No lane unused, and saturation is the only bound.
-  void store_all_bytes(const Floats (&values)[V], uint8_t *y) const {
-    const Words words = words_of<true>(values);
-    const Vector bytes = in_order(_mm512_packus_epi16(words.first, words.second));
-    if (V == 4) return _mm512_storeu_si512(y, bytes);
-    _mm512_mask_storeu_epi8(y, (__mmask64{1} << (V % 4 * kLanes)) - 1, bytes);
+  void round(const Floats (&values)[V], Vector (&whole)[V]) const {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) whole[v] = _mm512_cvtps_epi32(values[v]);
   }
-  void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const {
-    const Words words = shorts_of(words_of<true>(values));
-    V == 1 ? _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), _mm512_castsi512_si256(words.first))
-           : _mm512_storeu_si512(y, words.first);
-    if (V < 3) return;
-    V == 3 ? _mm256_storeu_si256(reinterpret_cast<__m256i *>(y + 64), _mm512_castsi512_si256(words.second))
-           : _mm512_storeu_si512(y + 64, words.second);
+  template <Simple kSimple>
+  void pack(const Vector (&whole)[V], uint8_t *y) const {
+    const Words words = words_of(whole);
+    if (kSimple == Simple::kAllBytes) return store_all_bytes(words, y);
+    if (kSimple == Simple::kBytes) return store_bytes(words, y);
+    store_all_shorts(shorts_of(words), y);
   }
 
  private:
@@ -159,29 +155,25 @@ class Finish {
     Vector first, second;
   };
 
-  template <bool kBounded>
-  Words words_of(const Floats (&values)[V]) const {
-    return {_mm512_packs_epi32(settle<kBounded, 0>(values), settle<kBounded, 1>(values)),
-            _mm512_packs_epi32(settle<kBounded, 2>(values), settle<kBounded, 3>(values))};
+  static Words words_of(const Vector (&whole)[V]) {
+    const Vector none = _mm512_setzero_si512();
+    return {_mm512_packs_epi32(whole[0], V > 1 ? whole[V > 1 ? 1 : 0] : none),
+            V > 2 ? _mm512_packs_epi32(whole[V > 2 ? 2 : 0], V > 3 ? whole[V - 1] : none) : none};
   }
 
   template <bool kBounded>
   void store_as(const Floats (&values)[V], uint8_t *y) const {
-    const Words words = words_of<kBounded>(values);
-    if (bytes_) {
-      return store_bytes(_mm512_packus_epi16(_mm512_adds_epi16(words.first, zero_), _mm512_adds_epi16(words.second, zero_)), y);
+    Vector whole[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) {
+      const Floats product = _mm512_mul_ps(values[v], multipliers_[v]);
+      whole[v] = _mm512_cvtps_epi32(kBounded ? product : _mm512_min_ps(product, _mm512_set1_ps(kLargest)));
     }
+    const Words words = words_of(whole);
+    if (bytes_) return store_bytes(words, y);
     const Words shorts = shorts_of(words);
     store_shorts(shorts.first, outputs_, y);
     if (V > 2) store_shorts(shorts.second, outputs_ - 32, y + 64);
-  }
-
-  template <bool kBounded, int64_t I>
-  Vector settle(const Floats (&values)[V]) const {
-    if (I >= V) return _mm512_setzero_si512();
-    constexpr int64_t v = I < V ? I : 0;
-    const Floats product = _mm512_mul_ps(values[v], multipliers_[v]);
-    return _mm512_cvtps_epi32(kBounded ? product : _mm512_min_ps(product, _mm512_set1_ps(kLargest)));
   }
 
   // Four vectors are woven, which packing undoes.
@@ -190,7 +182,15 @@ class Finish {
     return V == 4 ? bytes : _mm512_permutexvar_epi32(order, bytes);
   }
 
-  void store_bytes(Vector packed, uint8_t *y) const {
+  // No lane unused, and saturation is the only bound.
+  static void store_all_bytes(Words words, uint8_t *y) {
+    const Vector bytes = in_order(_mm512_packus_epi16(words.first, words.second));
+    if (V == 4) return _mm512_storeu_si512(y, bytes);
+    _mm512_mask_storeu_epi8(y, (__mmask64{1} << (V % 4 * kLanes)) - 1, bytes);
+  }
+
+  void store_bytes(Words words, uint8_t *y) const {
+    const Vector packed = _mm512_packus_epi16(_mm512_adds_epi16(words.first, zero_), _mm512_adds_epi16(words.second, zero_));
     const Vector result = _mm512_min_epu8(_mm512_max_epu8(in_order(packed), low_), high_);
     if (outputs_ == 64) return _mm512_storeu_si512(y, result);
     _mm512_mask_storeu_epi8(y, (__mmask64{1} << outputs_) - 1, result);
@@ -209,6 +209,14 @@ class Finish {
 
   Vector bounded_shorts(Vector words) const {
     return _mm512_min_epi16(_mm512_max_epi16(_mm512_adds_epi16(words, zero_), low_), high_);
+  }
+
+  static void store_all_shorts(Words shorts, uint8_t *y) {
+    V == 1 ? _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), _mm512_castsi512_si256(shorts.first))
+           : _mm512_storeu_si512(y, shorts.first);
+    if (V < 3) return;
+    V == 3 ? _mm256_storeu_si256(reinterpret_cast<__m256i *>(y + 64), _mm512_castsi512_si256(shorts.second))
+           : _mm512_storeu_si512(y + 64, shorts.second);
   }
 
   static void store_shorts(Vector shorts, int64_t outputs, uint8_t *y) {

@@ -5,71 +5,13 @@
 // 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
 // load_floats, splat, rounded (to an integer, within bounds) and load_integers (a block's as floats, no more than there
 // are, in the order of its lanes), the product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel:
-// in every case, or fast in the simple cases that most layers are, bytes, all of the bytes from 0 to 255, and 16-bit integers.
+// by `store` in every case, or fast, in the simple cases that most layers are, by scale, round and pack.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
+#include "direct_products_body.h"
+
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
-
-constexpr int64_t kVectorBytes = kLanes * 4;
-
-// Weights of the block, and what is fetched into the second-level cache meanwhile: a line, or none, for each group.
-struct Stream {
-  const uint8_t *weights, *next;
-  int64_t step;
-};
-
-// Adds one run of P pixels times V vectors of outputs and moves the weights forward.
-template <typename Product, int64_t P, int64_t V>
-__attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], const uint8_t *const *pixels,
-                                                      int64_t offset, int64_t groups, Stream *stream) {
-  const uint8_t *x[P], *w = stream->weights, *next = stream->next;
-#pragma GCC unroll 16
-  for (int64_t p = 0; p < P; ++p) x[p] = pixels[p] + offset;
-  for (int64_t g = 0; g < groups * kGroupBytes; g += kGroupBytes, w += V * kVectorBytes) {
-    Vector columns[V];
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) columns[v] = load(w + v * kVectorBytes);
-    if (kAhead > 0) {
-#pragma GCC unroll 4
-      for (int64_t b = 0; b < V * kVectorBytes; b += 64) __builtin_prefetch(w + kAhead + b);
-      __builtin_prefetch(next, 0, 2);
-      next += stream->step;
-    }
-#pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) {
-      const Vector pixel = broadcast(x[p] + g);
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < V; ++v) sums[p][v] = Product::add(sums[p][v], pixel, columns[v]);
-    }
-  }
-  stream->weights = w;
-  stream->next = next;
-}
-
-// `tile` is the number of the tile among those of its work item: each fetches its share of what comes next.
-inline Stream stream_of(const DirectWork &work, int64_t tile) {
-  if (work.next == nullptr) return {work.weights, work.weights, 0};
-  const int64_t share = work.runs * work.groups * 64;
-  const bool fetches = tile * share < work.next_bytes;
-  return {work.weights, fetches ? work.next + tile * share : work.weights, fetches ? 64 : 0};
-}
-
-// Where tiles do not fetch what comes next themselves: a share of its lines before each of them.
-class Fetch {
- public:
-  Fetch(const DirectWork &work, int64_t tiles)
-      : next_(work.next), left_(work.next == nullptr || kAhead > 0 ? 0 : work.next_bytes / 64), share_(left_ / tiles + 1) {}
-
-  void some() {
-    if (kAhead > 0) return;
-    for (int64_t i = 0; i < share_ && left_ > 0; ++i, --left_, next_ += 64) __builtin_prefetch(next_, 0, 2);
-  }
-
- private:
-  const uint8_t *next_;
-  int64_t left_, share_;
-};
 
 // P pixels: what each sees first, and where its results go. `count` of them are real, the first one is number `first`.
 template <int64_t P>
@@ -96,6 +38,12 @@ class Addition {
 
   // Whether sums of bytes are as simple to store as results that nothing is added to.
   bool simple_bytes() const { return finish_.simple_bytes(); }
+  void scale(const Vector (&sums)[V], const uint8_t *added, Floats (&values)[V]) const { add<uint8_t>(sums, added, values); }
+  void round(const Floats (&values)[V], Vector (&whole)[V]) const { finish_.round(values, whole); }
+  template <Simple kSimple>
+  void pack(const Vector (&whole)[V], uint8_t *y) const {
+    finish_.template pack<kSimple>(whole, y);
+  }
 
   template <typename T, typename Sums>
   void add(const Sums (&sums)[V], const uint8_t *added, Floats (&values)[V]) const {
@@ -158,25 +106,13 @@ __attribute__((noinline)) void finish_any(const DirectWork &work, const Finish<V
   }
 }
 
-// The simple cases. All but bytes have a tile of their own, as one more way out of the tile of bytes makes GCC 12 spill
-// there too.
-enum class Simple { kBytes, kAllBytes, kShorts };
-
 template <Simple kSimple, int64_t V>
-inline void store_simple(const Finish<V> &finish, const Vector (&sums)[V], const uint8_t *, uint8_t *y) {
+inline void store_simple(const Finish<V> &finish, const Vector (&sums)[V], uint8_t *y) {
   Floats values[V];
-#pragma GCC unroll 4
-  for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[v]);
-  if (kSimple == Simple::kShorts) return finish.store_simple_shorts(values, y);
-  if (kSimple == Simple::kAllBytes) return finish.store_all_bytes(values, y);
-  finish.store_simple_bytes(values, y);
-}
-
-template <Simple kSimple, int64_t V>
-inline void store_simple(const Addition<V> &addition, const Vector (&sums)[V], const uint8_t *added, uint8_t *y) {
-  Floats values[V];
-  addition.template add<uint8_t>(sums, added, values);
-  addition.finish().store_simple_bytes(values, y);
+  Vector whole[V];
+  finish.scale(sums, nullptr, values);
+  finish.round(values, whole);
+  finish.template pack<kSimple>(whole, y);
 }
 
 template <int64_t P, int64_t V>
@@ -189,25 +125,33 @@ __attribute__((always_inline)) inline void begin(const DirectWork &work, Vector 
   }
 }
 
-// The last kLast groups of a run, of one pixel after the other, whose results are then finished while the next pixel's sums
-// are still being made: after all of them at once, the next tile's products would wait behind them.
+// How many pixels later than its last products each step of a pixel's end is taken.
+constexpr int64_t kScaleAfter = kLast > 0 ? 1 : 0, kRoundAfter = kLast > 0 ? 3 : 0, kPackAfter = kLast > 0 ? 4 : 0;
+
+// The last kLast groups of a run, of one pixel after the other, and each one's end among the products of those that follow:
+// after all of them at once, the next tile's products would wait behind what waits for these.
 template <typename Product, Simple kSimple, int64_t P, int64_t V, typename Last>
-__attribute__((always_inline)) inline void finish_tile(const DirectWork &work, Vector (&sums)[P][V], const uint8_t *const *pixels,
-                                                       int64_t offset, const uint8_t *weights, const Last &last,
+__attribute__((always_inline)) inline void finish_tile(const DirectWork &work, Vector (&sums)[P][V], const uint8_t *x,
+                                                       const Steps<P> &steps, const uint8_t *weights, const Last &last,
                                                        const uint8_t *added, uint8_t *y) {
+  Floats values[P][V];
+  Vector whole[P][V];
 #pragma GCC unroll 16
-  for (int64_t p = 0; p < P; ++p) {
+  for (int64_t p = 0; p < P + kPackAfter; ++p) {
     if constexpr (kLast > 0) {
 #pragma GCC unroll 4
-      for (int64_t g = 0; g < kLast; ++g) {
-        const Vector pixel = broadcast(pixels[p] + offset + g * kGroupBytes);
+      for (int64_t g = 0; g < kLast && p < P; ++g) {
+        const Vector pixel = broadcast(x + g * kGroupBytes + steps.of(p));
 #pragma GCC unroll 4
         for (int64_t v = 0; v < V; ++v) {
           sums[p][v] = Product::add_from(sums[p][v], pixel, weights + (g * V + v) * kVectorBytes);
         }
       }
     }
-    store_simple<kSimple>(last, sums[p], added + p * work.added_stride, y + p * work.y_stride);
+    const int64_t scaled = p - kScaleAfter, round = p - kRoundAfter, packed = p - kPackAfter;
+    if (scaled >= 0 && scaled < P) last.scale(sums[scaled], added + scaled * work.added_stride, values[scaled]);
+    if (round >= 0 && round < P) last.round(values[round], whole[round]);
+    if (packed >= 0) last.template pack<kSimple>(whole[packed], y + packed * work.y_stride);
   }
 }
 
@@ -229,26 +173,24 @@ struct Row {
 };
 
 // Simple tiles one after the other in a row of output pixels.
-template <typename Product, Simple kSimple, int64_t P, int64_t V, typename Last>
+template <typename Product, Simple kSimple, bool kFetches, int64_t P, int64_t V, typename Last>
 __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Last &last, const Row &row, Fetch *fetch) {
   const uint8_t *x = row.x, *added = row.added;
   uint8_t *y = row.y;
+  const Steps<P> steps(work.column);
   for (int64_t t = row.first; t < row.first + row.tiles; ++t) {
     fetch->some();
     if (work.addend != nullptr) fetch_lines<P>(added + kAddedAhead * P * work.added_stride, work.added_stride);
     Vector sums[P][V];
     begin(work, sums);
-    const uint8_t *pixels[P];
-#pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) pixels[p] = x + p * work.column;
-    Stream stream = stream_of(work, t);
+    Stream stream = kFetches ? stream_of(work, t) : Stream{work.weights, nullptr, 0};
     const int64_t before = work.groups - kLast;
     for (int64_t r = 0; r + 1 < work.runs; ++r) {
-      accumulate<Product, P, V>(sums, pixels, work.offsets[r], work.groups, &stream);
+      accumulate_row<Product, kFetches, P, V>(sums, x + work.offsets[r], steps, work.groups, &stream);
     }
-    const int64_t offset = work.offsets[work.runs - 1];
-    accumulate<Product, P, V>(sums, pixels, offset, before, &stream);
-    finish_tile<Product, kSimple, P, V>(work, sums, pixels, offset + before * kGroupBytes, stream.weights, last, added, y);
+    const uint8_t *run = x + work.offsets[work.runs - 1];
+    accumulate_row<Product, kFetches, P, V>(sums, run, steps, before, &stream);
+    finish_tile<Product, kSimple, P, V>(work, sums, run + before * kGroupBytes, steps, stream.weights, last, added, y);
     x += P * work.column;
     y += P * work.y_stride;
     added += P * work.added_stride;
@@ -265,7 +207,7 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &fin
   }
   if (kSimple != Simple::kBytes || finish.simple_bytes()) {
 #pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) store_simple<kSimple>(finish, sums[p], nullptr, pixels.y[p]);
+    for (int64_t p = 0; p < P; ++p) store_simple<kSimple>(finish, sums[p], pixels.y[p]);
     return;
   }
   Vector whole[P][V];
@@ -325,16 +267,24 @@ struct Narrow {
   template <int64_t P, int64_t V>
   static bool run_row(const DirectWork &work, const Finish<V> &finish, const Row &row, Fetch *fetch) {
     if (work.groups <= kLast) return false;
+    const bool near = work.next == nullptr && work.runs * work.groups * V * kVectorBytes <= kNear;
+    if (kAhead > 0 && !near) return run_tiles<(kAhead > 0), P, V>(work, finish, row, fetch);
+    return run_tiles<false, P, V>(work, finish, row, fetch);
+  }
+
+ private:
+  template <bool kFetches, int64_t P, int64_t V>
+  static bool run_tiles(const DirectWork &work, const Finish<V> &finish, const Row &row, Fetch *fetch) {
     if (work.addend != nullptr) {
       const Addition<V> addition(work);
       if (!addition.simple_bytes()) return false;
-      simple_tiles<Product, Simple::kBytes, P, V>(work, addition, row, fetch);
+      simple_tiles<Product, Simple::kBytes, kFetches, P, V>(work, addition, row, fetch);
     } else if (finish.simple_shorts()) {
-      simple_tiles<Product, Simple::kShorts, P, V>(work, finish, row, fetch);
+      simple_tiles<Product, Simple::kShorts, kFetches, P, V>(work, finish, row, fetch);
     } else if (finish.all_bytes()) {
-      simple_tiles<Product, Simple::kAllBytes, P, V>(work, finish, row, fetch);
+      simple_tiles<Product, Simple::kAllBytes, kFetches, P, V>(work, finish, row, fetch);
     } else if (finish.simple_bytes()) {
-      simple_tiles<Product, Simple::kBytes, P, V>(work, finish, row, fetch);
+      simple_tiles<Product, Simple::kBytes, kFetches, P, V>(work, finish, row, fetch);
     } else {
       return false;
     }

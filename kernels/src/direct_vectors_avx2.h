@@ -106,17 +106,19 @@ class Finish {
   bool simple_bytes() const { return simple_ && bytes_; }
   bool all_bytes() const { return simple_ && bytes_ && all_; }
   bool simple_shorts() const { return simple_ && !bytes_; }
-  void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const {
-    const __m128i bytes = bytes_of(_mm256_adds_epi16(words_of(values), zero_));
-    store_whole(_mm_min_epu8(_mm_max_epu8(bytes, low_bytes_), high_bytes_), y);
+  void scale(const Vector (&sums)[V], const uint8_t *, Floats (&values)[V]) const {
+    for (int64_t v = 0; v < V; ++v) values[v] = _mm256_mul_ps(to_float(sums[v]), multipliers_[v]);
   }
-  void store_all_bytes(const Floats (&values)[V], uint8_t *y) const { store_whole(bytes_of(words_of(values)), y); }
-
-  void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const {
-    const Vector words = _mm256_adds_epi16(words_of(values), zero_);
-    const Vector shorts = in_order(_mm256_min_epi16(_mm256_max_epi16(words, low_), high_shorts_));
-    if (V == 2) return _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), shorts);
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(y), _mm256_castsi256_si128(shorts));
+  void round(const Floats (&values)[V], Vector (&whole)[V]) const {
+    for (int64_t v = 0; v < V; ++v) whole[v] = _mm256_cvtps_epi32(values[v]);
+  }
+  template <Simple kSimple>
+  void pack(const Vector (&whole)[V], uint8_t *y) const {
+    const Vector words = _mm256_packs_epi32(whole[0], whole[V - 1]);
+    if (kSimple == Simple::kAllBytes) return store_whole(bytes_of(words), y);
+    const Vector shorts = _mm256_adds_epi16(words, zero_);
+    if (kSimple == Simple::kShorts) return store_all_shorts(_mm256_min_epi16(_mm256_max_epi16(shorts, low_), high_shorts_), y);
+    store_whole(_mm_min_epu8(_mm_max_epu8(bytes_of(shorts), low_bytes_), high_bytes_), y);
   }
 
  private:
@@ -132,10 +134,10 @@ class Finish {
     V == 2 ? _mm_storeu_si128(reinterpret_cast<__m128i *>(y), bytes) : _mm_storel_epi64(reinterpret_cast<__m128i *>(y), bytes);
   }
 
-  Vector words_of(const Floats (&values)[V]) const {
-    const Vector first = _mm256_cvtps_epi32(_mm256_mul_ps(values[0], multipliers_[0]));
-    const Vector second = _mm256_cvtps_epi32(_mm256_mul_ps(values[V - 1], multipliers_[V - 1]));
-    return _mm256_packs_epi32(first, second);
+  static void store_all_shorts(Vector packed, uint8_t *y) {
+    const Vector shorts = in_order(packed);
+    if (V == 2) return _mm256_storeu_si256(reinterpret_cast<__m256i *>(y), shorts);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(y), _mm256_castsi256_si128(shorts));
   }
 
   Vector settle(Floats values, Floats multipliers) const {

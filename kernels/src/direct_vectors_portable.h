@@ -84,27 +84,34 @@ class Finish {
   }
 
   void store(const Floats (&values)[V], uint8_t *y) const {
-    if (bytes_) return store_as<uint8_t>(values, y);
-    store_as<int16_t>(values, y);
+    Vector whole[V];
+    for (int64_t v = 0; v < V; ++v) whole[v] = settle(values[v] * multipliers_[v]);
+    if (bytes_) return narrow<uint8_t>(whole, y);
+    narrow<int16_t>(whole, y);
   }
 
   // Nothing added.
   bool simple_bytes() const { return simple_ && bytes_; }
   bool all_bytes() const { return false; }
   bool simple_shorts() const { return simple_ && !bytes_; }
-  void store_simple_bytes(const Floats (&values)[V], uint8_t *y) const { store_as<uint8_t>(values, y); }
-  void store_all_bytes(const Floats (&values)[V], uint8_t *y) const { store_as<uint8_t>(values, y); }
-  void store_simple_shorts(const Floats (&values)[V], uint8_t *y) const { store_as<int16_t>(values, y); }
+  void scale(const Vector (&sums)[V], const uint8_t *, Floats (&values)[V]) const {
+    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[v]) * multipliers_[v];
+  }
+  void round(const Floats (&values)[V], Vector (&whole)[V]) const {
+    for (int64_t v = 0; v < V; ++v) whole[v] = settle(values[v]);
+  }
+  template <Simple kSimple>
+  void pack(const Vector (&whole)[V], uint8_t *y) const {
+    if (kSimple == Simple::kShorts) return narrow<int16_t>(whole, y);
+    narrow<uint8_t>(whole, y);
+  }
 
  private:
   template <typename Out>
-  void store_as(const Floats (&values)[V], uint8_t *y) const {
+  void narrow(const Vector (&whole)[V], uint8_t *y) const {
     int32_t settled[V * kLanes];
     Out results[V * kLanes];
-    for (int64_t v = 0; v < V; ++v) {
-      const Vector whole = settle(values[v] * multipliers_[v]);
-      __builtin_memcpy(settled + v * kLanes, &whole, sizeof whole);
-    }
+    __builtin_memcpy(settled, whole, sizeof settled);
     for (int64_t i = 0; i < V * kLanes; ++i) results[i] = static_cast<Out>(settled[i]);
     if (outputs_ == V * kLanes) {
       __builtin_memcpy(y, results, sizeof results);

@@ -1,0 +1,117 @@
+// Sums of products of a tile of pixels times vectors of outputs: the inner loops of direct_body.h, which includes this and
+// says what is defined before. Nothing here may call an inline function of a header either.
+namespace kvant {
+namespace KVANT_ISA {
+namespace {
+
+constexpr int64_t kVectorBytes = kLanes * 4;
+constexpr int64_t kNear = 1 << 14;  // bytes of weights that stay in the first-level cache: to fetch them only takes time
+
+// Weights of the block, and what is fetched into the second-level cache meanwhile: a line, or none, for each group.
+struct Stream {
+  const uint8_t *weights, *next;
+  int64_t step;
+};
+
+template <int64_t V>
+inline void fetch_ahead(const uint8_t *weights, const uint8_t *next) {
+#pragma GCC unroll 4
+  for (int64_t b = 0; b < V * kVectorBytes; b += 64) __builtin_prefetch(weights + kAhead + b);
+  __builtin_prefetch(next, 0, 2);
+}
+
+// Adds one run of P pixels times V vectors of outputs and moves the weights forward.
+template <typename Product, int64_t P, int64_t V>
+__attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], const uint8_t *const *pixels,
+                                                      int64_t offset, int64_t groups, Stream *stream) {
+  const uint8_t *x[P], *w = stream->weights, *next = stream->next;
+#pragma GCC unroll 16
+  for (int64_t p = 0; p < P; ++p) x[p] = pixels[p] + offset;
+  for (int64_t g = 0; g < groups * kGroupBytes; g += kGroupBytes, w += V * kVectorBytes) {
+    Vector columns[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) columns[v] = load(w + v * kVectorBytes);
+    if (kAhead > 0) {
+      fetch_ahead<V>(w, next);
+      next += stream->step;
+    }
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) {
+      const Vector pixel = broadcast(x[p] + g);
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < V; ++v) sums[p][v] = Product::add(sums[p][v], pixel, columns[v]);
+    }
+  }
+  stream->weights = w;
+  stream->next = next;
+}
+
+// Distances between pixels side by side. With those of odd numbers in registers, every one is an address that the processor
+// computes while it loads: a tile takes half as many registers as with a pointer to each pixel.
+template <int64_t P>
+struct Steps {
+  int64_t odd[(P + 1) / 2];
+
+  explicit Steps(int64_t step) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < (P + 1) / 2; ++i) odd[i] = (2 * i + 1) * step;
+  }
+
+  __attribute__((always_inline)) int64_t of(int64_t pixel) const {
+    if (pixel == 0) return 0;
+    const int twos = __builtin_ctzll(static_cast<uint64_t>(pixel));
+    return odd[pixel >> twos >> 1] << twos;
+  }
+};
+
+// The same for pixels side by side, of which the first sees x.
+template <typename Product, bool kFetches, int64_t P, int64_t V>
+__attribute__((always_inline)) inline void accumulate_row(Vector (&sums)[P][V], const uint8_t *x, const Steps<P> &steps,
+                                                          int64_t groups, Stream *stream) {
+  const uint8_t *w = stream->weights, *next = stream->next, *const end = x + groups * kGroupBytes;
+  for (; x != end; x += kGroupBytes, w += V * kVectorBytes) {
+    Vector columns[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) columns[v] = load(w + v * kVectorBytes);
+    if (kFetches) {
+      fetch_ahead<V>(w, next);
+      next += stream->step;
+    }
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) {
+      const Vector pixel = broadcast(x + steps.of(p));
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < V; ++v) sums[p][v] = Product::add(sums[p][v], pixel, columns[v]);
+    }
+  }
+  stream->weights = w;
+  stream->next = next;
+}
+
+// `tile` is the number of the tile among those of its work item: each fetches its share of what comes next.
+inline Stream stream_of(const DirectWork &work, int64_t tile) {
+  if (work.next == nullptr) return {work.weights, work.weights, 0};
+  const int64_t share = work.runs * work.groups * 64;
+  const bool fetches = tile * share < work.next_bytes;
+  return {work.weights, fetches ? work.next + tile * share : work.weights, fetches ? 64 : 0};
+}
+
+// Where tiles do not fetch what comes next themselves: a share of its lines before each of them.
+class Fetch {
+ public:
+  Fetch(const DirectWork &work, int64_t tiles)
+      : next_(work.next), left_(work.next == nullptr || kAhead > 0 ? 0 : work.next_bytes / 64), share_(left_ / tiles + 1) {}
+
+  void some() {
+    if (kAhead > 0) return;
+    for (int64_t i = 0; i < share_ && left_ > 0; ++i, --left_, next_ += 64) __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  const uint8_t *next_;
+  int64_t left_, share_;
+};
+
+}  // namespace
+}  // namespace KVANT_ISA
+}  // namespace kvant
