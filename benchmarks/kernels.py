@@ -1,12 +1,13 @@
 """Single layers: billions of multiply-accumulates a second of each method, beside the processor's peak.
 
-The peak is a loop of vpdpbusd alone (peak.cpp), measured before and after; it needs g++ and AVX-512 VNNI and is left
-out elsewhere. Winograd and the transform count the products of the direct method, so they may pass it; "late" is with
-weights that are transformed in each run.
+The peak is a loop of vpdpbusd alone (peak.cpp), which takes turns with the direct method, so that both run at the same
+frequency; it needs g++ and AVX-512 VNNI and is left out elsewhere. Winograd and the transform count the products of the
+direct method, so they may pass it; "late" is with weights that are transformed in each run.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from kvant.runtime.arithmetic import Target
 from kvant.runtime.native import NativeBackend, methods
 
 LEAST_SECONDS = 2e-3  # of a call that is timed
+LINE_BYTES = 64
 
 # Channels in, out, kernel, stride, size, groups, type of the input.
 Layer = tuple[int, int, int, int, int, int, str]
@@ -37,19 +39,21 @@ LAYERS: tuple[Layer, ...] = (
 )  # fmt: skip
 
 
-def peak(threads: int) -> float | None:
-    """Billions of 8-bit products a second, or None where that cannot be measured."""
+def load_peak() -> Callable[[int], float] | None:
+    """Billions of 8-bit products a second of so many threads, or None where that cannot be measured."""
     if native.isa() != "avx512vnni":
         return None
+    source, flags = Path(__file__).with_name("peak.cpp"), ["-O3", "-std=c++17", "-mavx512f", "-mavx512vnni"]
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "peak"
-        source = Path(__file__).with_name("peak.cpp")
-        flags = ["-O3", "-std=c++17", "-pthread", "-mavx512f", "-mavx512vnni"]
+        file = Path(folder) / "peak.so"
         try:
-            subprocess.run(["g++", *flags, str(source), "-o", str(program)], check=True, capture_output=True)
+            subprocess.run(["g++", *flags, "-shared", "-fPIC", str(source), "-o", str(file)], check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
-        return float(subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout)
+        function = ctypes.CDLL(str(file)).peak
+    function.argtypes, function.restype = [ctypes.c_int], ctypes.c_double
+    measured: Callable[[int], float] = function
+    return measured
 
 
 def work_of(layer: Layer) -> steps.Conv:
@@ -68,7 +72,19 @@ def work_of(layer: Layer) -> steps.Conv:
     )  # fmt: skip
 
 
-def speed(layer: Layer, method: str, rounds: int) -> float | None:
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
+    """An array that begins with a cache line, as those of a plan do."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + LINE_BYTES, np.uint8)
+    first = -memory.ctypes.data % LINE_BYTES
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def nothing() -> None:
+    """Between the rounds of most methods."""
+
+
+def speed(layer: Layer, method: str, rounds: int, between: Callable[[], None] = nothing) -> float | None:
     """Billions of multiply-accumulates a second, or None if the method is not for the layer."""
     work = work_of(layer)
     backend = NativeBackend()
@@ -76,20 +92,22 @@ def speed(layer: Layer, method: str, rounds: int) -> float | None:
     backend._chosen = {work.weights: methods.Choice("layer", method, 0, 0)}
     if method != methods.DIRECT and backend.choices[0].algorithm != method:
         return None
-    x = np.random.default_rng(1).integers(0, 255, (1, *work.size, work.channels)).astype(work.weights.dtype)
-    y = np.empty((1, *work.output_size, work.output_channels), work.target.dtype)
+    x = aligned((1, *work.size, work.channels), work.weights.dtype)
+    x[:] = np.random.default_rng(1).integers(0, 255, x.shape)
+    y = aligned((1, *work.output_size, work.output_channels), work.target.dtype)
     once = min(seconds(backend.bind([(work, [x], y)]), 5))
     # So often in one call that the call itself, from Python, does not count.
     count = math.ceil(LEAST_SECONDS / once)
-    taken = statistics.median(seconds(backend.bind([(work, [x], y)] * count), rounds)) / count
+    taken = statistics.median(seconds(backend.bind([(work, [x], y)] * count), rounds, between)) / count
     return math.prod(work.output_size) * work.weights.values.size / taken / 1e9
 
 
-def seconds(run: Callable[[], None], rounds: int) -> list[float]:
-    """The times of some calls, after one that does not count."""
-    run()
+def seconds(run: Callable[[], None], rounds: int, between: Callable[[], None] = nothing) -> list[float]:
+    """The times of some calls, each after one that does not count: threads may sleep, caches hold something else."""
     times = []
     for _ in range(rounds):
+        between()
+        run()
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -107,8 +125,8 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
     """A row for each layer and number of threads."""
     lines = []
     for entry in report["results"]:
-        most = report["peak"].get(str(entry["threads"]))
-        line = [entry["layer"], str(entry["threads"])]
+        most = entry.get("peak")
+        line = [entry["layer"], str(entry["threads"]), f"{most:.0f}" if most else ""]
         for method in METHODS:
             found = entry["gmacs"].get(method)
             share = f" ({found / most:.0%})" if found and most else ""
@@ -124,26 +142,33 @@ METHODS = {
     methods.TRANSFORM: "transform",
     methods.TRANSFORM_LATE: "late",
 }
-COLUMNS = ["layer", "threads", *METHODS.values()]
+COLUMNS = ["layer", "threads", "peak", *METHODS.values()]
+
+
+def measure(layer: Layer, threads: int, rounds: int, peak: Callable[[int], float] | None) -> dict[str, Any]:
+    """The layer by each method, and the peak beside the direct one."""
+    peaks: list[float] = []
+
+    def between() -> None:
+        if peak is not None:
+            peaks.append(peak(threads))
+
+    found = {name: speed(layer, name, rounds, between if name == methods.DIRECT else nothing) for name in METHODS}
+    gmacs = {name: round(value, 1) for name, value in found.items() if value is not None}
+    most = round(statistics.median(peaks), 1) if peaks else None
+    return {"layer": title(layer), "threads": threads, "gmacs": gmacs, "peak": most}
 
 
 def main() -> None:
     options = arguments(__doc__, rounds=50).parse_args()
-    results, peaks = [], {}
+    results, peak = [], load_peak()
     for threads in range(1, options.threads + 1):
         kvant.set_num_threads(threads)
-        before = peak(threads)
         for layer in LAYERS:
-            found = {name: speed(layer, name, options.rounds) for name in METHODS}
-            gmacs = {name: round(value, 1) for name, value in found.items() if value is not None}
-            results.append({"layer": title(layer), "threads": threads, "gmacs": gmacs})
-            print(title(layer), threads, gmacs, flush=True)
-        after = peak(threads)
-        if before is not None and after is not None:
-            peaks[str(threads)] = max(before, after)
-    report = {**conditions(options.threads), "isa": native.isa(), "peak": peaks, "results": results}
+            results.append(measure(layer, threads, options.rounds, peak))
+            print(results[-1], flush=True)
+    report = {**conditions(options.threads), "isa": native.isa(), "results": results}
     write_json(options.output / "kernels.json", report)
-    print(f"peak: {peaks}")
     print_table(COLUMNS, rows(report))
 
 
