@@ -14,6 +14,7 @@ import pytest
 
 from kvant.errors import VideoError
 from kvant.pose import Video
+from kvant.pose.sources import FileSource
 
 FRAMES, HEIGHT, WIDTH = 6, 48, 64
 
@@ -151,6 +152,18 @@ def test_frames_after_damage_are_read(codec: str, suffix: str, seed: int, tmp_pa
     found = read(path)
     assert len(found) >= 25
     assert np.abs(found[-1].astype(int) - scene(39, 240, 320)).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("codec", "size", "threads"),
+    [("libx264", (48, 64), 2), ("libvpx-vp9", (48, 64), 1), ("libvpx-vp9", (1090, 1920), 2)],
+)
+def test_threads_that_decode(codec: str, size: tuple[int, int], threads: int, tmp_path: Path) -> None:
+    """As many on every machine: of a damaged frame they make different pictures."""
+    path = write(tmp_path / "a.mkv", codec, times=range(1), size=size)
+    source = FileSource(str(path))
+    assert source._stream.codec_context.thread_count == threads
+    source.close()
 
 
 def test_a_file_without_pictures(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings)
     """Local maxima of the smoothed, interpolated heat maps, ordered by part, then by falling score."""
     size = [max(1, round(settings.upsampling * pixels / unit.stride)) for pixels in unit.resized]
     # Rows x parts x columns, within a border that is lower than any peak.
-    smooth = np.full((size[0] + 2, len(PARTS), size[1] + 2), -1.0, np.float32)
+    smooth = np.empty((size[0] + 2, len(PARTS), size[1] + 2), np.float32)
+    smooth[0] = smooth[-1] = smooth[:, :, 0] = smooth[:, :, -1] = -1
     inner = smooth[1:-1, :, 1:-1]
     first, *others = (_resampled(each, size, settings.smoothing * settings.upsampling) for each in maps)
     inner[:] = sum(others, start=first)
@@ -139,13 +140,15 @@ def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings)
     at = np.flatnonzero(flat > settings.part_threshold)
     # Of a plateau only the last value, in reading order, is a peak.
     for offset in (1, row - 1, row, row + 1):
-        at = at[(flat[at] >= flat[at - offset]) & (flat[at] > flat[at + offset])]
+        here = flat[at]
+        at = at[(here >= flat[at - offset]) & (here > flat[at + offset])]
     dx = _vertex(flat[at - 1], flat[at], flat[at + 1])
     dy = _vertex(flat[at - row], flat[at], flat[at + row])
     y, part, x = np.unravel_index(at, smooth.shape)
-    shares = np.stack([(x - 0.5 + dx) / size[1], (y - 0.5 + dy) / size[0]], axis=1)
-    covered = np.array(unit.resized[::-1]) / unit.stride
-    return _highest(_Peaks(part, (shares * covered - 0.5).astype(np.float32), flat[at]), settings.max_peaks)
+    xy = np.empty((len(at), 2), np.float32)
+    xy[:, 0] = (x - 0.5 + dx) / size[1] * (unit.resized[1] / unit.stride) - 0.5
+    xy[:, 1] = (y - 0.5 + dy) / size[0] * (unit.resized[0] / unit.stride) - 0.5
+    return _highest(_Peaks(part, xy, flat[at]), settings.max_peaks)
 
 
 def _resampled(maps: Maps, size: Sequence[int], sigma: float) -> Float32Array:
@@ -227,7 +230,7 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 def _vertex(before: Float32Array, centre: Float32Array, after: Float32Array) -> Float32Array:
     """Where the parabola through three values, of which the middle one is the highest, has its top: -0.5 .. 0.5."""
     curvature = np.maximum(2 * centre - before - after, np.float32(1e-9))
-    top: Float32Array = np.clip(0.5 * (after - before) / curvature, -0.5, 0.5)
+    top: Float32Array = np.minimum(np.maximum(0.5 * (after - before) / curvature, -0.5), 0.5)
     return top
 
 
@@ -242,7 +245,7 @@ def _highest(peaks: _Peaks, count: int) -> _Peaks:
 def _connect(peaks: _Peaks, maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings) -> _Connections:
     """All pairs of peaks that their limb's field supports, best first."""
     limb, start, end = _pairs(peaks)
-    steps = np.linspace(0, 1, settings.limb_points, dtype=np.float32)
+    steps = _steps(settings.limb_points)
     # Nearly all pairs are of two people. A few points in the middle are enough to see that, and take fewer look-ups.
     middle = steps[len(steps) // 3 : len(steps) - len(steps) // 3]
     may_fail = len(steps) - settings.limb_share * len(steps)
@@ -259,6 +262,14 @@ def _connect(peaks: _Peaks, maps: Sequence[Maps], unit: Geometry, settings: Deco
     kept = np.flatnonzero(score > 0)
     kept = kept[np.argsort(-strength[kept], kind="stable")]
     return _Connections(limb[kept], start[kept], end[kept], score[kept].astype(np.float32))
+
+
+@lru_cache(maxsize=16)
+def _steps(count: int) -> Float32Array:
+    """So many numbers from 0 to 1."""
+    steps = np.linspace(0, 1, count, dtype=np.float32)
+    steps.setflags(write=False)
+    return steps
 
 
 def _field_along(
@@ -296,8 +307,8 @@ def _pairs(peaks: _Peaks) -> tuple[Indices, Indices, Indices]:
 def _sample(maps: Float32Array, channels: Sequence[Indices], points: Float32Array) -> list[Float32Array]:
     """Bilinear values of `maps` (C x h x w) at `points` (n x m x 2, x, y in cells), for each n channels of several."""
     _, height, width = maps.shape
-    x = np.clip(points[..., 0], 0, width - 1)
-    y = np.clip(points[..., 1], 0, height - 1)
+    x = np.minimum(np.maximum(points[..., 0], 0), width - 1)
+    y = np.minimum(np.maximum(points[..., 1], 0), height - 1)
     left, top = x.astype(np.intp), y.astype(np.intp)
     dx, dy = x - left.astype(np.float32), y - top.astype(np.float32)
     right = np.minimum(left + 1, width - 1) - left

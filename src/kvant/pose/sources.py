@@ -18,6 +18,7 @@ from kvant.pose.pictures import as_picture
 from kvant.pose.yuv import Colours, Plane, YuvPicture
 
 _DEFAULT_RATE = 25.0  # frames a second where a source does not know its own
+_LARGE = 1920 * 1088  # pixels
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 
 
@@ -51,9 +52,8 @@ class FileSource:
             self._container.close()
             raise VideoError(f"{name} is not a video that FFmpeg can read: it has no pictures")
         self._stream = stream
-        # Two threads for the slices of a frame, of which most videos have one, take no more time than one thread; but
-        # with them FFmpeg gives frames that are damaged in a place, too, and it goes on after them.
-        self._stream.codec_context.thread_count, self._stream.codec_context.thread_type = 2, "SLICE"
+        codec = cast(av.VideoStream, stream).codec_context
+        codec.thread_count, codec.thread_type = _threads(codec.codec.name, codec.width * codec.height), "SLICE"
         self.rate = _rate(float(stream.average_rate or stream.guessed_rate or 0))
         self.frames = self._stream.frames or self._estimated_frames() or None
 
@@ -122,6 +122,14 @@ class CameraSource:
 
     def close(self) -> None:
         self._capture.release()
+
+
+def _threads(codec: str, pixels: int) -> int:
+    """How many threads decode a frame together: as many on every machine, since of a damaged frame they make others."""
+    # Two take no more time than one for H.264, and with them FFmpeg gives frames that are damaged in a place, too, and
+    # goes on after them. For VP9, HEVC and AV1 they take a tenth to a third more, which the network lacks; so they are
+    # worth it only where one thread may be slower than the network.
+    return 2 if codec == "h264" or pixels > _LARGE else 1
 
 
 def _rate(told: float) -> float:
