@@ -1,7 +1,10 @@
-"""What several rooms' tests are made of: one small quantized graph, a golden vector for it, and a type."""
+"""What several rooms' tests are made of: a small quantized graph, a golden vector for it, a type, a lost Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -43,3 +46,21 @@ def build_small_golden(graph: Graph) -> Golden:
     """A golden vector of the right shapes; its outputs are not what the graph computes."""
     numbers = np.random.default_rng(8)
     return Golden({"x": numbers.normal(size=(1, 2, 3, 2)).astype(np.float32)}, [np.ones((1, 4, 3, 2), np.float32)])
+
+
+class Thing:
+    """Something that a weak reference may refer to."""
+
+
+def lose_ctrl_c() -> None:
+    """Press Ctrl-C where Python ignores exceptions: in the callback of a weak reference."""
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    assert reference() is None
+
+
+def lose_ctrl_c_and_go_on(*_: object) -> None:
+    """What takes long, in place of anything else."""
+    lose_ctrl_c()
+    time.sleep(60)

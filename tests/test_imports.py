@@ -15,10 +15,10 @@ import kvant
 PACKAGE = Path(kvant.__file__).parent
 # A room may import those before it, and itself.
 ROOMS = (
-    "errors", "graph", "format", "runtime", "capture", "quantization", "diagnose", "hardware", "distributed", "pose",
-    "cli",
+    "errors", "interrupts", "graph", "format", "runtime", "capture", "quantization", "diagnose", "hardware",
+    "distributed", "pose", "cli",
 )  # fmt: skip
-WITHOUT_TORCH = ("errors", "graph", "format", "runtime")
+WITHOUT_TORCH = ("errors", "interrupts", "graph", "format", "runtime")
 # May be imported from `kvant` itself below the rooms that use the whole public surface.
 FROM_ROOT = {"__version__"}
 USES_PUBLIC_SURFACE = ("pose", "cli")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 import kvant
 from kvant.cli import files
-from samples import Kvant
+from samples import Kvant, lose_ctrl_c_and_go_on
 
 POSE = ["quantize", "run", "video", "evaluate", "compare", "serve"]
 COMMANDS = ["quantize", "info", "run", "verify", "pose", *(f"pose {name}" for name in POSE)]
@@ -61,6 +62,15 @@ def test_ctrl_c(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run("info", model_file)
     assert result.exit_code == 130
     assert "Traceback" not in result.output
+
+
+def test_ctrl_c_that_python_ignores(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "read_file", lose_ctrl_c_and_go_on)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    try:
+        assert run("info", model_file).exit_code == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_that_stops(model_file: Path) -> None:

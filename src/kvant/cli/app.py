@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from kvant import KvantError, __version__
 from kvant.cli import files, output, pose, quantize
+from kvant.interrupts import interrupts_arrive
 
 INTERRUPTED = 130
 
@@ -21,7 +22,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; exits with 1 on an error of the library or the system, with 130 on Ctrl-C."""
         try:
-            return super().invoke(ctx)
+            with interrupts_arrive():
+                return super().invoke(ctx)
         except BrokenPipeError:
             # The reader, such as `head`, has seen enough. Without this Python complains again when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvant.errors import KvantError
+from kvant.interrupts import interrupts_arrive
 from kvant.pose.demo.run import SPEC, DemoError, Options, run
 
 
@@ -54,7 +55,8 @@ def _height(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo: 0 if every promise holds, 1 and a sentence if one does not or something fails."""
     try:
-        broken = run(parse(arguments))
+        with interrupts_arrive():
+            broken = run(parse(arguments))
     except (DemoError, KvantError) as error:
         print(f"kvant demo: {error}", file=sys.stderr)
         return 1
