@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 
 from kvant.format import Golden, to_bytes
@@ -23,3 +26,11 @@ def small_golden(small_graph: Graph) -> Golden:
 def small_file() -> bytes:
     graph = build_small_graph()
     return to_bytes(graph, golden=[build_small_golden(graph)], metadata={"author": "tests"})
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also in new processes; where tests run in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

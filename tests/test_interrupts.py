@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -15,14 +14,14 @@ from kvant.interrupts import interrupts_arrive
 from kvant.pose.demo import __main__ as demo
 from samples import Thing, lose_ctrl_c, lose_ctrl_c_and_go_on
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 @pytest.fixture(autouse=True)
-def usual_handler() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+def same_hook() -> Iterator[None]:
     hook = sys.unraisablehook
     yield
     assert sys.unraisablehook is hook
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,13 +63,10 @@ def test_ctrl_c(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "Traceback" not in result.output
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_that_python_ignores(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "read_file", lose_ctrl_c_and_go_on)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-    try:
-        assert run("info", model_file).exit_code == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert run("info", model_file).exit_code == 130
 
 
 def test_a_reader_that_stops(model_file: Path) -> None:

@@ -254,11 +254,11 @@ class TestVideo:
         assert 5 <= len((tmp_path / "a").read_text().splitlines()) <= 8
         assert signal.getsignal(signal.SIGINT) is before
 
+    @pytest.mark.usefixtures("ctrl_c")
     def test_ctrl_c_in_a_file_leaves_nothing(self, walk: Path, tmp_path: Path) -> None:
         """In a process of its own, as it happens to users: the network is slow, the signal comes in the middle."""
         code = f"""
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this in the background lets it be ignored
+import sys, time
 sys.path.insert(0, {os.fspath(Path(__file__).parents[2])!r})
 sys.path.insert(0, {os.fspath(Path(__file__).parents[1])!r})
 import kvant.pose.estimator
@@ -290,6 +290,7 @@ main()
         assert {path.name for path in tmp_path.iterdir()} == {"walk.avi", "out.mp4"}
         assert (tmp_path / "out.mp4").read_bytes() == b"old"
 
+    @pytest.mark.usefixtures("ctrl_c")
     def test_the_second_ctrl_c_stops_a_recording(self) -> None:
         class Opened:
             is_camera, stopped = True, False
@@ -298,14 +299,10 @@ main()
                 self.stopped = True
 
         opened = Opened()
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-        try:
-            with pytest.raises(KeyboardInterrupt), pose_video._stops_with_ctrl_c(opened):  # type: ignore[arg-type]
-                signal.raise_signal(signal.SIGINT)
-                assert opened.stopped
-                signal.raise_signal(signal.SIGINT)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        with pytest.raises(KeyboardInterrupt), pose_video._stops_with_ctrl_c(opened):  # type: ignore[arg-type]
+            signal.raise_signal(signal.SIGINT)
+            assert opened.stopped
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture

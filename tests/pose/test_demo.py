@@ -220,6 +220,7 @@ def test_whole_demo_on_photos(photos: Path, tmp_path: Path) -> None:
     assert (result.returncode == 0) == (report.broken_promises(summary) == [])
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupted_demo_leaves_nothing(photos: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         _demo(photos, tmp_path),
