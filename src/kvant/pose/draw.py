@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from kvant.pose.layout import JOINING_LIMBS, LIMBS, PART_COLOURS, Float32Array
 from kvant.pose.person import Person
 from kvant.pose.pictures import Picture
-from kvant.pose.yuv import YuvPicture, colour_of
+from kvant.pose.yuv import Colours, YuvPicture, colour_of
 
 _SHIFT = 4  # OpenCV draws at fractions of a pixel when coordinates are multiplied by 2 ** shift
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -30,8 +31,15 @@ def draw_people(image: Shown, people: Sequence[Person], opacity: float = 0.7, ou
     (48, 64, 3)
     """
     drawn = image.copy() if out is None else out
+    boxes = [person.box for person in people if person.found.any()]
     for canvas, plain, pen in zip(_planes(drawn), _planes(image), _pens(image), strict=True):
-        _draw(canvas, plain, people, pen, opacity)
+        for person in people:
+            points = [(round(x), round(y)) for x, y in (pen.at(person.keypoints[:, :2]) * 2**_SHIFT).tolist()]
+            _draw_limbs(canvas, person, points, pen)
+            _draw_parts(canvas, person, points, pen)
+        # Of a large picture most is not drawn on, and blending a picture with itself takes longer than drawing.
+        for place in _touched(boxes, pen):
+            cv2.addWeighted(canvas[place], opacity, plain[place], 1 - opacity, 0, dst=canvas[place])
     return drawn
 
 
@@ -51,36 +59,26 @@ class _Pen(NamedTuple):
         return (points + np.float32(0.5)) * np.float32(self.scale) - np.float32(0.5)
 
 
-def _pens(image: Picture | YuvPicture) -> list[_Pen]:
+def _pens(image: Picture | YuvPicture) -> tuple[_Pen, ...]:
     """What draws on each of the picture's planes."""
     width = max(2, round(0.008 * min(image.shape[:2])))
-    if not isinstance(image, YuvPicture):
-        return [_Pen(width, PART_COLOURS)]
-    y, u, v = zip(*(colour_of(colour, image.colours) for colour in PART_COLOURS), strict=True)
-    return [_Pen(width, y), _Pen(width / 2, u, 0.5), _Pen(width / 2, v, 0.5)]
+    return _yuv_pens(width, image.colours) if isinstance(image, YuvPicture) else (_Pen(width, PART_COLOURS),)
 
 
-def _draw(
-    drawn: NDArray[np.uint8], plain: NDArray[np.uint8], people: Sequence[Person], pen: _Pen, opacity: float
-) -> None:
-    """Draw on a copy of `plain`."""
-    for person in people:
-        points = [(round(x), round(y)) for x, y in (pen.at(person.keypoints[:, :2]) * 2**_SHIFT).tolist()]
-        _draw_limbs(drawn, person, points, pen)
-        _draw_parts(drawn, person, points, pen)
-    # Of a large picture most is not drawn on, and blending a picture with itself takes longer than drawing.
-    for place in _touched(people, pen):
-        cv2.addWeighted(drawn[place], opacity, plain[place], 1 - opacity, 0, dst=drawn[place])
+@lru_cache(maxsize=16)
+def _yuv_pens(width: int, colours: Colours) -> tuple[_Pen, ...]:
+    y, u, v = zip(*(colour_of(colour, colours) for colour in PART_COLOURS), strict=True)
+    return _Pen(width, y), _Pen(width / 2, u, 0.5), _Pen(width / 2, v, 0.5)
 
 
-def _touched(people: Sequence[Person], pen: _Pen) -> list[tuple[slice, slice]]:
-    """The rows and columns that skeletons lie in, if there are any."""
-    boxes = np.array([person.box for person in people if person.found.any()], np.float32)
-    if not len(boxes):
+def _touched(boxes: Sequence[tuple[float, float, float, float]], pen: _Pen) -> list[tuple[slice, slice]]:
+    """The rows and columns that skeletons lie in, if there are any; `boxes` are those of people in the picture."""
+    if not boxes:
         return []
-    corners, margin = pen.at(boxes.reshape(-1, 2, 2)), math.ceil(pen.width) + 1
-    left, top = np.maximum(0, np.floor(corners[:, 0].min(axis=0)).astype(int) - margin)
-    right, bottom = np.maximum(0, np.ceil(corners[:, 1].max(axis=0)).astype(int) + margin + 1)
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    margin = math.ceil(pen.width) + 2
+    left, top = (max(0, math.floor(pen.scale * min(values)) - margin) for values in (lefts, tops))
+    right, bottom = (max(0, math.ceil(pen.scale * max(values)) + margin) for values in (rights, bottoms))
     return [(slice(top, bottom), slice(left, right))] if top < bottom and left < right else []
 
 
