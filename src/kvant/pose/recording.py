@@ -35,7 +35,11 @@ CONTAINERS = {
 """Endings that a drawn video may have."""
 
 # The same quality for every frame, 39 dB on photos, however many bytes that takes: choosing it by frame takes longer.
-_OPTIONS = {"libx264": {"preset": "ultrafast", "qp": "26"}, "mpeg4": {"qmin": "3", "qmax": "3"}}
+# So does looking for coefficients that are small enough to leave out.
+_OPTIONS = {
+    "libx264": {"preset": "ultrafast", "qp": "26", "x264-params": "no-dct-decimate=1"},
+    "mpeg4": {"qmin": "3", "qmax": "3"},
+}
 _MOST_TICKS = 65535  # MPEG-4 counts time in at most so many parts of a second
 
 
