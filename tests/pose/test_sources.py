@@ -139,19 +139,35 @@ def test_damaged_frames_are_left_out(tmp_path: Path) -> None:
     assert np.abs(found[2].astype(int) - scene(3)).mean() < 2
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("mpeg4", ".avi"), ("libvpx-vp9", ".webm")])
-@pytest.mark.parametrize("seed", range(3))
-def test_frames_after_damage_are_read(codec: str, suffix: str, seed: int, tmp_path: Path) -> None:
-    path = write(tmp_path / f"a{suffix}", codec, times=range(40), size=(240, 320), group=10)
+def damaged(path: Path, codec: str, seed: int) -> Path:
+    """A video of 40 frames of which some in the middle are damaged."""
+    write(path, codec, times=range(40), size=(240, 320), group=10)
     with av.open(str(path)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content, random = bytearray(path.read_bytes()), np.random.default_rng(seed)
     for at, size in places[8:22]:
         content[at + size // 2 + random.integers(size // 2)] ^= 0x5A  # not the container's own bytes
     path.write_bytes(content)
-    found = read(path)
+    return path
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("mpeg4", ".avi"), ("libvpx-vp9", ".webm")])
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_after_damage_are_read(codec: str, suffix: str, seed: int, tmp_path: Path) -> None:
+    found = read(damaged(tmp_path / f"a{suffix}", codec, seed))
     assert len(found) >= 25
     assert np.abs(found[-1].astype(int) - scene(39, 240, 320)).mean() < 12
+
+
+def test_no_frame_of_a_damaged_file_is_lost_or_given_twice(tmp_path: Path) -> None:
+    """One thread stops at what is damaged; from there on two decode, which give what they would have given alone."""
+    path = str(damaged(tmp_path / "a.webm", "libvpx-vp9", 0))
+    source, careless = FileSource(path), FileSource(path)
+    careless._open(careless=True)
+    for (seconds, one), (same, other) in zip(source, careless, strict=True):
+        assert seconds == same
+        assert all(np.array_equal(*planes) for planes in zip(one.planes, other.planes, strict=True))
+    assert source._stream.codec_context.thread_count == 2
 
 
 @pytest.mark.parametrize(
@@ -159,11 +175,10 @@ def test_frames_after_damage_are_read(codec: str, suffix: str, seed: int, tmp_pa
     [("libx264", (48, 64), 2), ("libvpx-vp9", (48, 64), 1), ("libvpx-vp9", (1090, 1920), 2)],
 )
 def test_threads_that_decode(codec: str, size: tuple[int, int], threads: int, tmp_path: Path) -> None:
-    """As many on every machine: of a damaged frame they make different pictures."""
     path = write(tmp_path / "a.mkv", codec, times=range(1), size=size)
     source = FileSource(str(path))
+    assert len(list(source)) == 1
     assert source._stream.codec_context.thread_count == threads
-    source.close()
 
 
 def test_a_file_without_pictures(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from typing import Any, Protocol, cast
 
 import av
@@ -18,7 +18,9 @@ from kvant.pose.pictures import as_picture
 from kvant.pose.yuv import Colours, Plane, YuvPicture
 
 _DEFAULT_RATE = 25.0  # frames a second where a source does not know its own
-_LARGE = 1920 * 1088  # pixels
+# What a second thread for slices takes a tenth to a third more time to decode, which the network lacks. Frames that are
+# larger may take one thread longer than the network takes all of them.
+_SLOWED, _LARGE = ("vp9", "hevc", "libdav1d"), 1920 * 1088
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 
 
@@ -35,27 +37,40 @@ class Source(Protocol):
         """Give the file or camera back."""
 
 
+class _DamagedError(Exception):
+    """A frame cannot be decoded."""
+
+
 class FileSource:
     """A video file, decoded by FFmpeg."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        if not os.path.isfile(name):
-            raise VideoError(f"{name} is not a file")
+        self._open()
+        stream = self._stream
+        self.rate = _rate(float(stream.average_rate or stream.guessed_rate or 0))
+        self.frames = self._stream.frames or self._estimated_frames() or None
+
+    def _open(self, careless: bool = False) -> None:
+        """Open the file at its beginning; `careless` takes frames that are damaged in a place, and goes on after them.
+
+        Two threads for the slices of a frame have that effect, and for H.264 they take no more time than one.
+        """
+        if not os.path.isfile(self._name):
+            raise VideoError(f"{self._name} is not a file")
         try:
             # FFmpeg takes names for addresses, and some files name others: nothing but files may be opened.
-            self._container = av.open(f"file:{name}", options={"protocol_whitelist": "file"})
+            self._container = av.open(f"file:{self._name}", options={"protocol_whitelist": "file"})
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{name} is not a video that FFmpeg can read: {error.strerror or error}") from error
+            raise VideoError(f"{self._name} is not a video that FFmpeg can read: {error.strerror or error}") from error
         stream = self._container.streams.best("video")
         if stream is None:
             self._container.close()
-            raise VideoError(f"{name} is not a video that FFmpeg can read: it has no pictures")
+            raise VideoError(f"{self._name} is not a video that FFmpeg can read: it has no pictures")
         self._stream = stream
         codec = cast(av.VideoStream, stream).codec_context
-        codec.thread_count, codec.thread_type = _threads(codec.codec.name, codec.width * codec.height), "SLICE"
-        self.rate = _rate(float(stream.average_rate or stream.guessed_rate or 0))
-        self.frames = self._stream.frames or self._estimated_frames() or None
+        self._is_strict = not careless and codec.codec.name in _SLOWED and codec.width * codec.height <= _LARGE
+        codec.thread_count, codec.thread_type = 1 if self._is_strict else 2, "SLICE"
 
     def _estimated_frames(self) -> int:
         stream, length = self._stream, self._container.duration
@@ -73,6 +88,17 @@ class FileSource:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Every frame that can be decoded; of a damaged file there are fewer than it promises."""
+        given = 0
+        try:
+            for frame in self._frames():
+                yield frame
+                given += 1
+        except _DamagedError:
+            self._container.close()
+            self._open(careless=True)
+            yield from islice(self._frames(), given, None)
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -89,11 +115,12 @@ class FileSource:
         """The frames of a packet; none if it is damaged."""
         try:
             return packet.decode()
-        except av.BlockingIOError:  # what an earlier one left behind is in the way
-            self._stream.codec_context.flush_buffers()
-            return []
-        except av.FFmpegError:  # damaged: the decoder goes on with the next one
-            return []
+        except av.FFmpegError as error:
+            if self._is_strict:
+                raise _DamagedError from error
+            if isinstance(error, av.BlockingIOError):  # what an earlier one left behind is in the way
+                self._stream.codec_context.flush_buffers()
+            return []  # damaged: the decoder goes on with the next one
 
     def close(self) -> None:
         self._container.close()
@@ -122,14 +149,6 @@ class CameraSource:
 
     def close(self) -> None:
         self._capture.release()
-
-
-def _threads(codec: str, pixels: int) -> int:
-    """How many threads decode a frame together: as many on every machine, since of a damaged frame they make others."""
-    # Two take no more time than one for H.264, and with them FFmpeg gives frames that are damaged in a place, too, and
-    # goes on after them. For VP9, HEVC and AV1 they take a tenth to a third more, which the network lacks; so they are
-    # worth it only where one thread may be slower than the network.
-    return 2 if codec == "h264" or pixels > _LARGE else 1
 
 
 def _rate(told: float) -> float:
