@@ -92,11 +92,14 @@ def test_a_picture(page: str, picture: Path, folder: Path, tmp_path: Path) -> No
         (cv2.imencode(".png", np.zeros((30, 40, 3), np.uint8))[1].tobytes()[:60], "The file is damaged"),
     ],
 )
-def test_pictures_that_are_refused(page: str, content: bytes, message: str, folder: Path, tmp_path: Path) -> None:
+def test_pictures_that_are_refused(
+    page: str, content: bytes, message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(Exception, match=message) as caught:
         predict(page, tmp_path / "bad.png", tmp_path)
     assert str(folder) not in str(caught.value)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_files_that_are_too_large(page: str, tmp_path: Path) -> None:

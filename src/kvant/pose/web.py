@@ -34,7 +34,8 @@ def build_page(models: PageModels, limits: PageLimits, folder: Path) -> gr.Block
             found = compare_estimators(models.reference, models.estimator, picture)
         except KvantError as error:
             # The file's name is one that the server made up.
-            raise gr.Error(str(error).replace(path, "The file"), duration=None) from error
+            message = str(error).replace(path, "The file")
+            raise gr.Error(message, duration=None, print_exception=False) from error
         pair = (models.reference.draw(picture, found.reference), models.estimator.draw(picture, found.other))
         rows = [entry.row() for entry in found.differences]
         return tuple(_write(_to_screen(drawn), folder) for drawn in pair), _summary(models, found, picture), rows
