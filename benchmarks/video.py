@@ -91,7 +91,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 def main() -> None:
     if not (DEMO / "sample_video.mp4").exists():
         raise SystemExit(f"no sample video in {DEMO}: make demo")
-    parser = arguments(__doc__, frames=230, rounds=3)
+    parser = arguments(__doc__, frames=230, rounds=5)
     options = parser.parse_args()
     report = measure(options)
     print_table(COLUMNS, rows(report))
