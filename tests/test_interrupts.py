@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -51,6 +52,29 @@ def test_each_is_raised_once() -> None:
             lose_ctrl_c_and_go_on()
         time.sleep(0.05)
     time.sleep(0.05)
+
+
+def test_torch_is_let_out_first() -> None:
+    """Raised where torch's C++ code has called Python, it may abort the process."""
+    stages = []
+
+    def __torch_dispatch__() -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.05)
+        stages.append("left")
+
+    with pytest.raises(KeyboardInterrupt), interrupts_arrive():
+        __torch_dispatch__()
+        time.sleep(60)
+    assert stages == ["left"]
+
+
+def test_another_handler_is_left_alone() -> None:
+    seen = []
+    signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    with interrupts_arrive():
+        signal.raise_signal(signal.SIGINT)
+    assert seen == [signal.SIGINT]
 
 
 def test_other_exceptions_are_shown_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
