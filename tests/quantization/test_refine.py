@@ -13,6 +13,7 @@ from kvant.graph import ops
 from kvant.quantization import WeightScheme
 from kvant.quantization.progress import Progress
 from kvant.quantization.refine import weight_noise
+from kvant.quantization.sensitivity import Probe
 from kvant.quantization.simulate import Plan
 from kvant.quantization.weights import fine_weight, quantize_weight
 from kvant.quantization.yardstick import Yardstick, decibels
@@ -104,7 +105,7 @@ def test_predicted_noise_is_what_rounding_one_layer_does() -> None:
     biases = {name: graph.constants[inputs[name][2]] for name in names if len(inputs[name]) > 2}
     yardstick = Yardstick(graph, [[picture] for picture in pictures(24)])
     types = {name: graph.types[name] for name in graph.activations()}  # float: nothing is rounded but weights
-    predicted = weight_noise(Plan(graph, types, rough, biases), yardstick, Progress(False))
+    predicted = weight_noise(Plan(graph, types, rough, biases), yardstick, Progress(False), Probe())
     for name in names:
         plan = Plan(graph, types, {**exact, name: rough[name]}, biases)
         found = yardstick.measure_whole(plan)

@@ -11,8 +11,9 @@ from torch import nn
 
 from kvant.capture import capture, prepare
 from kvant.graph import ops
-from kvant.quantization.sensitivity import group_cost, noise_of
+from kvant.quantization.sensitivity import Probe, noise_of
 from kvant.quantization.ties import ties
+from kvant.quantization.widening import group_cost
 
 COUNT = 12
 
@@ -33,13 +34,14 @@ def test_one_direction_tells_each_samples_noise() -> None:
         leaf = x.requires_grad_()
         found = noise_of(
             lambda _, leaf=leaf: ([F.conv2d(leaf, weight)], {"x": leaf}),
-            lambda name, values, wrong=wrong: wrong,
+            lambda name, values, wrong=wrong: (wrong, 2 * wrong),
             Plain(),  # type: ignore[arg-type]
             [[x]],
-            1,
+            Probe(1, by_channel=True),
         )
         made = float(F.conv2d(wrong, weight).square().sum())
-        assert made / 2 < found["x"] < made * 2
+        once, twice = found["x"]
+        assert made / 2 < once < made * 2 and twice == pytest.approx(4 * once)
 
 
 def test_rows_of_a_table_cost_what_the_table_is_of_the_file() -> None:

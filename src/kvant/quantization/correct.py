@@ -11,7 +11,7 @@ share of values that it moves. Weights that are rounded anew are fitted to value
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,17 +35,17 @@ Tensors = dict[str, torch.Tensor]
 _LEAST_OPEN = 1 / 16  # of a channel's values that its clamp leaves as they are: of fewer the share is not known well
 
 
-def float_means(graph: Graph, samples: list[Sample], of_clamped: bool) -> dict[str, torch.Tensor]:
+def float_means(graph: Graph, samples: list[Sample], of_clamped: bool) -> dict[str, list[Mean]]:
     """The mean of each channel of every weighted node's output, before its clamp or behind it, in the float network.
 
     Returns:
-        float64 (O) by the node's output; means over ``samples``, positions and, for linear layers, rows.
+        For each sample, by the node's output; over positions and, for linear layers, rows.
     """
     executor = Executor(graph)
     steps = list(zip(graph.nodes, last_uses(graph), strict=True))
 
-    def means(sample: Sample) -> dict[str, _Mean]:
-        found: dict[str, _Mean] = {}
+    def means(sample: Sample) -> dict[str, Mean]:
+        found: dict[str, Mean] = {}
         bindings = executor.bind(sample)
         values = dict(zip((entry.name for entry in graph.inputs), sample, strict=True))
         with torch.inference_mode():
@@ -54,24 +54,25 @@ def float_means(graph: Graph, samples: list[Sample], of_clamped: bool) -> dict[s
                     open_values = executor.step(without_clamp(node), values, bindings)
                     values[node.output] = clamped(node, open_values)
                     read = values[node.output] if of_clamped else open_values
-                    found[node.output] = _Mean.of(read, channel_axis(node))
+                    found[node.output] = Mean.of(read, channel_axis(node))
                 else:
                     values[node.output] = executor.step(node, values, bindings)
                 drop(values, dead)
         return found
 
     parts = list(in_order(means, samples))
-    return {name: _together(part[name] for part in parts) for name in parts[0]}
+    return {name: [part[name] for part in parts] for name in parts[0]}
 
 
 def correct(
     plan: Plan,
     samples: list[Sample],
-    wanted: dict[str, torch.Tensor],
+    wanted: dict[str, list[Mean]],
     show: Progress,
     *,
     compensate: bool = False,
     of_clamped: bool = False,
+    robust: bool = True,
 ) -> Plan:
     """``plan`` with the mean error on ``samples`` taken out of the biases.
 
@@ -81,20 +82,28 @@ def correct(
         wanted: ``float_means`` of the graph on the same samples, with the same ``of_clamped``.
         compensate: also round each layer's weights anew, by ``kvant.quantization.rounding``, where that is affordable.
         of_clamped: take the means of clamped values.
+        robust: correct for the typical sample, not for the mean of all.
 
     Returns:
         A plan in which every weighted node has a bias, but those whose error the next layers' biases take out.
     """
-    return _Correction(plan, samples, wanted, compensate, of_clamped).run(show)
+    return _Correction(plan, samples, wanted, compensate, of_clamped, robust).run(show)
 
 
 class _Correction:
     def __init__(
-        self, plan: Plan, samples: list[Sample], wanted: dict[str, torch.Tensor], compensate: bool, of_clamped: bool
+        self,
+        plan: Plan,
+        samples: list[Sample],
+        wanted: dict[str, list[Mean]],
+        compensate: bool,
+        of_clamped: bool,
+        robust: bool,
     ) -> None:
         self.plan = plan
         self.wanted = wanted
         self.of_clamped = of_clamped
+        self.robust = robust
         self.weights = dict(plan.weights)
         simulated = plan.simulated_graph()
         self.rough = Executor(simulated)
@@ -160,11 +169,15 @@ class _Correction:
     def _shift(self, node: Node, open_rough: Node) -> torch.Tensor:
         """What the node's bias lacks; the node is computed without its clamp."""
         seen = of_each(len(self.got), self._open_step, node, open_rough)
-        shift = self.wanted[node.output] - _together(mean for mean, _ in seen)
+        wanted, got = self.wanted[node.output], [mean for mean, _ in seen]
+        if self.robust:
+            shift = typical(torch.stack([one.value() - other.value() for one, other in zip(wanted, got, strict=True)]))
+        else:
+            shift = _together(wanted) - _together(got)
         shares = [share for _, share in seen if share is not None]
         return shift / _together(shares).clamp(min=_LEAST_OPEN) if shares else shift
 
-    def _open_step(self, at: int, node: Node, open_rough: Node) -> tuple[_Mean, _Mean | None]:
+    def _open_step(self, at: int, node: Node, open_rough: Node) -> tuple[Mean, Mean | None]:
         """Compute the node without its clamp.
 
         Returns:
@@ -173,9 +186,9 @@ class _Correction:
         values, axis = self._computed(at, open_rough), channel_axis(node)
         self.got[at].hold(node.output, values)
         if not self.of_clamped or node.op.clamp is None:  # type: ignore[union-attr]
-            return _Mean.of(values, axis), None
+            return Mean.of(values, axis), None
         inside = clamped(node, values)
-        return _Mean.of(inside, axis), _Mean.of((inside == values).float(), axis)
+        return Mean.of(inside, axis), Mean.of((inside == values).float(), axis)
 
     def _close(self, at: int, node: Node, added: torch.Tensor | None) -> None:
         """Add what the bias gained, clamp and round."""
@@ -224,25 +237,40 @@ class _Pairs(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         return self.true[at][self.name], self.got[at][self.name]
 
 
+def typical(values: torch.Tensor) -> torch.Tensor:
+    """The median over axis 0: float64 (C) from (samples, C).
+
+    A few samples may excite channels a hundred times as much as all others (the "massive activations" of Sun et al.
+    2024), and what 8 bits clip of these would move the bias for all.
+
+    >>> typical(torch.tensor([[0.0], [1.0], [2.0], [99.0]])).item()
+    1.5
+    """
+    spare = (len(values) - 1) // 2
+    return values.double().sort(0).values[spare : len(values) - spare].mean(0)
+
+
 @dataclass(frozen=True)
-class _Mean:
+class Mean:
     """The sum over all axes but one, float64, and of how many values."""
 
     total: torch.Tensor
     count: int
 
     @classmethod
-    def of(cls, values: torch.Tensor, axis: int) -> _Mean:
+    def of(cls, values: torch.Tensor, axis: int) -> Mean:
+        """That of all values with the same index along ``axis``."""
         others = list(range(values.dim() - 1))
         total = values.movedim(axis, -1).sum(others) if others else values
         return cls(total.double(), values.numel() // total.numel())
 
+    def value(self) -> torch.Tensor:
+        """float64 (C)."""
+        return self.total / self.count
 
-def _together(parts: Iterable[_Mean]) -> torch.Tensor:
+
+def _together(parts: Sequence[Mean]) -> torch.Tensor:
     """The mean of all parts: float64, one entry for each channel."""
-    parts = list(parts)
-    if not parts:
-        raise ValueError("no samples")
     return torch.stack([part.total for part in parts]).sum(0) / sum(part.count for part in parts)
 
 

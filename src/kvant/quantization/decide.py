@@ -21,7 +21,7 @@ from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.refine import refine, refine_small, weight_noise, with_fine
 from kvant.quantization.schemes import Arithmetic
-from kvant.quantization.sensitivity import DIRECTIONS, group_noise, widen
+from kvant.quantization.sensitivity import Probe, group_noise
 from kvant.quantization.simulate import Plan
 from kvant.quantization.smooth import smooth
 from kvant.quantization.split import choose_copies, split
@@ -31,6 +31,7 @@ from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.trial import Trial, wide_share
 from kvant.quantization.types import activation_schemes, activation_types, read_by_tables
 from kvant.quantization.weights import QuantizedWeight, network_scales, quantize_weight, unquantized
+from kvant.quantization.widening import Widening
 from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
 from kvant.runtime import Decision
 
@@ -45,8 +46,6 @@ BETTER_DB = 1.0
 ENOUGH_DB = 26.0
 # The best effort widens for so much less, for more multiplications in 8 bits, and rounds weights again for that.
 SPARED_DB = 3.0
-# So much less than the wanted signal to noise is enough where more than half of all multiplications would read 16 bits.
-SPARED_FOR_HALF_DB = 4.0
 # Half of the noise, and the share of all weights that may become finer so that weights cause no more of it.
 HALF_DB = 3.0
 SHARE_FOR_SHORTEST = 0.0625
@@ -210,8 +209,9 @@ class Start:
         before = self._reached(plan)
         if before >= ENOUGH_DB:
             return narrow
-        noise = group_noise(plan, trial.yardstick, ties(plan.graph), trial.show, DIRECTIONS)
-        copies = choose_copies(narrow, noise)
+        group_of = ties(plan.graph)
+        noise = group_noise(plan, trial.yardstick, group_of, trial.show, Probe())
+        copies = choose_copies(narrow, {group: found for group, (found,) in noise.items()})
         if not copies:
             return narrow
         after = self._reached(split(plan, copies))
@@ -220,26 +220,14 @@ class Start:
         return split(narrow, copies) if better else narrow
 
     def _widened(self, plan: Plan, target: float | None) -> Plan:
-        """``plan`` with 16 bits for as few activations as ``target`` dB need, if it is given, and biases to match."""
-        trial, types = self.trial, plan.types
+        """``plan`` with 16 bits for what ``target`` dB need, if they are given, and biases to match."""
+        trial = self.trial
         if target is not None:
-            # The shortest sample, which is held out, must not count for less.
-            by_all = trial.recipe.effort == "default" and trial.yardstick.shortest is None
-            directions = 1 if by_all or trial.recipe.effort == "fast" else DIRECTIONS
-            yardstick, sensor = trial.yardstick, self._of_all_samples if by_all else None
-            types = widen(plan, self.widest, yardstick, target, trial.show, directions, SPARED_FOR_HALF_DB, sensor)
-        before, plan = plan, replace(plan, types=types)
-        if types != before.types:
-            narrow, wider = (trial.yardstick.measure(each) for each in (before, plan))
-            trial.note("activations in 16 bits", True, narrow, wider, wide_share(plan))
-        if types == self.plan.types:
+            plan = Widening(trial, self.widest, self.movable).reach(plan, target)
+        if plan.types == self.plan.types:
             return plan
         plan = trial.corrected(plan)
         return trial.compensated(plan) if trial.recipe.effort == "best" else plan
-
-    def _of_all_samples(self) -> Yardstick:
-        """What rounding activations costs does not depend on what was fitted, and each sample shows something else."""
-        return Yardstick(self.plan.graph, [*self.trial.fitted, *self.trial.yardstick.samples])
 
 
 def _movable(graph: Graph, types: dict[str, TensorType], recipe: Recipe) -> set[str]:
@@ -261,7 +249,8 @@ def _choose_weights(plan: Plan, trial: Trial) -> Plan:
     before = yardstick.measure(nearest)
     if before >= target + WEIGHT_MARGIN_DB:
         return nearest
-    noise = _refinable(nearest, weight_noise(nearest, yardstick, trial.show)) if recipe.fine_weights else {}
+    probe = Probe(by_channel=True)
+    noise = _refinable(nearest, weight_noise(nearest, yardstick, trial.show, probe)) if recipe.fine_weights else {}
     best = nearest
     if recipe.compensate and recipe.correct_bias:
         start = refine_small(nearest, noise)
@@ -285,7 +274,7 @@ def _refined_for_shortest(plan: Plan, trial: Trial) -> Plan:
         return plan
     goal, before = (recipe.target_sqnr or 0.0) - SHORTEST_SLACK_DB + HALF_DB, short.measure_whole(plan)
     # One sample tells less than the four or more that are held out otherwise.
-    noise = _refinable(plan, weight_noise(plan, short, trial.show, 8 * DIRECTIONS)) if before < goal else {}
+    noise = _refinable(plan, weight_noise(plan, short, trial.show, Probe(24))) if before < goal else {}
     if not noise:
         return plan
     fine = refine(plan, noise, short, goal, parts=len(noise), share=SHARE_FOR_SHORTEST)

@@ -230,6 +230,19 @@ def real_range(type: TensorType) -> Range:
     return (low - zero) * _scale_of(type), (high - zero) * _scale_of(type)
 
 
+def with_share(type: TensorType, share: float) -> TensorType:
+    """``type`` for a share of its range: finer steps from the same zero.
+
+    >>> real_range(with_share(activation_type((0.0, 510.0), 8), 0.5))
+    (0.0, 255.0)
+    """
+    quantization = type.quantization
+    if share == 1.0 or quantization is None:
+        return type
+    scale = tuple(_scale(each * share) for each in quantization.scale)
+    return replace(type, quantization=replace(quantization, scale=scale))
+
+
 def _scale_of(type: TensorType) -> float:
     return 1.0 if type.quantization is None else type.quantization.scale[0]
 

@@ -89,7 +89,7 @@ class Recipe:
         target_sqnr: decibels of signal to quantization noise wanted at every output (for the mean of its channels, 2 dB
             less will do). 8-bit activations are widened to 16 bits, the most harmful ones first, until it is reached or
             until they are no longer what limits it; where more than half of the multiplications would read 16 bits
-            then, 4 dB less will do. None never widens.
+            then (a quarter at best effort), 4 dB less will do. None never widens.
         observer: what is remembered of activations: a histogram, the extremes, or a moving average of the extremes.
         equalize: move scale between layers where that changes nothing in real arithmetic (Nagel et al. 2019).
         center: with ``equalize``, also move offsets, so that all channels between two convolutions have one middle. It

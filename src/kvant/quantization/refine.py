@@ -16,9 +16,10 @@ import torch
 
 from kvant.capture import Executor
 from kvant.quantization.progress import Progress
-from kvant.quantization.sensitivity import DIRECTIONS, noise_of, smallest
+from kvant.quantization.sensitivity import Probe, noise_of
 from kvant.quantization.simulate import Plan
 from kvant.quantization.weights import fine_weight
+from kvant.quantization.widening import smallest
 from kvant.quantization.yardstick import Yardstick
 
 Noise = dict[str, float]
@@ -79,11 +80,11 @@ def refine(
     return refined(smallest(max(most, 1), lambda some: yardstick.measure_whole(refined(some)), goal, parts))
 
 
-def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress, directions: int = DIRECTIONS) -> Noise:
+def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress, probe: Probe) -> Noise:
     """Noise over signal at the outputs that the rounding of each layer's weights causes, by the layer's output.
 
     The gradient of a random combination of the outputs by a weight, times the weight's rounding error, squared and
-    averaged over combinations (``directions`` for each sample) and samples.
+    averaged over combinations and samples as ``probe`` says.
     """
     graph = plan.simulated_graph()
     executor = Executor(graph)
@@ -94,9 +95,9 @@ def weight_noise(plan: Plan, yardstick: Yardstick, show: Progress, directions: i
     errors = {name: torch.from_numpy(weight.dequantize() - exact[name]) for name, weight in plan.weights.items()}
     found = noise_of(
         lambda sample: (executor.run(yardstick.parts.middle(sample), gradients=True), tensors),
-        lambda name, _: errors[name],
+        lambda name, _: (errors[name],),
         yardstick,
         show.track(yardstick.samples, "measuring weights"),
-        directions,
+        probe,
     )
-    return dict.fromkeys(plan.weights, 0.0) | found
+    return dict.fromkeys(plan.weights, 0.0) | {name: noise for name, (noise,) in found.items()}

@@ -1,88 +1,43 @@
-"""Which activations need 16 bits: the noise that each one's rounding to 8 bits causes at the outputs, measured.
+"""What an error somewhere costs at the outputs: noise over signal there, by gradients.
 
 For a random direction v over the outputs, one backward pass gives the gradient of <v, outputs> at every activation at
-once; its product with the rounding error that 8 bits would make there, squared and averaged over directions and
-samples, is that activation's share of the output noise. With a single direction, products are summed and squared for
-each channel. What follows is a choice: widen the activations that cause the most noise for the fewest multiplications,
-then measure the real thing and widen more if it was not enough.
+once; its product with the error that rounding makes there, squared and averaged over directions and samples, is that
+activation's share of the output noise. The same holds for weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from kvant.capture import Executor
-from kvant.graph import Graph, TensorType, ops
+from kvant.graph import TensorType
 from kvant.quantization.progress import Progress
+from kvant.quantization.ranges import with_share
 from kvant.quantization.simulate import Plan, fake_quantize
 from kvant.quantization.statistics import Sample
-from kvant.quantization.ties import makes_values, ties
+from kvant.quantization.ties import makes_values
 from kvant.quantization.workers import in_order
 from kvant.quantization.yardstick import SHORTEST_SLACK_DB, Yardstick
-from kvant.runtime import count_macs
 
 Tensors = dict[str, torch.Tensor]
 
-# Random directions for each sample.
-DIRECTIONS = 3
-# Widening stops when rounding of activations costs less than this beside what int8 weights alone cost.
-CEILING_MARGIN_DB = 1.5
-# The share of all multiplications that may read 16 bits before less signal to noise is enough.
-MOST_WIDE = 0.5
 
+@dataclass(frozen=True)
+class Probe:
+    """How noise is estimated.
 
-def widen(
-    plan: Plan,
-    wide: dict[str, TensorType],
-    yardstick: Yardstick,
-    target: float,
-    show: Progress,
-    directions: int = DIRECTIONS,
-    spared: float = 0.0,
-    sensor: Callable[[], Yardstick] | None = None,
-) -> dict[str, TensorType]:
-    """Types of the activations, with 16 bits for as few of them as needed for ``target`` dB at the outputs.
-
-    The last decibels cost most: of a pose network's multiplications a quarter read 16 bits for 22 dB and two thirds
-    for 26.
-
-    Args:
-        plan: everything in the types it has so far (8 bits, except what the recipe named).
-        wide: the 16-bit type of every activation; the one it has where it is not to be widened.
-        yardstick: measures signal to noise.
-        target: wanted signal to noise; lower where int8 weights alone do not reach it.
+    Attributes:
         directions: random ones for each sample.
-        spared: so much less is enough if more than half of the multiplications would read 16 bits otherwise.
-        sensor: makes what has the samples that gradients are taken at, if any are needed; None is ``yardstick``.
+        by_channel: whether products are squared channel by channel. Rounding errs independently in each, so the mean is
+            that of squares of whole sums, which spread as much as single draws; but what neighbours err alike is lost.
     """
-    before = yardstick.measure(plan)
-    if before >= target:
-        return plan.types
-    goal = min(target, yardstick.measure(replace(plan, types=wide)) - CEILING_MARGIN_DB)
-    if before >= goal:
-        return plan.types
-    group_of = ties(plan.graph)
-    noise = group_noise(plan, yardstick if sensor is None else sensor(), group_of, show, directions)
-    cost = group_cost(plan.graph, group_of)
-    wider = {group_of[name] for name, type in plan.types.items() if wide[name] != type}
-    order = _order({group: share for group, share in noise.items() if group in wider}, cost)
 
-    def mixed(count: int) -> dict[str, TensorType]:
-        chosen = set(order[:count])
-        return {name: wide[name] if group_of[name] in chosen else type for name, type in plan.types.items()}
-
-    def reached(count: int) -> float:
-        return yardstick.measure(replace(plan, types=mixed(count)))
-
-    count = smallest(len(order), reached, goal)
-    wide_cost = sum(cost.get(group, 0.0) for group in order[:count])
-    if target - spared < goal and wide_cost > MOST_WIDE * sum(cost.values()):
-        count = smallest(count, reached, target - spared)
-    return mixed(count)
+    directions: int = 3
+    by_channel: bool = False
 
 
 def may_widen(type: TensorType) -> bool:
@@ -95,9 +50,17 @@ def group_noise(
     yardstick: Yardstick,
     group_of: dict[str, str],
     show: Progress,
-    directions: int,
-) -> dict[str, float]:
-    """Noise over signal at the outputs that each group of tied activations would cause by rounding."""
+    probe: Probe,
+    shares: Sequence[float] = (1.0,),
+) -> dict[str, list[float]]:
+    """Noise over signal at the outputs that each group of tied activations would cause by rounding.
+
+    Args:
+        shares: of the ranges that ``plan`` has.
+
+    Returns:
+        By group, the noise with each of ``shares``.
+    """
     executor = Executor(plan.simulated_graph())
     rounded = makes_values(plan.graph)
 
@@ -105,47 +68,52 @@ def group_noise(
         tape = _Tape(rounded)
         return executor.run(yardstick.parts.middle(sample), tape, gradients=True), tape.seen
 
-    def error(name: str, values: torch.Tensor) -> torch.Tensor | None:
+    def errors(name: str, values: torch.Tensor) -> Iterator[torch.Tensor]:
         type = plan.types[name]
-        return fake_quantize(values, type) - values if may_widen(type) else None
+        if may_widen(type):
+            for share in shares:
+                yield fake_quantize(values, with_share(type, share)).sub_(values)
+
+    noise: dict[str, list[float]] = {}
+
+    def add(name: str, more: list[float], weight: float = 1.0) -> None:
+        noise[name] = [old + weight * new for old, new in zip(noise.get(name, [0.0] * len(more)), more, strict=True)]
 
     samples = show.track(yardstick.samples, "measuring sensitivity")
-    noise: dict[str, float] = {}
-    for name, share in noise_of(run, error, yardstick, samples, directions).items():
-        noise[group_of[name]] = noise.get(group_of[name], 0.0) + share
+    for name, found in noise_of(run, errors, yardstick, samples, probe).items():
+        add(group_of[name], found)
     if yardstick.shortest is not None:
-        for group, share in group_noise(plan, yardstick.shortest, group_of, show, directions).items():
-            noise[group] = noise.get(group, 0.0) + share * 10 ** (-SHORTEST_SLACK_DB / 10)
+        for group, found in group_noise(plan, yardstick.shortest, group_of, show, probe, shares).items():
+            add(group, found, 10 ** (-SHORTEST_SLACK_DB / 10))
     return noise
 
 
 def noise_of(
     run: Callable[[Sample], tuple[list[torch.Tensor], Tensors]],
-    error: Callable[[str, torch.Tensor], torch.Tensor | None],
+    errors: Callable[[str, torch.Tensor], Iterable[torch.Tensor]],
     yardstick: Yardstick,
     samples: Iterable[Sample],
-    directions: int = DIRECTIONS,
-) -> dict[str, float]:
-    """Noise over signal at the outputs that a small error in each of some tensors causes, by the tensor's name.
+    probe: Probe,
+) -> dict[str, list[float]]:
+    """Noise over signal at the outputs that small errors in each of some tensors cause, by the tensor's name.
 
     Args:
         run: gives, for a sample, the outputs, and the tensors by which they can be differentiated.
-        error: the error of a tensor, from its name and value; None for one that has none.
+        errors: the errors of a tensor that are told apart, from its name and value.
         samples: those of ``yardstick``, in order.
-        directions: random ones for each sample; the products of a single one are squared channel by channel.
     """
 
-    def effects(numbered: tuple[int, Sample]) -> dict[str, float]:
+    def effects(numbered: tuple[int, Sample]) -> dict[str, list[float]]:
         at, sample = numbered
         generator = torch.Generator().manual_seed(at)
-        found: dict[str, float] = {}
+        found: dict[str, list[float]] = {}
 
         def add(name: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
-            wrong = error(name, values.detach())
-            if wrong is not None:
-                products = gradient * wrong
-                effect = float((_by_channel(products) if directions == 1 else products.sum()).square().sum())
-                found[name] = found.get(name, 0.0) + effect / directions
+            products = (gradient * wrong for wrong in errors(name, values.detach()))
+            sums = [_by_channel(each) if probe.by_channel else each.sum() for each in products]
+            here = [float(each.square().sum()) / probe.directions for each in sums]
+            if here:
+                found[name] = [old + new for old, new in zip(found.get(name, [0.0] * len(here)), here, strict=True)]
 
         with torch.enable_grad():
             outputs, tensors = run(sample)
@@ -154,27 +122,24 @@ def noise_of(
                 if name not in leaves:
                     # A gradient is looked at when it passes: all of them at once would be as large as the activations.
                     values.register_hook(partial(add, name, values.detach()))  # type: ignore[no-untyped-call]
-            for direction in range(directions):
+            for direction in range(probe.directions):
                 loss = yardstick.random_direction(at, outputs, generator)
-                more = direction + 1 < directions
+                more = direction + 1 < probe.directions
                 gradients = torch.autograd.grad(loss, list(leaves.values()), retain_graph=more, allow_unused=True)
                 for (name, values), gradient in zip(leaves.items(), gradients, strict=True):
                     if gradient is not None:
                         add(name, values, gradient)
         return found
 
-    noise: dict[str, float] = {}
+    noise: dict[str, list[float]] = {}
     for found in in_order(effects, enumerate(samples)):
         for name, effect in found.items():
-            noise[name] = noise.get(name, 0.0) + effect
+            noise[name] = [old + new for old, new in zip(noise.get(name, [0.0] * len(effect)), effect, strict=True)]
     return noise
 
 
 def _by_channel(effects: torch.Tensor) -> torch.Tensor:
-    """The sum over each slice along axis 1: rounding errs independently in each, so squares of these add up.
-
-    The square of the sum over all has the same mean, and as much spread as a single draw.
-    """
+    """The sum over each slice along axis 1."""
     return effects.sum([axis for axis in range(effects.dim()) if axis != 1]) if effects.dim() > 1 else effects
 
 
@@ -192,46 +157,3 @@ class _Tape:
             values = values.detach().requires_grad_()
         self.seen[name] = values
         return values
-
-
-def group_cost(graph: Graph, group_of: dict[str, str]) -> dict[str, float]:
-    """Multiplications that each group's tensors feed, at the example size.
-
-    Rows of a table of constants would make the file longer: they cost as much of all multiplications as the table is of
-    all constants.
-    """
-    cost: dict[str, float] = {}
-    producers, counts = graph.producers(), list(count_macs(graph))
-    for each in counts:
-        read = producers[each.node].inputs[:2]
-        for group in {group_of[name] for name in read if name not in graph.constants}:
-            cost[group] = cost.get(group, 0.0) + each.count
-    every, constants = sum(each.count for each in counts), sum(value.size for value in graph.constants.values())
-    for node in graph.nodes:
-        if isinstance(node.op, ops.Gather) and node.inputs[0] in graph.constants:
-            group = group_of[node.output]
-            cost[group] = cost.get(group, 0.0) + graph.constants[node.inputs[0]].size / constants * every
-    return cost
-
-
-def _order(noise: dict[str, float], cost: dict[str, float]) -> list[str]:
-    """Groups by noise per multiplication; moving a tensor at twice the width costs a little even where none follow."""
-    typical = sum(cost.values()) / max(len(cost), 1) or 1.0
-    return sorted(noise, key=lambda group: -noise[group] / (cost.get(group, 0.0) + 0.05 * typical))
-
-
-def smallest(count: int, evaluate: Callable[[int], float], goal: float, parts: int = 24) -> int:
-    """About the smallest of 1 ... ``count`` whose value reaches ``goal``: a bisection.
-
-    Args:
-        parts: how finely the numbers are told apart.
-        evaluate: the measured value for a number; it grows, but for noise.
-    """
-    low, high = 0, count
-    while high - low > max(1, count // parts):
-        middle = (low + high) // 2
-        if evaluate(middle) >= goal:
-            high = middle
-        else:
-            low = middle
-    return high

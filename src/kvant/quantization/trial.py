@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from kvant.graph import Graph
-from kvant.quantization.correct import correct, float_means
+from kvant.quantization.correct import Mean, correct, float_means
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.reestimate import reestimated, reestimates
@@ -32,7 +30,7 @@ class Trial:
         self.recipe = recipe
         self.show = show
         self.history: list[Decision] = []
-        self._means: tuple[Graph, dict[str, torch.Tensor]] | None = None
+        self._means: tuple[Graph, dict[str, list[Mean]]] | None = None
 
     def note(self, step: str, taken: bool, before: float, after: float, detail: str = "") -> None:
         """Remember what was tried, and the signal to noise in dB without it and with it."""
@@ -50,9 +48,19 @@ class Trial:
             return plan
         # At fast effort no weights are rounded anew, which would want the values before the clamp.
         of_clamped = self.recipe.effort == "fast"
+        # Best effort may learn afterwards, and learns more from where means of all samples lead.
+        robust = self.recipe.effort != "best"
         if self._means is None or self._means[0] is not plan.graph:
             self._means = plan.graph, float_means(plan.graph, self.fitted, of_clamped)
-        return correct(plan, self.fitted, self._means[1], self.show, compensate=compensate, of_clamped=of_clamped)
+        return correct(
+            plan,
+            self.fitted,
+            self._means[1],
+            self.show,
+            compensate=compensate,
+            of_clamped=of_clamped,
+            robust=robust,
+        )
 
     def corrected(self, plan: Plan) -> Plan:
         """``plan`` with corrected biases, if they leave less noise on the samples held out.
