@@ -58,9 +58,9 @@ class Widening:
             return plan
         # What rounding activations costs does not depend on what was fitted, and each sample shows something else; but
         # the shortest one, which is held out, must not count for less.
-        by_all = effort == "default" and yardstick.shortest is None
+        by_all = effort != "fast" and yardstick.shortest is None
         sensor = Yardstick(plan.graph, [*trial.fitted, *yardstick.samples]) if by_all else yardstick
-        probe = Probe(1, by_channel=True) if by_all or effort == "fast" else Probe()
+        probe = Probe() if effort != "fast" and not by_all else Probe(1, by_channel=True)
         # Rounding that is fitted to a layer's inputs makes up for what is clipped of them, at the cost of all others.
         shares = (1.0,) if effort == "best" else SHARES
         found = group_noise(plan, sensor, group_of, trial.show, probe, shares)
