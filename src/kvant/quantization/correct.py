@@ -238,7 +238,7 @@ class _Pairs(Sequence[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def typical(values: torch.Tensor) -> torch.Tensor:
-    """The median over axis 0: float64 (C) from (samples, C).
+    """The mean over axis 0 of the middle third of each column: float64 (C) from (samples, C).
 
     A few samples may excite channels a hundred times as much as all others (the "massive activations" of Sun et al.
     2024), and what 8 bits clip of these would move the bias for all.
@@ -246,7 +246,7 @@ def typical(values: torch.Tensor) -> torch.Tensor:
     >>> typical(torch.tensor([[0.0], [1.0], [2.0], [99.0]])).item()
     1.5
     """
-    spare = (len(values) - 1) // 2
+    spare = len(values) // 3
     return values.double().sort(0).values[spare : len(values) - spare].mean(0)
 
 

@@ -27,8 +27,10 @@ CEILING_MARGIN_DB = 1.5
 SPARED_FOR_WIDE_DB = 4.0
 MOST_WIDE = {"fast": 0.5, "default": 0.5, "best": 0.25}
 # Shares of ranges that are tried, and how much less noise makes a smaller one worth it.
-SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.12)
+SHARES = (1.0, 0.5, 0.25, 0.125)
 LESS_NOISE = 0.9
+# New data may fill what calibration left empty: ranges are only made smaller for this much less noise in all.
+CLIPPED_FOR_DB = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ class Widening:
             return plan, whole
         anew = replace(plan, types=with_shares(plan.types, group_of, chosen))
         before, after = (self.trial.yardstick.measure(each) for each in (plan, anew))
-        self.trial.note("ranges that clip", after > before, before, after, f"of {len(chosen)} activations")
-        if after <= before:
+        better = after > before + CLIPPED_FOR_DB
+        self.trial.note("ranges that clip", better, before, after, f"of {len(chosen)} activations")
+        if not better:
             return plan, whole
         return anew, whole | {group: noise[group][at] for group, at in chosen.items()}
 
