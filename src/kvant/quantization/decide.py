@@ -140,6 +140,7 @@ class Start:
         fitted, held = part(seen.samples[: recipe.measured_samples])
         more = seen.samples[recipe.measured_samples :]
         self.trial = Trial(fitted, more, Yardstick(graph, held, seen.shortest), recipe, show)
+        self.widening = Widening(graph, self.trial, self.widest, self.movable)
 
     def in_8_bits(self) -> float:
         """Signal to noise in dB with the types that the recipe asks for: how far from the goal this way begins.
@@ -223,7 +224,7 @@ class Start:
         """``plan`` with 16 bits for what ``target`` dB need, if they are given, and biases to match."""
         trial = self.trial
         if target is not None:
-            plan = Widening(trial, self.widest, self.movable).reach(plan, target)
+            plan = self.widening.reach(plan, target)
         if plan.types == self.plan.types:
             return plan
         plan = trial.corrected(plan)

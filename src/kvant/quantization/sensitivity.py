@@ -75,16 +75,12 @@ def group_noise(
                 yield fake_quantize(values, with_share(type, share)).sub_(values)
 
     noise: dict[str, list[float]] = {}
-
-    def add(name: str, more: list[float], weight: float = 1.0) -> None:
-        noise[name] = [old + weight * new for old, new in zip(noise.get(name, [0.0] * len(more)), more, strict=True)]
-
     samples = show.track(yardstick.samples, "measuring sensitivity")
     for name, found in noise_of(run, errors, yardstick, samples, probe).items():
-        add(group_of[name], found)
+        _add(noise, group_of[name], found)
     if yardstick.shortest is not None:
         for group, found in group_noise(plan, yardstick.shortest, group_of, show, probe, shares).items():
-            add(group, found, 10 ** (-SHORTEST_SLACK_DB / 10))
+            _add(noise, group, [10 ** (-SHORTEST_SLACK_DB / 10) * each for each in found])
     return noise
 
 
@@ -113,7 +109,7 @@ def noise_of(
             sums = [_by_channel(each) if probe.by_channel else each.sum() for each in products]
             here = [float(each.square().sum()) / probe.directions for each in sums]
             if here:
-                found[name] = [old + new for old, new in zip(found.get(name, [0.0] * len(here)), here, strict=True)]
+                _add(found, name, here)
 
         with torch.enable_grad():
             outputs, tensors = run(sample)
@@ -134,8 +130,12 @@ def noise_of(
     noise: dict[str, list[float]] = {}
     for found in in_order(effects, enumerate(samples)):
         for name, effect in found.items():
-            noise[name] = [old + new for old, new in zip(noise.get(name, [0.0] * len(effect)), effect, strict=True)]
+            _add(noise, name, effect)
     return noise
+
+
+def _add(noise: dict[str, list[float]], name: str, more: list[float]) -> None:
+    noise[name] = [old + new for old, new in zip(noise.get(name, [0.0] * len(more)), more, strict=True)]
 
 
 def _by_channel(effects: torch.Tensor) -> torch.Tensor:

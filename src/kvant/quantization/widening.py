@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from kvant.graph import Graph, TensorType, ops
@@ -38,11 +39,13 @@ class Widening:
     """Widens activations until a network is good enough.
 
     Attributes:
+        graph: of the plans that are widened.
         trial: the samples, and what was decided.
         widest: the types with 16 bits for all that may have them.
         movable: the tensors whose scales may become any number.
     """
 
+    graph: Graph
     trial: Trial
     widest: dict[str, TensorType]
     movable: set[str]
@@ -58,11 +61,10 @@ class Widening:
         goal = min(target, ceiling - CEILING_MARGIN_DB)
         if reached >= goal:
             return plan
-        # What rounding activations costs does not depend on what was fitted, and each sample shows something else; but
-        # the shortest one, which is held out, must not count for less.
-        by_all = effort != "fast" and yardstick.shortest is None
-        sensor = Yardstick(plan.graph, [*trial.fitted, *yardstick.samples]) if by_all else yardstick
-        probe = Probe() if effort != "fast" and not by_all else Probe(1, by_channel=True)
+        # The shortest sample, which is held out, must not count for less.
+        few, fast = yardstick.shortest is not None, effort == "fast"
+        sensor = yardstick if few or fast else self._of_all_samples
+        probe = Probe() if few and not fast else Probe(1, by_channel=True)
         # Rounding that is fitted to a layer's inputs makes up for what is clipped of them, at the cost of all others.
         shares = (1.0,) if effort == "best" else SHARES
         found = group_noise(plan, sensor, group_of, trial.show, probe, shares)
@@ -73,6 +75,11 @@ class Widening:
         before, after = yardstick.measure(plan), yardstick.measure(wider)
         trial.note("activations in 16 bits", True, before, after, wide_share(wider))
         return wider
+
+    @cached_property
+    def _of_all_samples(self) -> Yardstick:
+        """What rounding activations costs does not depend on what was fitted, and each sample shows something else."""
+        return Yardstick(self.graph, [*self.trial.fitted, *self.trial.yardstick.samples])
 
     def _in_closer_ranges(
         self, plan: Plan, noise: dict[str, list[float]], group_of: dict[str, str]
@@ -138,7 +145,7 @@ def widen(
         yardstick: measures signal to noise.
         noise: that each group of tensors causes in 8 bits.
         group_of: the group of each tensor.
-        most: the share of all multiplications that read 16 bits; more of them only for less than ``enough`` dB.
+        most: the share of all multiplications that read 16 bits at most, where that gives ``enough`` dB.
     """
     cost = group_cost(plan.graph, group_of)
     wider = {group_of[name] for name, type in plan.types.items() if wide[name] != type}
