@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ import torch
 import kvant
 from kvant.capture import capture, prepare
 from kvant.errors import RecipeError
-from kvant.quantization import tune
+from kvant.graph import Graph
+from kvant.quantization import api, tune
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Effort
-from kvant.quantization.statistics import collect
+from kvant.quantization.statistics import Sample, Statistics, collect
 
 EXTREMES = kvant.ActivationScheme(range="minmax")
 
@@ -105,6 +108,31 @@ def test_effort_is_checked_and_keeps_more_or_fewer_samples() -> None:
     with pytest.raises(RecipeError, match="effort"):
         kvant.Recipe(effort="most")  # type: ignore[arg-type]
     assert kvant.Recipe.from_toml(kvant.Recipe(effort="best").to_toml()).effort == "best"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "macs", "count"),
+    [
+        (kvant.Recipe(), 3 * 4 * 9 * 10 * 10, 16), (kvant.Recipe(), 3 * 4 * 9 * 10 * 10 + 1, 32),
+        (kvant.Recipe(samples=5), 1e9, 5), (kvant.Recipe(effort="fast"), 1e9, 16),
+        (kvant.Recipe(effort="best"), 1e9, 128),
+    ],
+)  # fmt: skip
+def test_more_samples_are_kept_of_quick_networks(
+    recipe: kvant.Recipe, macs: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+
+    def noted(graph: Graph, data: Iterable[Sample], observer: str, keep: int, *more: Any) -> Statistics:
+        kept.append(keep)
+        return collect(graph, data, observer, keep, *more)
+
+    monkeypatch.setattr(api, "collect", noted)
+    monkeypatch.setattr(api, "QUICK_MACS", macs)
+    net, pictures = torch.nn.Conv2d(3, 4, 3).eval(), list(torch.randn(8, 3, 12, 12).split(1))
+    for example in (pictures[0], torch.cat(pictures[:3])):
+        kvant.quantize(net, example, calibration=pictures, recipe=recipe)
+    assert kept == [count, count]
 
 
 def test_best_effort_in_8_bits_leaves_room_where_that_is_enough() -> None:

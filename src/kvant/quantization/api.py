@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,23 +12,25 @@ import torch
 
 from kvant.capture import capture, prepare
 from kvant.errors import CalibrationError, QuantizationError
-from kvant.graph import Graph, TensorType, validate
+from kvant.graph import Graph, TensorType, example_shapes, validate
 from kvant.quantization.convert import convert
 from kvant.quantization.datafree import MOST_SAMPLES, unclipped, without_data
 from kvant.quantization.decide import make_plan
 from kvant.quantization.embeddings import split_tables
 from kvant.quantization.generate import generate
 from kvant.quantization.progress import Progress
-from kvant.quantization.recipe import Recipe
-from kvant.quantization.statistics import Sample, Statistics, collect
+from kvant.quantization.recipe import FEW_SAMPLES, Recipe
+from kvant.quantization.statistics import Sample, Statistics, collect, is_made_of_samples
 from kvant.quantization.types import check_reach
 from kvant.quantization.workers import one_thread_each
-from kvant.runtime import DECISIONS, QuantizedModel, to_metadata
+from kvant.runtime import DECISIONS, QuantizedModel, count_macs, to_metadata
 
 # Keys of the metadata that say how a file was made.
 OURS = {"calibration", DECISIONS}
 # Noise with seven tenths of the signal's amplitude: whoever quantizes must hear of it.
 LOUD_DB = 3.0
+# Multiplications a sample, below which a network runs so quickly that more samples are kept.
+QUICK_MACS = 1e9
 
 
 def quantize(
@@ -73,11 +76,11 @@ def quantize(
         >>> kvant.quantize(net, images[0], calibration=images)(images[0]).shape
         torch.Size([1, 8, 14, 14])
     """
-    recipe = recipe or Recipe()
     show = Progress(progress)
     args, kwargs = _call(example_inputs)
     captured = capture(model, args, kwargs)
     graph = split_tables(prepare(captured))
+    recipe = _settled(recipe or Recipe(), graph)
     kept = dict(metadata or {})
     for key in OURS & set(kept):
         raise QuantizationError(f"metadata={{{key!r}: ...}}: quantize writes that itself; choose another name")
@@ -93,6 +96,17 @@ def quantize(
     quantized = convert(plan)
     validate(quantized)
     return QuantizedModel(quantized, metadata=kept | to_metadata(plan.decisions))
+
+
+def _settled(recipe: Recipe, graph: Graph) -> Recipe:
+    """``recipe`` with a number of samples: more of a network that runs quickly, for what is held out of few samples
+    tells little of others."""
+    if recipe.samples is not None:
+        return recipe
+    first = [shape[0] for shape in example_shapes(graph).values() if shape]
+    batch = min(first, default=1) if is_made_of_samples(graph) else 1
+    quick = sum(each.count for each in count_macs(graph)) < QUICK_MACS * batch
+    return replace(recipe, samples=(2 if quick and recipe.effort == "default" else 1) * FEW_SAMPLES)
 
 
 def _warn(measured: float | None) -> None:

@@ -26,6 +26,8 @@ from kvant.quantization.toml import read_toml, write_toml
 Observer = Literal["histogram", "minmax", "moving_average"]
 Effort = Literal["fast", "default", "best"]
 
+# Samples that are kept where the recipe does not say how many.
+FEW_SAMPLES = 16
 # "best" keeps so many times as many samples.
 _LEARNT = 8
 # The others run on so many times as many samples as are kept, to see ranges.
@@ -100,7 +102,8 @@ class Recipe:
         fine_weights: where int8 weights limit accuracy, give 14 bits (kept as int16) to the weights of layers that
             cause most of it: within 1 % of all weights, and beyond that only where ``target_sqnr`` is missed otherwise.
             Weights of other schemes keep theirs.
-        samples: how many calibration samples are kept for equalization, correction and measurement.
+        samples: how many calibration samples are kept for equalization, correction and measurement. None is 16, and 32
+            for networks of less than 1e9 multiplications a sample, where that takes seconds ("default" only).
         effort: time for accuracy. "default" runs on no more samples than four times as many as are kept and then looks
             at the middles of large ones only. "fast" runs on twice as many and rounds weights to nearest.
             "best" runs on all, looks at twice as many, makes do with 3 dB less for more multiplications in 8 bits, and
@@ -127,7 +130,7 @@ class Recipe:
     correct_bias: bool = True
     compensate: bool = True
     fine_weights: bool = True
-    samples: int = 16
+    samples: int | None = None
     effort: Effort = "default"
 
     def __post_init__(self) -> None:
@@ -143,7 +146,7 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(entry, of) for entry in value):
                 raise RecipeError(f"Recipe({name}={value!r}): expected a tuple of {what}")
-        if self.samples < 1:
+        if self.samples is not None and self.samples < 1:
             raise RecipeError(f"Recipe(samples={self.samples}): expected at least 1")
         for scheme in (self.activations, *(rule.activations for rule in self.rules)):
             if scheme is not None and self.observer != "histogram" and scheme.range not in ("mse", "minmax"):
@@ -155,12 +158,12 @@ class Recipe:
     @property
     def kept_samples(self) -> int:
         """How many samples are kept: those of ``measured_samples``, and with "best" more of them to learn from."""
-        return _LEARNT * self.samples if self.effort == "best" else self.measured_samples
+        return _LEARNT * self._samples if self.effort == "best" else self.measured_samples
 
     @property
     def measured_samples(self) -> int:
         """How many samples equalization, correction and measurement look at, effort considered."""
-        return 2 * self.samples if self.effort == "best" else self.samples
+        return 2 * self._samples if self.effort == "best" else self._samples
 
     @property
     def most_samples(self) -> int | None:
@@ -170,7 +173,11 @@ class Recipe:
         """
         if self.effort == "best" or self.observer == "moving_average":
             return None
-        return _SEEN[self.effort] * self.samples
+        return _SEEN[self.effort] * self._samples
+
+    @property
+    def _samples(self) -> int:
+        return FEW_SAMPLES if self.samples is None else self.samples
 
     def weight_scheme(self, node: Node) -> WeightScheme:
         """The scheme of a node's weights."""

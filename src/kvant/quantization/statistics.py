@@ -74,7 +74,7 @@ def collect(
         CalibrationError: there is no data, a batch does not fit the inputs, or it holds NaN or infinity.
     """
     seen = Statistics()
-    split = _is_made_of_samples(graph)
+    split = is_made_of_samples(graph)
     kept = _Kept(
         max(keep, most or 0), split, tokens=any(entry.type.dtype in ("int64", "int32") for entry in graph.inputs)
     )
@@ -101,7 +101,7 @@ def collect(
     return seen
 
 
-def _is_made_of_samples(graph: Graph) -> bool:
+def is_made_of_samples(graph: Graph) -> bool:
     """Whether the first axis of all inputs counts samples: it is free, and no other axis has its size."""
     first = {entry.shape[0] for entry in graph.inputs if entry.shape}
     others = {dim for entry in graph.inputs for dim in entry.shape[1:]}
