@@ -90,19 +90,9 @@ def _other_ways(recipe: Recipe, reached: float) -> list[tuple[str, Recipe, float
     that has it, and how much less noise, in dB, is worth it."""
     ways = [("for 8-bit activations", recipe, BETTER_DB)]
     # 16 bits need no centres, and these cost biases; channels that all fill the range leave new data no room.
-    if _stays_in_8_bits(recipe) and reached < ENOUGH_DB:
+    if recipe.stays_in_8_bits and reached < ENOUGH_DB:
         ways.append(("for 8-bit activations, centered", replace(recipe, center=True), 0.0))
     return ways
-
-
-def _stays_in_8_bits(recipe: Recipe) -> bool:
-    """Whether best effort has to do without 16 bits."""
-    return recipe.effort == "best" and recipe.target_sqnr is None
-
-
-def _rounds_for_8_bits(recipe: Recipe) -> bool:
-    """Whether activations stay in 8 bits and weights are rounded again for what these leave."""
-    return _stays_in_8_bits(recipe) and recipe.compensate and recipe.correct_bias
 
 
 class Start:
@@ -152,7 +142,7 @@ class Start:
     def _in_8_bits(self, plan: Plan) -> Plan:
         """``plan`` with the types that the recipe asks for, and weights that will be rounded for these still exact."""
         plan = replace(plan, types=self.narrow)
-        if not _rounds_for_8_bits(self.trial.recipe):
+        if not self.trial.recipe.rounds_for_8_bits:
             return plan
         return with_fine(plan, [name for name, weight in plan.weights.items() if weight.rounds_anew])
 
@@ -204,7 +194,7 @@ class Start:
         Best effort does this, where 8 bits leave much noise, and copies less.
         """
         trial, narrow = self.trial, replace(plan, types=self.narrow)
-        if not _stays_in_8_bits(trial.recipe):
+        if not trial.recipe.stays_in_8_bits:
             return narrow
         plan = self._in_8_bits(plan)
         before = self._reached(plan)

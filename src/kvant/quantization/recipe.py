@@ -108,7 +108,7 @@ class Recipe:
             at the middles of large ones only. "fast" runs on twice as many and rounds weights to nearest.
             "best" runs on all, looks at twice as many, makes do with 3 dB less for more multiplications in 8 bits, and
             where far more is missing lets weights, biases and scales learn from the float network on eight times as
-            many samples, without labels: minutes. With ``target_sqnr=None`` it may add a fifth of multiplications in
+            many samples, without labels: minutes. With ``target_sqnr=None`` it may add two fifths of multiplications in
             8 bits where these leave less than 26 dB: copies of channels that are rounded at other places.
 
     Example:
@@ -178,6 +178,16 @@ class Recipe:
     @property
     def _samples(self) -> int:
         return FEW_SAMPLES if self.samples is None else self.samples
+
+    @property
+    def stays_in_8_bits(self) -> bool:
+        """Whether best effort has to do without 16 bits."""
+        return self.effort == "best" and self.target_sqnr is None
+
+    @property
+    def rounds_for_8_bits(self) -> bool:
+        """Whether activations stay in 8 bits and weights are rounded again for what these leave."""
+        return self.stays_in_8_bits and self.compensate and self.correct_bias
 
     def weight_scheme(self, node: Node) -> WeightScheme:
         """The scheme of a node's weights."""

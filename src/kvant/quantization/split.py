@@ -27,7 +27,7 @@ from kvant.runtime import count_macs
 # How many copies a tensor may have of each channel: each step leaves a quarter of its noise.
 COPIES = (2, 4)
 # Multiplications that copies may add, as a share of those there are.
-SHARE = 0.2
+SHARE = 0.4
 
 
 def choose_copies(plan: Plan, noise: Mapping[str, float], share: float = SHARE) -> dict[str, int]:

@@ -48,8 +48,9 @@ class Trial:
             return plan
         # At fast effort no weights are rounded anew, which would want the values before the clamp.
         of_clamped = self.recipe.effort == "fast"
-        # Best effort may learn afterwards, and learns more from where means of all samples lead.
-        robust = self.recipe.effort != "best"
+        # Best effort may learn afterwards, and learns more from where means of all samples lead; weights that were
+        # rounded again for 8 bits seldom learn.
+        robust = self.recipe.effort != "best" or self.recipe.rounds_for_8_bits
         if self._means is None or self._means[0] is not plan.graph:
             self._means = plan.graph, float_means(plan.graph, self.fitted, of_clamped)
         return correct(
