@@ -265,7 +265,78 @@ typedef struct kvant_dynamic_layer {
 
 KVANT_API int32_t kvant_dynamic_linear(const kvant_dynamic_layer *layer, int64_t rows, const float *x, float *y);
 
-/* A call of one of the functions above, as part of a plan. */
+/* Maps that show where things are, and fields that show how they belong together. */
+
+/* Interpolation along an axis: result i is the sum of weights[i * terms + k] * x[first[i] + k] over all k < terms. */
+typedef struct kvant_filter {
+  int64_t count;
+  int64_t terms;
+  const int64_t *first;
+  const float *weights;
+} kvant_filter;
+
+/* Maps of one picture, (channels, height, width), and what interpolates each of them. */
+typedef struct kvant_maps {
+  const float *data;
+  int64_t height;
+  int64_t width;
+  kvant_filter rows;
+  kvant_filter columns;
+} kvant_maps;
+
+/* Result (j, i), column and row, of interpolation lies at x = (j + 0.5) * steps[0] - 0.5, y = (i + 0.5) * steps[1] - 0.5. */
+typedef struct kvant_peak {
+  float x;
+  float y;
+  float height;
+} kvant_peak;
+
+/* Local maxima above `threshold` of the mean of `count` interpolated maps, at the tops of parabolas through their
+   neighbours. Of a plateau the last is one. Those of channel c are peaks[bounds[c]] to peaks[bounds[c + 1] - 1], the
+   highest first, and `most` at most; `peaks` has room for channels * most. */
+KVANT_API int32_t kvant_peaks(int64_t count, const kvant_maps *maps, int64_t channels, float threshold, int64_t most,
+                              const double steps[2], kvant_peak *peaks, int64_t *bounds);
+
+/* Fields of one picture, (channels, height, width). Point p of a line lies at p * scale + shift in them, x and y. */
+typedef struct kvant_fields {
+  const float *data;
+  int64_t height;
+  int64_t width;
+  float scale[2];
+  float shift[2];
+} kvant_fields;
+
+/* Lines of a kind: from peaks of one channel to those of another, with the channels of the field's x and y. */
+typedef struct kvant_kind {
+  int64_t start;
+  int64_t end;
+  int64_t x;
+  int64_t y;
+} kvant_kind;
+
+typedef struct kvant_line_rules {
+  int64_t points;    /* of a line, at equal distances, both ends included */
+  float threshold;   /* what a field does not exceed at a point is a failure */
+  int64_t failures;  /* lines with more of them are left out */
+  float long_line;   /* longer ones lose of their score: 1 - long_line / length */
+  float peak_weight; /* of the heights of a line's ends in its strength */
+} kvant_line_rules;
+
+typedef struct kvant_line {
+  int32_t kind;
+  int32_t start; /* numbers of peaks */
+  int32_t end;
+  float score;    /* how far the fields point from start to end, on average */
+  float strength; /* score + peak_weight * (height of start + height of end) */
+} kvant_line;
+
+/* Lines of positive score along the mean of `count` fields, the strongest first; equal ones in the order of kinds, starts
+   and ends. `lines` has room for all pairs of peaks, `*found` is how many there are. */
+KVANT_API int32_t kvant_lines(int64_t count, const kvant_fields *fields, int64_t field_channels, int64_t channels,
+                              const kvant_peak *peaks, const int64_t *bounds, int64_t kinds, const kvant_kind *kind,
+                              const kvant_line_rules *rules, kvant_line *lines, int64_t *found);
+
+/* A call of one of the functions above but the last two, as part of a plan. */
 typedef enum kvant_step {
   KVANT_STEP_QUANTIZE, KVANT_STEP_DEQUANTIZE, KVANT_STEP_RESCALE, KVANT_STEP_TABLE, KVANT_STEP_BINARY,
   KVANT_STEP_COPY, KVANT_STEP_CONCAT, KVANT_STEP_INDEX, KVANT_STEP_GATHER, KVANT_STEP_MAX_POOL,

@@ -110,19 +110,17 @@ def test_limbs_are_scored_as_one_by_one(seed: int, reference: Any) -> None:
     paf = np.stack([cv2.filter2D(each, -1, smooth) * 3 for each in noise]).astype(np.float32)
     geometry = identity(8 * rows, 8 * columns)
     settings = DecoderSettings(max_peaks=20)
-    peaks = _find_peaks([Maps(heat, paf, geometry)], geometry, settings)
-    found = _connect(peaks, [Maps(heat, paf, geometry)], geometry, settings)
-    scores = {
-        (int(limb), int(start), int(end)): float(score)
-        for limb, start, end, score in zip(found.limb, found.start, found.end, found.score, strict=True)
-    }
+    maps = [Maps(heat, paf, geometry)]
+    peaks, bounds = _find_peaks(maps, geometry, settings)
+    found = _connect(peaks, bounds, maps, geometry, settings)
+    scores = {(limb, start, end): score for limb, start, end, score, _ in found.tolist()}
     expected = {}
     for number, limb in enumerate(LIMBS):
-        for start in np.flatnonzero(peaks.part == limb.start):
-            for end in np.flatnonzero(peaks.part == limb.end):
-                score = _one_limb(paf[[limb.paf_x, limb.paf_y]], peaks.xy[start], peaks.xy[end], rows, settings)
+        for start in range(*bounds[limb.start : limb.start + 2]):
+            for end in range(*bounds[limb.end : limb.end + 2]):
+                score = _one_limb(paf[[limb.paf_x, limb.paf_y]], peaks[start, :2], peaks[end, :2], rows, settings)
                 if score is not None:
-                    expected[number, int(start), int(end)] = score
+                    expected[number, start, end] = score
     assert len(expected) > 50
     assert scores.keys() == expected.keys()
     for key, score in expected.items():

@@ -2,13 +2,13 @@
 
 Bottom-up decoding after Cao et al. (CVPR 2017; TPAMI 2019): peaks of the heat maps are candidates for parts; a limb
 between two candidates scores by the line integral of its part-affinity field; the best limbs are joined to people.
-Everything but the joining is vectorized over all candidates, and no map is ever enlarged to the picture's size.
+Peaks and limbs are found by the C library, and no map is ever enlarged to the picture's size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,14 +19,10 @@ from numpy.typing import NDArray
 from kvant.pose.layout import HEAT_CHANNELS, JOINING_LIMBS, LIMBS, PAF_CHANNELS, PARTS, Float32Array
 from kvant.pose.person import Person
 from kvant.pose.preprocess import Geometry
+from kvant.runtime.native import Filter, Interpolated, LineRules, Placed, find_lines, find_peaks
 
-Indices = NDArray[np.intp]
-# OpenBLAS starts threads above so many. They spin while they wait for each other, which takes a hundred times longer
-# than the product where other processes want the processor too.
-_MULTIPLICATIONS = 2**18
 _NO_WEIGHT = 1e-8
-_PAF_X, _PAF_Y = (np.array([limb[index] for limb in LIMBS]) for index in (2, 3))
-_PARTS_OF_LIMB = np.array([limb[:2] for limb in LIMBS])
+_KINDS = np.array(LIMBS, np.int64)
 
 
 @dataclass(frozen=True)
@@ -70,19 +66,6 @@ class Maps(NamedTuple):
     geometry: Geometry
 
 
-class _Peaks(NamedTuple):
-    part: Indices
-    xy: Float32Array
-    score: Float32Array
-
-
-class _Connections(NamedTuple):
-    limb: Indices
-    start: Indices
-    end: Indices
-    score: Float32Array
-
-
 @dataclass
 class _Group:
     """Parts of one person so far: part -> peak, and the sum of its limbs' scores."""
@@ -105,10 +88,10 @@ def decode_people(maps: Sequence[Maps], settings: DecoderSettings | None = None)
     settings = settings or DecoderSettings()
     # Lengths are in cells of the scale in the middle.
     unit = sorted(maps, key=lambda each: each.geometry.resized)[(len(maps) - 1) // 2].geometry
-    peaks = _find_peaks(maps, unit, settings)
-    connections = _connect(peaks, maps, unit, settings)
-    people = [_to_person(group, peaks, unit, settings) for group in _assemble(connections)]
-    return sorted((person for person in people if person), key=lambda person: -person.score)
+    peaks, bounds = _find_peaks(maps, unit, settings)
+    groups = _assemble(_connect(peaks, bounds, maps, unit, settings).tolist())
+    people = _to_people(groups, peaks, unit, settings)
+    return sorted(people, key=lambda person: -person.score)
 
 
 def _check_maps(maps: Sequence[Maps]) -> None:
@@ -124,62 +107,32 @@ def _check_maps(maps: Sequence[Maps]) -> None:
             raise ValueError(f"maps of different pictures: {geometry.picture} and {maps[0].geometry.picture}")
 
 
-def _find_peaks(maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings) -> _Peaks:
-    """Local maxima of the smoothed, interpolated heat maps, ordered by part, then by falling score."""
-    size = [max(1, round(settings.upsampling * pixels / unit.stride)) for pixels in unit.resized]
-    # Rows x parts x columns, within a border that is lower than any peak.
-    smooth = np.empty((size[0] + 2, len(PARTS), size[1] + 2), np.float32)
-    smooth[0] = smooth[-1] = smooth[:, :, 0] = smooth[:, :, -1] = -1
-    inner = smooth[1:-1, :, 1:-1]
-    first, *others = (_resampled(each, size, settings.smoothing * settings.upsampling) for each in maps)
-    inner[:] = sum(others, start=first)
-    if len(maps) > 1:
-        inner /= np.float32(len(maps))
-    flat, row = smooth.ravel(), smooth[0].size
-    # Few values pass the threshold, so looking up their neighbours beats comparing whole maps.
-    at = np.flatnonzero(flat > settings.part_threshold)
-    # Of a plateau only the last value, in reading order, is a peak.
-    for offset in (1, row - 1, row, row + 1):
-        here = flat[at]
-        at = at[(here >= flat[at - offset]) & (here > flat[at + offset])]
-    dx = _vertex(flat[at - 1], flat[at], flat[at + 1])
-    dy = _vertex(flat[at - row], flat[at], flat[at + row])
-    y, part, x = np.unravel_index(at, smooth.shape)
-    xy = np.empty((len(at), 2), np.float32)
-    xy[:, 0] = (x - 0.5 + dx) / size[1] * (unit.resized[1] / unit.stride) - 0.5
-    xy[:, 1] = (y - 0.5 + dy) / size[0] * (unit.resized[0] / unit.stride) - 0.5
-    return _highest(_Peaks(part, xy, flat[at]), settings.max_peaks)
-
-
-def _resampled(maps: Maps, size: Sequence[int], sigma: float) -> Float32Array:
-    """The parts' heat maps, interpolated and smoothed: rows x parts x columns."""
-    heat = np.ascontiguousarray(maps.heat[: len(PARTS)].transpose(1, 0, 2))
-    cells = [pixels / maps.geometry.stride for pixels in maps.geometry.resized]
-    wide = np.empty((*heat.shape[:2], size[1]), np.float32)
-    flat = wide.reshape(-1, size[1])
-    for band in _interpolation(heat.shape[2], cells[1], size[1], sigma, len(flat)):
-        np.matmul(heat.reshape(len(flat), -1)[:, band.cells], band.weights.T, out=flat[:, band.results])
-    result = np.empty((size[0], *wide.shape[1:]), np.float32)
-    lines, flat = wide.reshape(len(wide), -1), result.reshape(size[0], -1)
-    for band in _interpolation(heat.shape[0], cells[0], size[0], sigma, lines.shape[1]):
-        np.matmul(band.weights, lines[band.cells], out=flat[band.results])
-    return result
-
-
-class _Band(NamedTuple):
-    """The weights of some results, results x cells, and which these are: others have no weight in them."""
-
-    results: slice
-    cells: slice
-    weights: Float32Array
+def _find_peaks(
+    maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings
+) -> tuple[Float32Array, NDArray[np.int64]]:
+    """Peaks of the smoothed, interpolated maps: x, y in cells of `unit`, height; and where those of a part begin."""
+    cells = [pixels / unit.stride for pixels in unit.resized]
+    size = [max(1, round(settings.upsampling * count)) for count in cells]
+    sigma = settings.smoothing * settings.upsampling
+    interpolated = [
+        Interpolated(
+            heat[: len(PARTS)],
+            *(
+                _interpolation(heat.shape[axis + 1], geometry.resized[axis] / geometry.stride, size[axis], sigma)
+                for axis in (0, 1)
+            ),
+        )
+        for heat, _, geometry in maps
+    ]
+    steps = cells[1] / size[1], cells[0] / size[0]
+    return find_peaks(interpolated, settings.part_threshold, settings.max_peaks, steps)
 
 
 @lru_cache(maxsize=64)
-def _interpolation(size: int, covered: float, count: int, sigma: float, columns: int) -> tuple[_Band, ...]:
-    """What interpolates cubically, then smooths by a Gaussian of `sigma` of its results, in bands.
+def _interpolation(size: int, covered: float, count: int, sigma: float) -> Filter:
+    """What interpolates cubically, then smooths by a Gaussian of `sigma` of its results.
 
-    Of the `size` cells, the first `covered` show the picture; the results divide it into `count` equal parts. Each band
-    is so small that its product with `columns` columns is computed on the calling thread.
+    Of the `size` cells, the first `covered` show the picture; the results divide it into `count` equal parts.
     """
     position = (np.arange(count) + 0.5) * (covered / count) - 0.5
     first = np.floor(position).astype(int) - 1
@@ -188,22 +141,7 @@ def _interpolation(size: int, covered: float, count: int, sigma: float, columns:
         weight = _cubic(np.abs(position - cell))
         np.add.at(matrix, (np.arange(count), np.clip(cell, 0, size - 1)), weight)
     smoothed = _smoothed(matrix, sigma) if sigma > 0 else matrix
-    return tuple(_bands(np.where(np.abs(smoothed) < _NO_WEIGHT, 0, smoothed).astype(np.float32), columns))
-
-
-def _bands(matrix: Float32Array, columns: int) -> Iterator[_Band]:
-    start = 0
-    while start < len(matrix):
-        for length in (32, 16, 8, 4, 2, 1):
-            weights = matrix[start : start + length]
-            used = np.flatnonzero(weights.any(axis=0))
-            cells = slice(int(used[0]), int(used[-1]) + 1)
-            if length == 1 or columns * len(weights) * (cells.stop - cells.start) < _MULTIPLICATIONS:
-                break
-        weights = weights[:, cells].copy()
-        weights.setflags(write=False)
-        yield _Band(slice(start, start + len(weights)), cells, weights)
-        start += len(weights)
+    return Filter(np.where(np.abs(smoothed) < _NO_WEIGHT, 0, smoothed))
 
 
 def _smoothed(matrix: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
@@ -227,111 +165,36 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(distance <= 1, near, far)
 
 
-def _vertex(before: Float32Array, centre: Float32Array, after: Float32Array) -> Float32Array:
-    """Where the parabola through three values, of which the middle one is the highest, has its top: -0.5 .. 0.5."""
-    curvature = np.maximum(2 * centre - before - after, np.float32(1e-9))
-    top: Float32Array = np.minimum(np.maximum(0.5 * (after - before) / curvature, -0.5), 0.5)
-    return top
+def _connect(
+    peaks: Float32Array, bounds: NDArray[np.int64], maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings
+) -> NDArray[np.void]:
+    """All pairs of peaks that their limb's field supports, best first: see `LINE`."""
+    # The least bit of slack: shares such as 0.8 are not exact in binary.
+    failures = int((1 - settings.limb_share) * settings.limb_points + 1e-6)
+    rules = LineRules(
+        points=settings.limb_points,
+        threshold=settings.limb_threshold,
+        failures=max(0, failures),
+        long_line=settings.long_limb * unit.resized[0] / unit.stride,
+        peak_weight=settings.part_weight,
+    )
+    return find_lines([_placed(each, unit) for each in maps], peaks, bounds, _KINDS, rules)
 
 
-def _highest(peaks: _Peaks, count: int) -> _Peaks:
-    order = np.lexsort((-peaks.score, peaks.part))
-    part = peaks.part[order]
-    rank = np.arange(len(part)) - np.searchsorted(part, part)
-    order = order[rank < count]
-    return _Peaks(peaks.part[order], peaks.xy[order], peaks.score[order])
+def _placed(maps: Maps, unit: Geometry) -> Placed:
+    """The fields, and where points in cells of `unit` lie in them."""
+    x, y = (own / of for own, of in zip(maps.geometry.cells_per_pixel, unit.cells_per_pixel, strict=True))
+    return Placed(maps.paf, (x, y), (0.5 * x - 0.5, 0.5 * y - 0.5))
 
 
-def _connect(peaks: _Peaks, maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings) -> _Connections:
-    """All pairs of peaks that their limb's field supports, best first."""
-    limb, start, end = _pairs(peaks)
-    steps = _steps(settings.limb_points)
-    # Nearly all pairs are of two people. A few points in the middle are enough to see that, and take fewer look-ups.
-    middle = steps[len(steps) // 3 : len(steps) - len(steps) // 3]
-    may_fail = len(steps) - settings.limb_share * len(steps)
-    for points in (middle, steps):
-        supports = _field_along(maps, unit, limb, peaks.xy[start], peaks.xy[end], points)
-        # The least bit of slack: shares such as 0.8 are not exact in binary.
-        kept = np.flatnonzero((supports <= settings.limb_threshold).sum(axis=1) <= may_fail + 1e-6)
-        limb, start, end, supports = limb[kept], start[kept], end[kept], supports[kept]
-    along = peaks.xy[end] - peaks.xy[start]
-    length = np.maximum(np.hypot(along[:, 0], along[:, 1]), np.float32(1e-3))
-    picture_height = unit.resized[0] / unit.stride
-    score = supports.mean(axis=1) + np.minimum(settings.long_limb * picture_height / length - 1, 0)
-    strength = score + settings.part_weight * (peaks.score[start] + peaks.score[end])
-    kept = np.flatnonzero(score > 0)
-    kept = kept[np.argsort(-strength[kept], kind="stable")]
-    return _Connections(limb[kept], start[kept], end[kept], score[kept].astype(np.float32))
-
-
-@lru_cache(maxsize=16)
-def _steps(count: int) -> Float32Array:
-    """So many numbers from 0 to 1."""
-    steps = np.linspace(0, 1, count, dtype=np.float32)
-    steps.setflags(write=False)
-    return steps
-
-
-def _field_along(
-    maps: Sequence[Maps],
-    unit: Geometry,
-    limb: Indices,
-    start: Float32Array,
-    end: Float32Array,
-    steps: Float32Array,
-) -> Float32Array:
-    """How far the fields point from `start` to `end` (n x 2, cells) at `steps` of the way: n x steps, averaged."""
-    along = end - start
-    unit_vector = along / np.maximum(np.hypot(along[:, :1], along[:, 1:]), np.float32(1e-3))
-    points = start[:, np.newaxis] + steps[:, np.newaxis] * along[:, np.newaxis]
-    total = np.zeros(points.shape[:2], np.float32)
-    for _, paf, geometry in maps:
-        here = points if geometry is unit else geometry.to_cells(unit.to_picture(points))
-        x, y = _sample(paf, (_PAF_X[limb], _PAF_Y[limb]), here)
-        total += x * unit_vector[:, :1] + y * unit_vector[:, 1:]
-    dot: Float32Array = total / np.float32(len(maps))
-    return dot
-
-
-def _pairs(peaks: _Peaks) -> tuple[Indices, Indices, Indices]:
-    """Every candidate of every limb: (limb, start peak, end peak)."""
-    bounds = np.searchsorted(peaks.part, np.arange(len(PARTS) + 1))
-    (first_start, first_end), (starts, ends) = bounds[_PARTS_OF_LIMB].T, np.diff(bounds)[_PARTS_OF_LIMB].T
-    counts = starts * ends
-    limb = np.repeat(np.arange(len(LIMBS)), counts)
-    number = np.arange(len(limb)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start, end = np.divmod(number, ends[limb])
-    return limb, first_start[limb] + start, first_end[limb] + end
-
-
-def _sample(maps: Float32Array, channels: Sequence[Indices], points: Float32Array) -> list[Float32Array]:
-    """Bilinear values of `maps` (C x h x w) at `points` (n x m x 2, x, y in cells), for each n channels of several."""
-    _, height, width = maps.shape
-    x = np.minimum(np.maximum(points[..., 0], 0), width - 1)
-    y = np.minimum(np.maximum(points[..., 1], 0), height - 1)
-    left, top = x.astype(np.intp), y.astype(np.intp)
-    dx, dy = x - left.astype(np.float32), y - top.astype(np.float32)
-    right = np.minimum(left + 1, width - 1) - left
-    below = (np.minimum(top + 1, height - 1) - top) * width
-    flat, place = maps.ravel(), top * width + left
-    values = []
-    for channel in channels:
-        at = place + (channel * (height * width))[:, np.newaxis]
-        upper = flat[at] * (1 - dx) + flat[at + right] * dx
-        at += below
-        lower = flat[at] * (1 - dx) + flat[at + right] * dx
-        values.append(upper * (1 - dy) + lower * dy)
-    return values
-
-
-def _assemble(connections: _Connections) -> list[_Group]:
+def _assemble(limbs: Iterable[tuple[int, int, int, float, float]]) -> list[_Group]:
     """Join limbs to people, the strongest limbs first; every peak serves one limb of a kind, and one person."""
-    used: set[tuple[int, bool, int]] = set()
+    used: set[tuple[int, int]] = set()
     owners: dict[int, _Group] = {}
-    for number, start, end, score in zip(*(column.tolist() for column in connections), strict=True):
-        ends = {(number, False, start), (number, True, end)}
-        if not used & ends:
-            used |= ends
+    for number, start, end, score, _ in limbs:
+        ends = (number, start), (number, end)
+        if used.isdisjoint(ends):
+            used.update(ends)
             _join(owners, number, start, end, score)
     return list({id(group): group for group in owners.values()}.values())
 
@@ -353,16 +216,20 @@ def _join(owners: dict[int, _Group], number: int, start: int, end: int, score: f
     first.limbs += score
 
 
-def _to_person(group: _Group, peaks: _Peaks, geometry: Geometry, settings: DecoderSettings) -> Person | None:
-    """Return the group as a person, or None if it is too small or too weak."""
-    parts, members = list(group.members), list(group.members.values())
-    confidence = 0.5 * (float(peaks.score[members].sum()) + group.limbs) / len(parts)
-    if len(parts) < settings.min_parts or confidence < settings.min_confidence:
-        return None
-    keypoints = np.zeros((len(PARTS), 3), np.float32)
+def _to_people(
+    groups: Sequence[_Group], peaks: Float32Array, geometry: Geometry, settings: DecoderSettings
+) -> Iterator[Person]:
+    """The groups that are neither too small nor too weak, as people."""
     height, width = geometry.picture
+    found = peaks.copy()
     # Peaks may lie a little outside, where the network saw padding.
-    keypoints[parts, :2] = np.clip(geometry.to_picture(peaks.xy[members]), 0, (width - 1, height - 1))
-    keypoints[parts, 2] = peaks.score[members]
-    # Ranking favours complete people, but less than in proportion: AP was best with the square root.
-    return Person(keypoints, confidence * (len(parts) / len(PARTS)) ** 0.5)
+    found[:, :2] = np.clip(geometry.to_picture(peaks[:, :2]), 0, (width - 1, height - 1))
+    for group in groups:
+        parts, members = list(group.members), list(group.members.values())
+        confidence = 0.5 * (float(peaks[members, 2].sum()) + group.limbs) / len(parts)
+        if len(parts) < settings.min_parts or confidence < settings.min_confidence:
+            continue
+        keypoints = np.zeros((len(PARTS), 3), np.float32)
+        keypoints[parts] = found[members]
+        # Ranking favours complete people, but less than in proportion: AP was best with the square root.
+        yield Person(keypoints, confidence * (len(parts) / len(PARTS)) ** 0.5)
