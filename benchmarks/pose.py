@@ -90,7 +90,8 @@ class Ours:
 
     def __init__(self, infer: Timed, network: str, scales: Sequence[float]) -> None:
         self.infer = infer
-        self.estimator = PoseEstimator(infer, network=network, scales=scales)
+        self.estimator = PoseEstimator(infer.infer, network=network, scales=scales)
+        self.estimator.run = infer
 
     def __call__(self, picture: Any) -> tuple[int, dict[str, float]]:
         self.infer.seconds = 0.0

@@ -18,7 +18,7 @@ from typing import Any
 from _common import REPOSITORY, arguments, conditions, print_table, write_json
 
 import kvant
-from kvant.pose import PoseEstimator, Video, prepare, process_video
+from kvant.pose import PoseEstimator, Video, process_video
 from kvant.runtime import native
 
 DEMO = REPOSITORY / "build" / "demo"
@@ -35,7 +35,7 @@ def bare_network(estimator: PoseEstimator, frames: int, at_once: int = 1) -> flo
     """Milliseconds a frame of the network alone."""
     with Video(DEMO / "sample_video.mp4") as video:
         first = next(iter(video)).picture
-    array, _ = prepare(first, estimator.network, estimator.height)
+    array, _ = estimator.prepare(first)
 
     def run(count: int) -> None:
         for _ in range(count):

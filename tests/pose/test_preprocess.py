@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from kvant.errors import ImageError, InputError
 from kvant.pose import InputSpec, NetworkSpec, PoseOutput, as_picture, network_spec, prepare
+from kvant.pose.preprocess import prepare_pixels
 
 THIN, VGG = network_spec("openpose-mobilenet-thin"), network_spec("openpose-vgg")
 
@@ -25,6 +28,17 @@ def test_values_follow_the_network() -> None:
     np.testing.assert_array_equal(vgg, thin / np.float32(256) - np.float32(0.5))
     rgb = NetworkSpec("mine", InputSpec(channel_order="RGB", stride=16), PoseOutput(("heat", "paf")))
     assert prepare(picture, rgb, height=16)[0][0, :, 3, 3].tolist() == [30, 20, 10]
+
+
+@pytest.mark.parametrize("order", ["BGR", "RGB"])
+def test_pixels_are_values_before_scaling(order: Literal["BGR", "RGB"]) -> None:
+    spec = NetworkSpec("mine", InputSpec(order, stride=16, padding=7), PoseOutput(("heat", "paf")))
+    pixels, geometry = prepare_pixels(gradient(), spec, height=24)
+    array, same = prepare(gradient(), spec, height=24)
+    assert geometry == same
+    assert pixels.dtype == np.uint8
+    assert pixels.transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_array_equal(pixels, array)
 
 
 def test_padding_is_grey_right_and_below() -> None:

@@ -28,11 +28,16 @@ def add_conv(
     return graph.add_node(op, inputs, name, typed(output, 0.05, 0))
 
 
-def small_network(output_type: str = "uint8") -> Graph:
-    """Convolutions, a depthwise one, a residual sum, pooling, upsampling, a concatenation; two outputs in a dict."""
+def small_network(output_type: str = "uint8", pixels: bool = False) -> Graph:
+    """Convolutions, a depthwise one, a residual sum, pooling, upsampling, a concatenation; two outputs in a dict.
+
+    With `pixels` the image is one of the integers 0 to 255.
+    """
     graph = Graph()
     graph.add_input("image", (("batch",), 3, ("height",), ("width",)))
-    x = graph.add_node(ops.Quantize(), ["image"], "quantized", typed("uint8", 0.02, 128))
+    x = graph.add_node(
+        ops.Quantize(), ["image"], "quantized", typed("uint8", 1.0, 0) if pixels else typed("uint8", 0.02, 128)
+    )
     x = add_conv(graph, x, "stem", 16, channels=3, stride=2, seed=1, output=output_type)
     y = add_conv(graph, x, "depthwise", 16, depthwise=True, channels=16, seed=2, output="int16")
     y = add_conv(graph, y, "pointwise", 16, kernel=1, channels=16, seed=3, output=output_type)

@@ -75,6 +75,35 @@ def test_strided_and_big_endian_inputs():
     np.testing.assert_array_equal(model(x.astype(">f4"))["heat"], model(x)["heat"])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pixels_are_read_where_they_are(backend):
+    model = QuantizedModel(small_network(pixels=True), backend=backend)
+    assert model.takes_pixels and not QuantizedModel(small_network(), backend=backend).takes_pixels
+    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), dtype=np.uint8)
+    other = 255 - picture
+    expected = [leaves(model(given.transpose(0, 3, 1, 2).astype(np.float32))) for given in (picture, other)]
+    for _ in range(2):  # the first call may have to plan
+        for given, wanted in zip((picture, other), expected, strict=True):
+            last = given.transpose(0, 3, 1, 2)
+            for pixels in (last, np.ascontiguousarray(last), torch.from_numpy(last)):
+                for found, one in zip(leaves(model(pixels)), wanted, strict=True):
+                    np.testing.assert_array_equal(np.asarray(found), one)
+    wide = np.repeat(picture, 2, axis=2)[:, :, ::2]
+    np.testing.assert_array_equal(model(wide.transpose(0, 3, 1, 2))["heat"], expected[0][0])
+    with pytest.raises(InputError, match="dtype int8"):
+        model(picture.view(np.int8).transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pixels_that_more_than_convolutions_see(backend):
+    graph = small_network(pixels=True)
+    graph.outputs, graph.structure = (*graph.outputs, "quantized"), [0, 1, 2]
+    model = QuantizedModel(graph, backend=backend)
+    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
+    for _ in range(2):
+        np.testing.assert_array_equal(model(picture)[2], picture)
+
+
 BAD = [
     (lambda: (image()[0],), r"'image' has rank 3 \(shape 3 x 16 x 24\), expected rank 4: batch x 3 x height x width"),
     (lambda: (image((1, 4, 16, 24)),), r"'image' has shape 1 x 4 x 16 x 24, expected batch x 3 x height x width"),

@@ -17,7 +17,7 @@ from kvant.pose.layout import Float32Array
 from kvant.pose.overlap import Item, Result, at_once
 from kvant.pose.person import Person
 from kvant.pose.pictures import as_picture
-from kvant.pose.preprocess import prepare
+from kvant.pose.preprocess import Geometry, prepare, prepare_pixels
 from kvant.pose.spec import NETWORKS, NetworkSpec, network_spec
 from kvant.pose.yuv import AnyPicture, YuvPicture, known_picture
 from kvant.runtime import QuantizedModel, load, native
@@ -80,6 +80,8 @@ class PoseEstimator:
         self.scales = tuple(scales)
         self.settings = settings or DecoderSettings()
         self.run = as_function(model)
+        plain = (self.network.input.scale, self.network.input.offset) == (1, 0)
+        self._takes_pixels = plain and isinstance(model, QuantizedModel) and model.takes_pixels
         check_sizes(height, self.scales, self.network.input.stride)
 
     def detect(self, image: AnyPicture) -> list[Person]:
@@ -126,8 +128,13 @@ class PoseEstimator:
         picture = known_picture(image)
         return [self._maps_at(picture, scale) for scale in self.scales]
 
+    def prepare(self, image: AnyPicture, scale: float = 1.0) -> tuple[Any, Geometry]:
+        """Return what `run` takes of a picture, as `kvant.pose.prepare` does, in uint8 where the file takes that."""
+        prepared = prepare_pixels if self._takes_pixels else prepare
+        return prepared(image, self.network, round(scale * self.height))
+
     def _maps_at(self, picture: AnyPicture, scale: float) -> Maps:
-        array, geometry = prepare(picture, self.network, round(scale * self.height))
+        array, geometry = self.prepare(picture, scale)
         outputs = self.run(array)
         try:
             heat, paf = self.network.output.split(outputs)

@@ -69,6 +69,19 @@ def prepare(image: AnyPicture, spec: NetworkSpec, height: int = 368) -> tuple[Fl
     >>> array.shape, geometry.resized
     ((1, 3, 368, 496), (368, 491))
     """
+    pixels, geometry = prepare_pixels(image, spec, height)
+    values = np.empty(pixels.shape, np.float32)
+    for target, plane in zip(values[0], cv2.split(pixels[0].transpose(1, 2, 0)), strict=True):
+        target[:] = plane
+    if spec.input.scale != 1:
+        values *= _per_channel(spec.input.scale)
+    if spec.input.offset != 0:
+        values += _per_channel(spec.input.offset)
+    return values, geometry
+
+
+def prepare_pixels(image: AnyPicture, spec: NetworkSpec, height: int = 368) -> tuple[Picture, Geometry]:
+    """What `prepare` does before it scales values: 1 x 3 x height' x width' uint8, channels last in memory."""
     if height < spec.input.stride:
         raise ValueError(f"height must be at least {spec.input.stride}, got {height}")
     picture = known_picture(image)
@@ -79,7 +92,7 @@ def prepare(image: AnyPicture, spec: NetworkSpec, height: int = 368) -> tuple[Fl
             f"{geometry.padded[1]} x {geometry.padded[0]}, more than the {MAX_INPUT_PIXELS:,} that are allowed: "
             "choose a smaller height or smaller scales"
         )
-    return _to_input(_resize(picture, geometry.resized), geometry, spec), geometry
+    return _padded(_resize(picture, geometry.resized), geometry, spec), geometry
 
 
 def _fit(rows: int, columns: int, height: int, stride: int) -> Geometry:
@@ -121,18 +134,12 @@ def _interpolation(image: Picture | Plane, size: tuple[int, int], is_smooth: boo
     return cv2.INTER_LINEAR if is_smooth and image.shape[0] < 2 * size[0] else cv2.INTER_AREA
 
 
-def _to_input(resized: Picture, geometry: Geometry, spec: NetworkSpec) -> Float32Array:
+def _padded(resized: Picture, geometry: Geometry, spec: NetworkSpec) -> Picture:
     rows, columns = geometry.resized
-    values = np.empty((1, 3, *geometry.padded), np.float32)
-    values[:, :, rows:] = values[:, :, :rows, columns:] = spec.input.padding
-    planes = cv2.split(resized)
-    for target, plane in zip(values[0], planes[::-1] if spec.input.channel_order == "RGB" else planes, strict=True):
-        target[:rows, :columns] = plane
-    if spec.input.scale != 1:
-        values *= _per_channel(spec.input.scale)
-    if spec.input.offset != 0:
-        values += _per_channel(spec.input.offset)
-    return values
+    pixels = np.empty((1, *geometry.padded, 3), np.uint8)
+    pixels[:, rows:] = pixels[:, :rows, columns:] = spec.input.padding
+    pixels[0, :rows, :columns] = resized[..., ::-1] if spec.input.channel_order == "RGB" else resized
+    return pixels.transpose(0, 3, 1, 2)
 
 
 def _per_channel(value: PerChannel) -> Float32Array:

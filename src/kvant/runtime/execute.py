@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from kvant.runtime.steps import Step, Work
 Array = npt.NDArray[Any]
 # Idle memory that a model keeps for the next call: the last frame always, older ones up to this many bytes.
 _IDLE_BYTES = 256 * 2**20
+_UINT8 = np.dtype(np.uint8)
 
 
 class Backend(Protocol):
@@ -58,15 +60,30 @@ class Frame:
         self._read_in_place = [(view.dtype, view.shape) for view in inputs] if len(plan.given) == len(inputs) else None
         work = [(step.work, [stored[name] for name in step.inputs], stored[step.output]) for step in plan.steps]
         self.compute = backend.bind(work, [stored[name] for name in plan.given])
+        self._pixels: _Pixels | None = None
+        if plan.pixels is not None:
+            place = stored[plan.pixels]
+            axes = plan.placements[plan.pixels].axes or range(place.ndim)
+            order = tuple(np.argsort(axes).tolist())
+            self._pixels = _Pixels(inputs[0].shape, order, lambda: backend.bind(work[1:], [place]))
 
     def reads(self, values: Sequence[Any]) -> bool:
-        """Whether ``compute`` can read these inputs, in the graph's order, where they are."""
+        """Whether ``compute_in_place`` can read these inputs, in the graph's order."""
         if self._read_in_place is None or len(values) != len(self._read_in_place):
             return False
+        if self._pixels is not None and self._pixels.reads(values[0]):
+            return True
         for value, (dtype, shape) in zip(values, self._read_in_place, strict=True):
             if type(value) is not np.ndarray or value.dtype is not dtype or value.shape != shape:
                 return False
         return True
+
+    def compute_in_place(self, values: Sequence[Array]) -> None:
+        """Compute every step of inputs that are read where they are; see ``run``."""
+        if self._pixels is not None and values[0].dtype is _UINT8:
+            self._pixels.compute(values[0])
+        else:
+            self.compute(*values)
 
     def run(self, inputs: Mapping[str, Array]) -> None:
         """Compute every step; results are in ``views`` and ``outputs`` until the next run.
@@ -78,6 +95,33 @@ class Frame:
             if name not in self.plan.given:
                 np.copyto(self.views[name], value)
         self.compute(*(inputs[name] for name in self.plan.given))
+
+
+class _Pixels:
+    """The way from an input that is given as uint8, as the first convolution wants it to lie in memory.
+
+    Args:
+        shape: of the input.
+        order: its axes as they lie in memory, the outermost first.
+        bind: makes what computes of an array of these axes.
+    """
+
+    def __init__(self, shape: tuple[int, ...], order: tuple[int, ...], bind: Callable[[], Callable[..., None]]) -> None:
+        self._shape, self._order, self._bind = shape, order, bind
+
+    def reads(self, value: Any) -> bool:
+        """Whether ``compute`` can read a value."""
+        if type(value) is not np.ndarray or value.dtype is not _UINT8 or value.shape != self._shape:
+            return False
+        return bool(value.transpose(self._order).flags.c_contiguous)
+
+    def compute(self, value: Array) -> None:
+        """Compute every step."""
+        self._bound(value.transpose(self._order))
+
+    @cached_property
+    def _bound(self) -> Callable[..., None]:
+        return self._bind()
 
 
 def _view(placement: Placement, arena: npt.NDArray[np.uint8], graph: Graph) -> Array:
@@ -125,7 +169,7 @@ class FramePool:
             frame = self._idle.pop() if self._idle and self._idle[-1].reads(values) else None
         if frame is None:
             return None
-        frame.compute(*values)
+        frame.compute_in_place(values)
         found = [view.copy() for view in frame.outputs]
         self.give_back(frame)
         return found

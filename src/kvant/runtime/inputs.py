@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from kvant.errors import InputError
 from kvant.graph import Graph, Input, Structure, ops, show_shape
+from kvant.runtime.arithmetic import Target, scale_of, target_of
 
 Array = npt.NDArray[Any]
+_PIXELS = Target("uint8", 0, 0, 255)
 
 
 def is_torch(value: object) -> bool:
@@ -41,7 +43,7 @@ def collect(graph: Graph, args: Sequence[object], kwargs: Mapping[str, object]) 
     missing = [name for name in names if name not in given]
     if missing:
         raise InputError(f"input {', '.join(map(repr, missing))} is missing; the model takes {', '.join(names)}")
-    return {entry.name: _check(entry, given[entry.name]) for entry in graph.inputs}
+    return {entry.name: _check(graph, entry, given[entry.name]) for entry in graph.inputs}
 
 
 def any_torch(values: Iterable[object]) -> bool:
@@ -102,6 +104,15 @@ def not_quantized(graph: Graph) -> list[str]:
     return [entry.name for entry in graph.inputs if entry.type.dtype == "float32" and entry.name not in quantized]
 
 
+def takes_pixels(graph: Graph, name: str) -> bool:
+    """Whether a real input is only rounded to the integers 0 to 255, as which uint8 gives it already."""
+    readers = [node for node in graph.nodes if name in node.inputs]
+    types = [graph.types[node.output] for node in readers if isinstance(node.op, ops.Quantize)]
+    if not types or len(types) < len(readers) or name in graph.outputs:
+        return False
+    return all(scale_of(type) == 1 and target_of(type) == _PIXELS for type in types)
+
+
 def check_finite(name: str, array: Array) -> None:
     """Refuse NaN and infinity.
 
@@ -117,7 +128,7 @@ def not_finite(name: str, shape: tuple[int, ...]) -> InputError:
     return InputError(f"input {name!r} (shape {show_shape(shape)}) holds NaN or infinity")
 
 
-def _check(entry: Input, value: object) -> Array:
+def _check(graph: Graph, entry: Input, value: object) -> Array:
     array = _to_numpy(entry, value)
     if array.ndim != len(entry.shape):
         raise InputError(
@@ -128,6 +139,8 @@ def _check(entry: Input, value: object) -> Array:
         raise InputError(
             f"input {entry.name!r} is empty (shape {show_shape(array.shape)}), expected {show_shape(entry.shape)}"
         )
+    if array.dtype == np.uint8 and entry.type.dtype == "float32" and takes_pixels(graph, entry.name):
+        return array.astype(np.float32)
     return array if array.dtype is entry.type.numpy else _check_dtype(entry, array)
 
 

@@ -16,7 +16,7 @@ from kvant.format import Golden, write_file
 from kvant.graph import Graph, example_shapes
 from kvant.runtime.decisions import Decision, from_metadata
 from kvant.runtime.execute import Backend, FramePool
-from kvant.runtime.inputs import any_torch, check_finite, collect, nest, not_quantized, to_torch
+from kvant.runtime.inputs import any_torch, check_finite, collect, nest, not_quantized, takes_pixels, to_torch
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.native import Choice, NativeBackend
 from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT, Planner
@@ -94,12 +94,20 @@ class QuantizedModel:
         """
         return from_metadata(self.metadata)
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether all inputs are pictures that may be given as uint8, too: what they are rounded to is 0 to 255.
+
+        Channels last in memory (N x H x W x C, transposed), such pictures are read where they are.
+        """
+        return all(takes_pixels(self.graph, entry.name) for entry in self.graph.inputs)
+
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the model.
 
         Args:
             args, kwargs: the inputs, by position or by name, as the original model takes them: NumPy arrays or torch
-                tensors of the graph's dtypes, or tuples, lists and dicts of them.
+                tensors of the graph's dtypes, or tuples, lists and dicts of them; see ``takes_pixels``, too.
 
         Returns:
             The outputs, nested as the original model nests them; torch tensors if any input is one, else arrays.

@@ -19,9 +19,10 @@ from kvant.errors import InputError, ShapeError
 from kvant.graph import Graph, TensorType, bind, infer_shapes
 from kvant.runtime.fuse import fuse
 from kvant.runtime.inplace import Home, find_homes
+from kvant.runtime.inputs import takes_pixels
 from kvant.runtime.lower import Context, lower, prepare
 from kvant.runtime.memory import Arena
-from kvant.runtime.steps import Quantize, Step
+from kvant.runtime.steps import Conv, ConvPair, Quantize, Step
 
 Shape = tuple[int, ...]
 DEFAULT_MEMORY_LIMIT = 16 * 2**30
@@ -62,12 +63,15 @@ class Plan:
         placements: where every tensor lives that is written.
         arena_bytes: memory that all activations share.
         given: inputs that are only quantized: they are read where the caller has them.
+        pixels: what the only input becomes, if that is the integers that uint8 gives it by and convolutions read it:
+            where the caller has it as it lies in memory, it is read there, and the first step is left out.
     """
 
     steps: tuple[Step, ...]
     placements: Mapping[str, Placement]
     arena_bytes: int
     given: tuple[str, ...] = ()
+    pixels: str | None = None
 
 
 class Planner:
@@ -114,7 +118,8 @@ class Planner:
             context.steps = fuse(context)
         placements, arena_bytes = _place(context, keep_all)
         self._check_memory(arena_bytes)
-        return Plan(tuple(context.steps), placements, arena_bytes, () if keep_all else _given(context))
+        given, pixels = ((), None) if keep_all else (_given(context), _pixels(context))
+        return Plan(tuple(context.steps), placements, arena_bytes, given, pixels)
 
     def _resolve(self, shapes: Mapping[str, Shape]) -> Context:
         try:
@@ -175,6 +180,18 @@ def _given(context: Context) -> tuple[str, ...]:
         direct = step.work.given if isinstance(step.work, Quantize) else ""
         seen |= {storage[name] for name in step.inputs if name != direct}
     return tuple(entry.name for entry in context.graph.inputs if entry.name not in seen)
+
+
+def _pixels(context: Context) -> str | None:
+    """See ``Plan.pixels``."""
+    inputs, first = context.graph.inputs, next(iter(context.steps), None)
+    if first is None or not isinstance(first.work, Quantize) or len(inputs) != 1:
+        return None
+    own, name = inputs[0].name, first.output
+    shown = [entry for entry, storage in _storage(context).items() if storage == name]
+    readers = [step for step in context.steps[1:] if {own, name} & set(step.inputs)]
+    reads_in_place = all(isinstance(step.work, Conv | ConvPair) and step.inputs[0] == name for step in readers)
+    return name if takes_pixels(context.graph, own) and shown == [name] and reads_in_place else None
 
 
 def _size(context: Context, name: str, homes: Mapping[str, Home]) -> int:
