@@ -336,7 +336,39 @@ KVANT_API int32_t kvant_lines(int64_t count, const kvant_fields *fields, int64_t
                               const kvant_peak *peaks, const int64_t *bounds, int64_t kinds, const kvant_kind *kind,
                               const kvant_line_rules *rules, kvant_line *lines, int64_t *found);
 
-/* A call of one of the functions above but the last two, as part of a plan. */
+/* Things made of peaks: a part is a channel of the maps, a limb a kind of lines. Limbs from number `founding` on join what
+   is there, and begin nothing. */
+typedef struct kvant_skeleton {
+  int64_t parts;
+  int64_t limbs; /* 64 at most */
+  int64_t founding;
+  const kvant_kind *limb;
+} kvant_skeleton;
+
+typedef struct kvant_people_rules {
+  float threshold; /* see kvant_peaks */
+  int64_t most;
+  kvant_line_rules lines;
+  int64_t parts;     /* people of fewer parts are left out, */
+  double confidence; /* and those of less confidence: half of the heights of their peaks and scores of their limbs, a part */
+} kvant_people_rules;
+
+/* Where peaks lie in the picture: p at (p + 0.5) / scale - 0.5, moved into the picture where it is outside; x and y. */
+typedef struct kvant_picture {
+  double steps[2]; /* see kvant_peaks */
+  float scale[2];
+  float size[2];
+} kvant_picture;
+
+/* People, best first. The strongest lines are joined first; a peak serves one line of a kind, and one person. A score is the
+   confidence times the root of the share of parts that were found. keypoints[i][part] is x, y and height, zeros for a part
+   that was not found; there is room for `room` people, and *found says how many there are: more are left out. */
+KVANT_API int32_t kvant_people(int64_t count, const kvant_maps *maps, const kvant_fields *fields, int64_t field_channels,
+                               const kvant_skeleton *skeleton, const kvant_people_rules *rules,
+                               const kvant_picture *picture, int64_t room, float *keypoints, double *scores,
+                               int64_t *found);
+
+/* A call of one of the functions above but the last three, as part of a plan. */
 typedef enum kvant_step {
   KVANT_STEP_QUANTIZE, KVANT_STEP_DEQUANTIZE, KVANT_STEP_RESCALE, KVANT_STEP_TABLE, KVANT_STEP_BINARY,
   KVANT_STEP_COPY, KVANT_STEP_CONCAT, KVANT_STEP_INDEX, KVANT_STEP_GATHER, KVANT_STEP_MAX_POOL,

@@ -2,14 +2,14 @@
 
 Bottom-up decoding after Cao et al. (CVPR 2017; TPAMI 2019): peaks of the heat maps are candidates for parts; a limb
 between two candidates scores by the line integral of its part-affinity field; the best limbs are joined to people.
-Peaks and limbs are found by the C library, and no map is ever enlarged to the picture's size.
+All of that is done by the C library, and no map is ever enlarged to the picture's size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from kvant.pose.layout import HEAT_CHANNELS, JOINING_LIMBS, LIMBS, PAF_CHANNELS, PARTS, Float32Array
 from kvant.pose.person import Person
 from kvant.pose.preprocess import Geometry
-from kvant.runtime.native import Filter, Interpolated, LineRules, Placed, find_lines, find_peaks
+from kvant.runtime.native import Filter, LineRules, PeopleFinder, PeopleRules, Scale, Skeleton, View
 
 _NO_WEIGHT = 1e-8
-_KINDS = np.array(LIMBS, np.int64)
+_MOST_PEAKS = 2**15 - 1  # that the library takes
+_SKELETON = Skeleton(len(PARTS), LIMBS, founding=min(JOINING_LIMBS))
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,15 @@ class DecoderSettings:
     """People whose mean score of parts and limbs is lower are dropped."""
 
 
+_DEFAULT = DecoderSettings()
+
+
 class Maps(NamedTuple):
     """One picture's heat maps (19 x h x w) and part-affinity fields (38 x h x w), float32, and how it lies in them."""
 
     heat: Float32Array
     paf: Float32Array
     geometry: Geometry
-
-
-@dataclass
-class _Group:
-    """Parts of one person so far: part -> peak, and the sum of its limbs' scores."""
-
-    members: dict[int, int] = field(default_factory=dict)
-    limbs: float = 0.0
 
 
 def decode_people(maps: Sequence[Maps], settings: DecoderSettings | None = None) -> list[Person]:
@@ -85,13 +81,9 @@ def decode_people(maps: Sequence[Maps], settings: DecoderSettings | None = None)
     []
     """
     _check_maps(maps)
-    settings = settings or DecoderSettings()
-    # Lengths are in cells of the scale in the middle.
-    unit = sorted(maps, key=lambda each: each.geometry.resized)[(len(maps) - 1) // 2].geometry
-    peaks, bounds = _find_peaks(maps, unit, settings)
-    groups = _assemble(_connect(peaks, bounds, maps, unit, settings).tolist())
-    people = _to_people(groups, peaks, unit, settings)
-    return sorted(people, key=lambda person: -person.score)
+    find = _finder(settings or _DEFAULT, *((heat.shape[1:], geometry) for heat, _, geometry in maps))
+    keypoints, scores = find([heat[: len(PARTS)] for heat, _, _ in maps], [paf for _, paf, _ in maps])
+    return [Person(own.copy(), score) for own, score in zip(keypoints, scores, strict=True)]
 
 
 def _check_maps(maps: Sequence[Maps]) -> None:
@@ -107,25 +99,42 @@ def _check_maps(maps: Sequence[Maps]) -> None:
             raise ValueError(f"maps of different pictures: {geometry.picture} and {maps[0].geometry.picture}")
 
 
-def _find_peaks(
-    maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings
-) -> tuple[Float32Array, NDArray[np.int64]]:
-    """Peaks of the smoothed, interpolated maps: x, y in cells of `unit`, height; and where those of a part begin."""
+@lru_cache(maxsize=64)
+def _finder(settings: DecoderSettings, *lies: tuple[tuple[int, int], Geometry]) -> PeopleFinder:
+    """What finds people in maps of these sizes."""
+    # Lengths are in cells of the scale in the middle.
+    unit = sorted((geometry for _, geometry in lies), key=lambda each: each.resized)[(len(lies) - 1) // 2]
     cells = [pixels / unit.stride for pixels in unit.resized]
-    size = [max(1, round(settings.upsampling * count)) for count in cells]
+    results = [max(1, round(settings.upsampling * count)) for count in cells]
     sigma = settings.smoothing * settings.upsampling
-    interpolated = [
-        Interpolated(
-            heat[: len(PARTS)],
-            *(
-                _interpolation(heat.shape[axis + 1], geometry.resized[axis] / geometry.stride, size[axis], sigma)
-                for axis in (0, 1)
-            ),
+    scales = []
+    for size, own in lies:
+        rows, columns = (
+            _interpolation(size[axis], own.resized[axis] / own.stride, results[axis], sigma) for axis in (0, 1)
         )
-        for heat, _, geometry in maps
-    ]
-    steps = cells[1] / size[1], cells[0] / size[0]
-    return find_peaks(interpolated, settings.part_threshold, settings.max_peaks, steps)
+        x, y = (one / other for one, other in zip(own.cells_per_pixel, unit.cells_per_pixel, strict=True))
+        scales.append(Scale(size, rows, columns, (x, y), (0.5 * x - 0.5, 0.5 * y - 0.5)))
+    view = View((cells[1] / results[1], cells[0] / results[0]), unit.cells_per_pixel, unit.picture[::-1])
+    return PeopleFinder(_SKELETON, _rules(settings, cells[0], math.prod(results)), scales, view)
+
+
+def _rules(settings: DecoderSettings, picture_height: float, results: int) -> PeopleRules:
+    # The least bit of slack: shares such as 0.8 are not exact in binary.
+    failures = int((1 - settings.limb_share) * settings.limb_points + 1e-6)
+    lines = LineRules(
+        points=settings.limb_points,
+        threshold=settings.limb_threshold,
+        failures=max(0, failures),
+        long_line=settings.long_limb * picture_height,
+        peak_weight=settings.part_weight,
+    )
+    return PeopleRules(
+        threshold=settings.part_threshold,
+        most=min(settings.max_peaks, results, _MOST_PEAKS),
+        lines=lines,
+        parts=settings.min_parts,
+        confidence=settings.min_confidence,
+    )
 
 
 @lru_cache(maxsize=64)
@@ -163,73 +172,3 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)
-
-
-def _connect(
-    peaks: Float32Array, bounds: NDArray[np.int64], maps: Sequence[Maps], unit: Geometry, settings: DecoderSettings
-) -> NDArray[np.void]:
-    """All pairs of peaks that their limb's field supports, best first: see `LINE`."""
-    # The least bit of slack: shares such as 0.8 are not exact in binary.
-    failures = int((1 - settings.limb_share) * settings.limb_points + 1e-6)
-    rules = LineRules(
-        points=settings.limb_points,
-        threshold=settings.limb_threshold,
-        failures=max(0, failures),
-        long_line=settings.long_limb * unit.resized[0] / unit.stride,
-        peak_weight=settings.part_weight,
-    )
-    return find_lines([_placed(each, unit) for each in maps], peaks, bounds, _KINDS, rules)
-
-
-def _placed(maps: Maps, unit: Geometry) -> Placed:
-    """The fields, and where points in cells of `unit` lie in them."""
-    x, y = (own / of for own, of in zip(maps.geometry.cells_per_pixel, unit.cells_per_pixel, strict=True))
-    return Placed(maps.paf, (x, y), (0.5 * x - 0.5, 0.5 * y - 0.5))
-
-
-def _assemble(limbs: Iterable[tuple[int, int, int, float, float]]) -> list[_Group]:
-    """Join limbs to people, the strongest limbs first; every peak serves one limb of a kind, and one person."""
-    used: set[tuple[int, int]] = set()
-    owners: dict[int, _Group] = {}
-    for number, start, end, score, _ in limbs:
-        ends = (number, start), (number, end)
-        if used.isdisjoint(ends):
-            used.update(ends)
-            _join(owners, number, start, end, score)
-    return list({id(group): group for group in owners.values()}.values())
-
-
-def _join(owners: dict[int, _Group], number: int, start: int, end: int, score: float) -> None:
-    """Add one limb: found a group, extend one, close a loop in one, or merge two that share no part."""
-    limb = LIMBS[number]
-    first, second = owners.get(start), owners.get(end)
-    if first is None and second is None and number in JOINING_LIMBS:
-        return
-    first = first or _Group({limb.start: start})
-    second = second or _Group({limb.end: end})
-    if first is not second:
-        if first.members.keys() & second.members.keys():
-            return
-        first.members |= second.members
-        first.limbs += second.limbs
-        owners.update(dict.fromkeys(first.members.values(), first))
-    first.limbs += score
-
-
-def _to_people(
-    groups: Sequence[_Group], peaks: Float32Array, geometry: Geometry, settings: DecoderSettings
-) -> Iterator[Person]:
-    """The groups that are neither too small nor too weak, as people."""
-    height, width = geometry.picture
-    found = peaks.copy()
-    # Peaks may lie a little outside, where the network saw padding.
-    found[:, :2] = np.clip(geometry.to_picture(peaks[:, :2]), 0, (width - 1, height - 1))
-    for group in groups:
-        parts, members = list(group.members), list(group.members.values())
-        confidence = 0.5 * (float(peaks[members, 2].sum()) + group.limbs) / len(parts)
-        if len(parts) < settings.min_parts or confidence < settings.min_confidence:
-            continue
-        keypoints = np.zeros((len(PARTS), 3), np.float32)
-        keypoints[parts] = found[members]
-        # Ranking favours complete people, but less than in proportion: AP was best with the square root.
-        yield Person(keypoints, confidence * (len(parts) / len(PARTS)) ** 0.5)

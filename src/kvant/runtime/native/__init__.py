@@ -18,7 +18,7 @@ from kvant.runtime import steps
 from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
 from kvant.runtime.native.library import isa, num_threads, set_num_threads, stay_on_thread
-from kvant.runtime.native.maps import Filter, Interpolated, LineRules, Placed, find_lines, find_peaks
+from kvant.runtime.native.maps import Filter, LineRules, PeopleFinder, PeopleRules, Scale, Skeleton, View
 from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, Costs, choose, of_signs
 from kvant.runtime.native.packed import Packed, packed_bytes, packed_room
 from kvant.runtime.native.trial import MEASURE, Trial, pace, wanted
@@ -26,12 +26,13 @@ from kvant.runtime.native.trial import MEASURE, Trial, pace, wanted
 __all__ = [
     "Choice",
     "Filter",
-    "Interpolated",
     "LineRules",
     "NativeBackend",
-    "Placed",
-    "find_lines",
-    "find_peaks",
+    "PeopleFinder",
+    "PeopleRules",
+    "Scale",
+    "Skeleton",
+    "View",
     "isa",
     "num_threads",
     "set_num_threads",

@@ -1,4 +1,4 @@
-"""Peaks of maps and lines along fields, found by the C library: what pose decoding spends its time on."""
+"""People in maps of their parts and fields of their limbs, found by the C library."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from kvant.errors import BackendError
 from kvant.runtime.native.library import STATUS, load_library
 
 Float32Array = npt.NDArray[np.float32]
-LINE = np.dtype(
-    [("kind", np.int32), ("start", np.int32), ("end", np.int32), ("score", np.float32), ("strength", np.float32)]
-)
-"""kvant_line."""
+Pair = tuple[float, float]
 
 
-class _Filter(ctypes.Structure):
+class FilterRecord(ctypes.Structure):
     """kvant_filter."""
 
     _fields_ = [("count", c_int64), ("terms", c_int64), ("first", c_void_p), ("weights", c_void_p)]
 
 
-class _Maps(ctypes.Structure):
+class Maps(ctypes.Structure):
     """kvant_maps."""
 
     _fields_ = [
-        ("data", c_void_p), ("height", c_int64), ("width", c_int64), ("rows", _Filter), ("columns", _Filter),
+        ("data", c_void_p), ("height", c_int64), ("width", c_int64), ("rows", FilterRecord), ("columns", FilterRecord),
     ]  # fmt: skip
 
 
-class _Fields(ctypes.Structure):
+class Fields(ctypes.Structure):
     """kvant_fields."""
 
     _fields_ = [
@@ -51,6 +48,26 @@ class LineRules(ctypes.Structure):
     ]  # fmt: skip
 
 
+class PeopleRules(ctypes.Structure):
+    """kvant_people_rules: which peaks, lines and people are left out."""
+
+    _fields_ = [
+        ("threshold", c_float), ("most", c_int64), ("lines", LineRules), ("parts", c_int64), ("confidence", c_double),
+    ]  # fmt: skip
+
+
+class _SkeletonRecord(ctypes.Structure):
+    """kvant_skeleton."""
+
+    _fields_ = [("parts", c_int64), ("limbs", c_int64), ("founding", c_int64), ("limb", c_void_p)]
+
+
+class _Picture(ctypes.Structure):
+    """kvant_picture."""
+
+    _fields_ = [("steps", c_double * 2), ("scale", c_float * 2), ("size", c_float * 2)]
+
+
 class Filter:
     """What interpolates along an axis: `matrix` is results x cells, mostly zeros."""
 
@@ -61,85 +78,84 @@ class Filter:
         self._first = np.minimum(first, matrix.shape[1] - terms).astype(np.int64)
         cells = self._first[:, np.newaxis] + np.arange(terms)
         self._weights = np.take_along_axis(matrix, cells, axis=1).astype(np.float32)
-        self.record = _Filter(len(matrix), terms, self._first.ctypes.data, self._weights.ctypes.data)
+        self.record = FilterRecord(len(matrix), terms, self._first.ctypes.data, self._weights.ctypes.data)
 
 
-class Interpolated(NamedTuple):
-    """Maps of a picture, channels x height x width, float32, and what interpolates them."""
+class Skeleton:
+    """So many parts, and limbs: the parts where each starts and ends, and the channels of its field's x and y.
 
-    maps: Float32Array
+    Limbs from number `founding` on join what is there, and begin nothing.
+    """
+
+    def __init__(self, parts: int, limbs: Sequence[Sequence[int]], founding: int) -> None:
+        self.parts = parts
+        self._limbs = np.array(limbs, np.int64)
+        self.record = _SkeletonRecord(parts, len(limbs), founding, self._limbs.ctypes.data)
+
+
+class Scale(NamedTuple):
+    """How the maps of one scale lie: their size in cells, what interpolates rows and columns, and the fields' place.
+
+    A peak, times `scale` and plus `shift` (x, y), is a point in cells of the fields.
+    """
+
+    size: tuple[int, int]
     rows: Filter
     columns: Filter
+    scale: Pair
+    shift: Pair
 
 
-class Placed(NamedTuple):
-    """Fields of a picture, channels x height x width, float32; points lie at `scale` (x, y) times theirs + `shift`."""
+class View(NamedTuple):
+    """Where peaks lie, x and y: `steps` from one result of interpolation to the next, `scale` in a pixel of a picture.
 
-    fields: Float32Array
-    scale: tuple[float, float]
-    shift: tuple[float, float]
+    `size` is the picture's in pixels.
+    """
+
+    steps: Pair
+    scale: Pair
+    size: tuple[int, int]
 
 
-def find_peaks(
-    maps: Sequence[Interpolated], threshold: float, most: int, steps: tuple[float, float]
-) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-    """Local maxima of the mean of interpolated maps: see `kvant_peaks`.
-
-    Returns x, y and height of each, n x 3, channel after channel, and where each channel's begin and end.
+class PeopleFinder:
+    """Finds people in maps of some sizes; it may be shared by threads. See `kvant_people`.
 
     Raises:
-        BackendError: the library is missing, or refuses the maps.
+        BackendError: the library is missing.
     """
-    arrays = [np.require(each.maps, np.float32, ["C", "A"]) for each in maps]
-    records = (_Maps * len(maps))(
-        *(
-            _Maps(array.ctypes.data, *array.shape[1:], each.rows.record, each.columns.record)
-            for array, each in zip(arrays, maps, strict=True)
+
+    def __init__(self, skeleton: Skeleton, rules: PeopleRules, scales: Sequence[Scale], view: View) -> None:
+        self._library = load_library()
+        self._keep = skeleton, scales  # the records point to their memory
+        self._parts = skeleton.parts
+        self._maps = (Maps * len(scales))(
+            *(Maps(None, *own.size, own.rows.record, own.columns.record) for own in scales)
         )
-    )
-    channels = len(arrays[0])
-    most = min(most, maps[0].rows.record.count * maps[0].columns.record.count)
-    peaks, bounds = np.empty((channels * most, 3), np.float32), np.empty(channels + 1, np.int64)
-    status = load_library().kvant_peaks(
-        c_int64(len(maps)), records, c_int64(channels), c_float(threshold), c_int64(most), (c_double * 2)(*steps),
-        c_void_p(peaks.ctypes.data), c_void_p(bounds.ctypes.data),
-    )  # fmt: skip
-    _check(status, "peaks")
-    return peaks[: bounds[-1]], bounds
+        self._fields = (Fields * len(scales))(*(Fields(None, *own.size, own.scale, own.shift) for own in scales))
+        self._skeleton, self._rules, self._picture = skeleton.record, rules, _Picture(*view)
 
+    def __call__(
+        self, maps: Sequence[Float32Array], fields: Sequence[Float32Array]
+    ) -> tuple[Float32Array, list[float]]:
+        """Key points, people x parts x 3 (x, y, height; zeros if not found), and scores, best first.
 
-def find_lines(
-    fields: Sequence[Placed],
-    peaks: Float32Array,
-    bounds: npt.NDArray[np.int64],
-    kinds: npt.NDArray[np.int64],
-    rules: LineRules,
-) -> npt.NDArray[np.void]:
-    """The lines between peaks that fields support, the strongest first: see `kvant_lines`.
+        `maps` and `fields` are channels x height x width, one of each for each scale.
 
-    `kinds` has a row for each kind: the channels of its starts and ends, and those of its field's x and y.
-
-    Raises:
-        BackendError: the library is missing, or refuses the fields.
-    """
-    arrays = [np.require(each.fields, np.float32, ["C", "A"]) for each in fields]
-    records = (_Fields * len(fields))(
-        *(
-            _Fields(array.ctypes.data, *array.shape[1:], each.scale, each.shift)
-            for array, each in zip(arrays, fields, strict=True)
-        )
-    )
-    counts = np.diff(bounds)
-    lines, found = np.empty(int(counts[kinds[:, 0]] @ counts[kinds[:, 1]]), LINE), c_int64(0)
-    status = load_library().kvant_lines(
-        c_int64(len(fields)), records, c_int64(len(arrays[0])), c_int64(len(counts)), c_void_p(peaks.ctypes.data),
-        c_void_p(bounds.ctypes.data), c_int64(len(kinds)), c_void_p(kinds.ctypes.data), byref(rules),
-        c_void_p(lines.ctypes.data), byref(found),
-    )  # fmt: skip
-    _check(status, "lines")
-    return lines[: found.value]
-
-
-def _check(status: int, name: str) -> None:
-    if status != 0:
-        raise BackendError(f"the native library refused {name}: {STATUS.get(status, status)}")
+        Raises:
+            BackendError: the library refuses them.
+        """
+        held = [[np.require(array, np.float32, ["C", "A"]) for array in arrays] for arrays in (maps, fields)]
+        records = [type(record).from_buffer_copy(record) for record in (self._maps, self._fields)]
+        for arrays, entries in zip(held, records, strict=True):
+            for array, entry in zip(arrays, entries, strict=True):
+                entry.data = array.ctypes.data
+        room = max(0, self._rules.most) * self._parts // 2  # a person has two peaks or more
+        keypoints, scores, found = np.empty((room, self._parts, 3), np.float32), np.empty(room), c_int64(0)
+        status = self._library.kvant_people(
+            c_int64(len(maps)), *records, c_int64(len(held[1][0])), byref(self._skeleton), byref(self._rules),
+            byref(self._picture), c_int64(room), c_void_p(keypoints.ctypes.data), c_void_p(scores.ctypes.data),
+            byref(found),
+        )  # fmt: skip
+        if status != 0:
+            raise BackendError(f"the native library refused these maps: {STATUS.get(status, status)}")
+        return keypoints[: found.value], scores[: found.value].tolist()
