@@ -73,8 +73,8 @@ class Person:
         >>> Person(points, 0.25).to_dict()
         {'score': 0.25, 'keypoints': {'nose': [12.0, 34.0, 0.5]}}
         """
-        rows = zip(PARTS, self.keypoints.tolist(), self.found, strict=True)
-        return {"score": self.score, "keypoints": {name: row for name, row, found in rows if found}}
+        rows = zip(PARTS, self.keypoints.tolist(), strict=True)
+        return {"score": self.score, "keypoints": {name: row for name, row in rows if row[2] > 0}}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from kvant.errors import FormatError
 from kvant.pose.layout import HEAT_CHANNELS, LIMBS, PAF_CHANNELS, PARTS, Float32Array
@@ -31,6 +32,8 @@ HEAT_MAPS = (*PARTS, BACKGROUND)
 """Names of the 19 heat maps, in OpenPose's order."""
 FIELDS = tuple((PARTS[limb.start], PARTS[limb.end]) for limb in sorted(LIMBS, key=lambda limb: limb.paf_x))
 """The limb, from which part to which, of each of the 19 pairs of part-affinity fields, in OpenPose's order."""
+
+_SIZES = {"heat": HEAT_CHANNELS, "paf": PAF_CHANNELS}
 
 # Under these keys a file's metadata says which network it holds, and what that takes and returns.
 NETWORK_KEY, POSE_KEY = "network", "pose"
@@ -69,27 +72,25 @@ class PoseOutput:
         if the shapes do not fit.
         """
         arrays = [np.asarray(array) for array in outputs] if isinstance(outputs, Sequence) else [np.asarray(outputs)]
-        sizes = {"heat": HEAT_CHANNELS, "paf": PAF_CHANNELS}
-        wanted = [sizes[name] for name in self.order]
+        wanted = [_SIZES[name] for name in self.order]
         if len(arrays) == 1 and arrays[0].ndim == 4 and arrays[0].shape[1] == sum(wanted):
-            arrays = np.split(arrays[0], [wanted[0]], axis=1)
+            arrays = [arrays[0][:, : wanted[0]], arrays[0][:, wanted[0] :]]
         if [array.shape[1] if array.ndim == 4 else -1 for array in arrays] != wanted:
             shapes = ", ".join(str(array.shape) for array in arrays)
             raise ValueError(
                 f"expected {' and '.join(self.order)} with {wanted[0]} and {wanted[1]} channels (N x C x h x w), "
                 f"as two arrays or one of {sum(wanted)} channels; got {shapes}"
             )
-        blocks = {name: np.asarray(array, dtype=np.float32) for name, array in zip(self.order, arrays, strict=True)}
-        heat, paf = self._channels
-        return _reordered(blocks["heat"], heat), _reordered(blocks["paf"], paf)
+        heat, paf = arrays if self.order[0] == "heat" else arrays[::-1]
+        return _reordered(heat, self._channels[0]), _reordered(paf, self._channels[1])
 
     @cached_property
-    def _channels(self) -> tuple[list[int], list[int]]:
-        """The network's channel for each of OpenPose's heat maps, and for each of its fields."""
+    def _channels(self) -> tuple[list[int] | None, list[int] | None]:
+        """The network's channel for each of OpenPose's heat maps, and for each of its fields; None for its order."""
         pairs = [self.fields.index(limb) for limb in FIELDS]
-        return [self.heat_maps.index(name) for name in HEAT_MAPS], [
-            2 * pair + axis for pair in pairs for axis in (0, 1)
-        ]
+        heat = [self.heat_maps.index(name) for name in HEAT_MAPS]
+        paf = [2 * pair + axis for pair in pairs for axis in (0, 1)]
+        return None if heat == sorted(heat) else heat, None if paf == sorted(paf) else paf
 
 
 def _check_names(field: str, given: Sequence[object], known: Sequence[object]) -> None:
@@ -98,8 +99,9 @@ def _check_names(field: str, given: Sequence[object], known: Sequence[object]) -
         raise ValueError(f"{field} must name each of {names} once, got {given!r}")
 
 
-def _reordered(array: Float32Array, channels: list[int]) -> Float32Array:
-    return array if channels == sorted(channels) else array[:, channels]
+def _reordered(array: NDArray[Any], channels: list[int] | None) -> Float32Array:
+    values: Float32Array = array.astype(np.float32, copy=False)
+    return values if channels is None else values[:, channels]
 
 
 @dataclass(frozen=True)
