@@ -6,10 +6,12 @@
 #include <cstring>
 
 #include "common.h"
+#include "threads.h"
 
 namespace kvant {
 namespace {
 
+constexpr int64_t kGrain = int64_t{1} << 16;  // results that one thread should have at least
 constexpr float kLeastCurvature = 1e-9f;
 constexpr float kSlack = 1.001f;  // sums are rounded
 
@@ -83,10 +85,38 @@ float vertex(float before, float centre, float after) {
   return top > -0.5f ? (top < 0.5f ? top : 0.5f) : -0.5f;
 }
 
+typedef float Four __attribute__((vector_size(16), aligned(4)));
+
+// Add to `V` vectors at a time, from value `c` on, the sum over lines of cells, `pitch` apart, times their weights.
+template <int V>
+int64_t add_some(const float *weights, int64_t terms, const float *from, int64_t pitch, int64_t c, int64_t count,
+                 float *to) {
+  for (; c + 4 * V <= count; c += 4 * V) {
+    Four sums[V] = {};
+    for (int64_t k = 0; k < terms; ++k) {
+      const Four *line = reinterpret_cast<const Four *>(from + k * pitch + c);
+      for (int v = 0; v < V; ++v) sums[v] += weights[k] * line[v];
+    }
+    for (int v = 0; v < V; ++v) reinterpret_cast<Four *>(to + c)[v] += sums[v];
+  }
+  return c;
+}
+
+// Add result i of interpolation across lines of `count` cells, `pitch` apart.
+void add_weighted(const kvant_filter &filter, int64_t i, const float *lines, int64_t pitch, int64_t count, float *to) {
+  const float *weights = filter.weights + i * filter.terms, *from = lines + filter.first[i] * pitch;
+  int64_t c = add_some<4>(weights, filter.terms, from, pitch, 0, count, to);
+  c = add_some<1>(weights, filter.terms, from, pitch, c, count, to);
+  for (; c < count; ++c) {
+    float sum = 0.0f;
+    for (int64_t k = 0; k < filter.terms; ++k) sum += weights[k] * from[k * pitch + c];
+    to[c] += sum;
+  }
+}
+
 struct Search {
   int64_t count;
   const kvant_maps *maps;
-  int64_t channels;
   float threshold;
   int64_t most;
   const double *steps;
@@ -166,23 +196,12 @@ void Search::add(const kvant_maps &own, const float *cells) {
   }
   for (int64_t i = 0; i < rows.count; ++i) {
     const int64_t row = rows.index[i];
-    const float *weights = own.rows.weights + row * own.rows.terms;
     std::fill(line + begin, line + end, 0.0f);
-    for (int64_t k = 0; k < own.rows.terms; ++k) {
-      const float weight = weights[k], *__restrict from = cells + (own.rows.first[row] + k) * own.width;
-      float *__restrict to = line;
-      for (int64_t c = begin; c < end; ++c) to[c] += weight * from[c];
-    }
+    add_weighted(own.rows, row, cells + begin, own.width, end - begin, line + begin);
     for (int64_t c = begin; c < end; ++c) upright[c * rows.count + i] = line[c];
   }
   for (int64_t j = 0; j < columns.count; ++j) {
-    const int64_t column = columns.index[j];
-    const float *weights = own.columns.weights + column * own.columns.terms;
-    float *__restrict to = at(j, 0);
-    for (int64_t k = 0; k < own.columns.terms; ++k) {
-      const float weight = weights[k], *__restrict from = upright + (own.columns.first[column] + k) * rows.count;
-      for (int64_t i = 0; i < rows.count; ++i) to[i] += weight * from[i];
-    }
+    add_weighted(own.columns, columns.index[j], upright, rows.count, rows.count, at(j, 0));
   }
 }
 
@@ -272,11 +291,20 @@ extern "C" int32_t kvant_peaks(int64_t count, const kvant_maps *maps, int64_t ch
   KVANT_REQUIRE(maps && steps && peaks && bounds, KVANT_NULL_POINTER);
   const int32_t status = check(count, maps, channels, most);
   KVANT_REQUIRE(status == KVANT_OK, status);
-  Search search{};
-  search.count = count, search.maps = maps, search.channels = channels;
-  search.threshold = threshold, search.most = most, search.steps = steps;
-  KVANT_REQUIRE(search.allocate(), KVANT_NO_MEMORY);
+  const int64_t grain = divide_up(kGrain, maps->rows.count * maps->columns.count + 1);
+  const int32_t worst = parallel(channels, grain, [=](int64_t begin, int64_t end) -> int32_t {
+    Search search{};
+    search.count = count, search.maps = maps;
+    search.threshold = threshold, search.most = most, search.steps = steps;
+    KVANT_REQUIRE(search.allocate(), KVANT_NO_MEMORY);
+    for (int64_t c = begin; c < end; ++c) bounds[c + 1] = search.in_channel(c, peaks + c * most);
+    return KVANT_OK;
+  });
+  KVANT_REQUIRE(worst == KVANT_OK, worst);
   bounds[0] = 0;
-  for (int64_t c = 0; c < channels; ++c) bounds[c + 1] = bounds[c] + search.in_channel(c, peaks + bounds[c]);
+  for (int64_t c = 0; c < channels; ++c) {
+    std::memmove(peaks + bounds[c], peaks + c * most, static_cast<size_t>(bounds[c + 1]) * sizeof(kvant_peak));
+    bounds[c + 1] += bounds[c];
+  }
   return KVANT_OK;
 }
