@@ -368,7 +368,12 @@ KVANT_API int32_t kvant_people(int64_t count, const kvant_maps *maps, const kvan
                                const kvant_picture *picture, int64_t room, float *keypoints, double *scores,
                                int64_t *found);
 
-/* A call of one of the functions above but the last three, as part of a plan. */
+/* A picture at another size: pixels of 1 or 3 channels of uint8, rows of them `x_pitch` and `y_pitch` bytes apart. Columns
+   are summed first, then rows, in float32 and in the order of cells; results are rounded half to even. */
+KVANT_API int32_t kvant_resample(int64_t height, int64_t width, int64_t channels, const uint8_t *x, int64_t x_pitch,
+                                 const kvant_filter *rows, const kvant_filter *columns, uint8_t *y, int64_t y_pitch);
+
+/* A call of one of the functions above but the last four, as part of a plan. */
 typedef enum kvant_step {
   KVANT_STEP_QUANTIZE, KVANT_STEP_DEQUANTIZE, KVANT_STEP_RESCALE, KVANT_STEP_TABLE, KVANT_STEP_BINARY,
   KVANT_STEP_COPY, KVANT_STEP_CONCAT, KVANT_STEP_INDEX, KVANT_STEP_GATHER, KVANT_STEP_MAX_POOL,

@@ -38,6 +38,17 @@ bool valid_element_size(int64_t size) { return size == 1 || size == 2 || size ==
 
 int64_t size_of(int32_t dtype) { return dtype == KVANT_INT16 ? 2 : 1; }
 
+int32_t check_filter(const kvant_filter &filter, int64_t size) {
+  int64_t bytes;
+  KVANT_REQUIRE(filter.first && filter.weights, KVANT_NULL_POINTER);
+  KVANT_REQUIRE(filter.count >= 0 && filter.terms >= 1 && filter.terms <= size, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE(product({filter.count, filter.terms, 4}, &bytes), KVANT_OVERFLOW);
+  for (int64_t i = 0; i < filter.count; ++i) {
+    KVANT_REQUIRE(filter.first[i] >= 0 && filter.first[i] <= size - filter.terms, KVANT_BAD_ARGUMENT);
+  }
+  return KVANT_OK;
+}
+
 namespace {
 
 constexpr int kSlots = kCallSlot + 1;

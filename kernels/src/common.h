@@ -18,6 +18,8 @@ bool valid(const kvant_source *source);
 // uint8 or int16 (zero point 0), bounds inside the type, low <= high.
 bool valid(const kvant_target *target);
 bool valid_element_size(int64_t size);
+// Whether a filter stays within `size` cells, or which status says why not.
+int32_t check_filter(const kvant_filter &filter, int64_t size);
 int64_t size_of(int32_t dtype);
 
 // Memory for std::free, aligned to cache lines. As much of it as fills pages of 2 MB lies in such pages, where the system

@@ -250,17 +250,6 @@ int64_t Search::in_channel(int64_t channel, kvant_peak *peaks) {
   return kept;
 }
 
-int32_t check(const kvant_filter &filter, int64_t size, int64_t count) {
-  int64_t bytes;
-  KVANT_REQUIRE(filter.first && filter.weights, KVANT_NULL_POINTER);
-  KVANT_REQUIRE(filter.count == count && filter.terms >= 1 && filter.terms <= size, KVANT_BAD_ARGUMENT);
-  KVANT_REQUIRE(product({filter.count, filter.terms, 4}, &bytes), KVANT_OVERFLOW);
-  for (int64_t i = 0; i < count; ++i) {
-    KVANT_REQUIRE(filter.first[i] >= 0 && filter.first[i] <= size - filter.terms, KVANT_BAD_ARGUMENT);
-  }
-  return KVANT_OK;
-}
-
 int32_t check(int64_t count, const kvant_maps *maps, int64_t channels, int64_t most) {
   KVANT_REQUIRE(count >= 1 && channels >= 0 && most >= 0, KVANT_BAD_ARGUMENT);
   int64_t bytes;
@@ -274,8 +263,9 @@ int32_t check(int64_t count, const kvant_maps *maps, int64_t channels, int64_t m
       KVANT_REQUIRE(size >= 0 && size <= INT32_MAX / 8, KVANT_OVERFLOW);
     }
     KVANT_REQUIRE(product({channels, own.height, own.width, 4}, &bytes), KVANT_OVERFLOW);
-    int32_t status = check(own.rows, own.height, maps[0].rows.count);
-    if (status == KVANT_OK) status = check(own.columns, own.width, maps[0].columns.count);
+    KVANT_REQUIRE(own.rows.count == maps->rows.count && own.columns.count == maps->columns.count, KVANT_BAD_ARGUMENT);
+    int32_t status = check_filter(own.rows, own.height);
+    if (status == KVANT_OK) status = check_filter(own.columns, own.width);
     KVANT_REQUIRE(status == KVANT_OK, status);
   }
   return KVANT_OK;

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvant.errors import ImageError, InputError
-from kvant.pose import InputSpec, NetworkSpec, PoseOutput, as_picture, network_spec, prepare
+from kvant.pose import InputSpec, NetworkSpec, PoseOutput, as_picture, network_spec, prepare, preprocess
 from kvant.pose.preprocess import prepare_pixels
+from kvant.runtime.native import resample
 
 THIN, VGG = network_spec("openpose-mobilenet-thin"), network_spec("openpose-vgg")
 
@@ -168,3 +170,15 @@ def test_fine_patterns_become_grey() -> None:
     stripes[:, ::2] = 254
     array, _ = prepare(stripes, THIN, height=272)
     np.testing.assert_allclose(array, 127, atol=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300), st.sampled_from([(), (3,)]))
+def test_uneven_averages_are_opencvs(seed: int, height: int, width: int, channels: tuple[int, ...]) -> None:
+    random = np.random.default_rng(seed)
+    size = int(random.integers(1, height + 1)), int(random.integers(1, width + 1))
+    picture = random.integers(0, 256, (height, width, *channels), np.uint8)
+    expected = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
+    if preprocess._shrinks_unevenly(picture, size):
+        found = resample(picture, *map(preprocess._areas, (height, width), size))
+        np.testing.assert_array_equal(found, expected.reshape(found.shape))

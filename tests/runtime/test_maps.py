@@ -105,7 +105,7 @@ def test_peaks_are_those_of_whole_maps(seed: int, count: int, threshold: float) 
         size = rng.integers(1, 20, 2)
         pair = banded(rng, results[0], size[0]), banded(rng, results[1], size[1])
         cells = rng.normal(0, 1, (3, *size)) * (rng.random((3, *size)) < 0.1) + rng.normal(0, 0.01, (3, *size))
-        maps.append(Interpolated(cells.astype(np.float32), Filter(pair[0]), Filter(pair[1])))
+        maps.append(Interpolated(cells.astype(np.float32), Filter.from_matrix(pair[0]), Filter.from_matrix(pair[1])))
         matrices.append(pair)
     peaks, bounds = find_peaks(maps, threshold, 400)
     assert bounds[-1] == len(peaks)
@@ -129,7 +129,9 @@ def near_ties(mean: Array) -> set[tuple[int, int]]:
 
 def one_map(values: Array, threshold: float = 0.5, most: int = 9) -> list[tuple[float, float, float]]:
     height, width = values.shape
-    own = Interpolated(values[np.newaxis].astype(np.float32), Filter(np.eye(height)), Filter(np.eye(width)))
+    own = Interpolated(
+        values[np.newaxis].astype(np.float32), Filter.from_matrix(np.eye(height)), Filter.from_matrix(np.eye(width))
+    )
     return [tuple(peak) for peak in find_peaks([own], threshold, most)[0].tolist()]
 
 
@@ -212,10 +214,10 @@ def test_fields_of_several_sizes_are_averaged() -> None:
 
 def test_filters_and_sizes_are_checked() -> None:
     maps = np.zeros((2, 4, 5), np.float32)
-    fine = Interpolated(maps, Filter(np.eye(4)), Filter(np.eye(5)))
+    fine = Interpolated(maps, Filter.from_matrix(np.eye(4)), Filter.from_matrix(np.eye(5)))
     find_peaks([fine], 0.1, 5)
-    find_peaks([fine._replace(columns=Filter(np.eye(6)))], 0.1, 5, status=BAD)
-    find_peaks([fine, fine._replace(rows=Filter(np.ones((3, 4))))], 0.1, 5, status=BAD)
+    find_peaks([fine._replace(columns=Filter.from_matrix(np.eye(6)))], 0.1, 5, status=BAD)
+    find_peaks([fine, fine._replace(rows=Filter.from_matrix(np.ones((3, 4))))], 0.1, 5, status=BAD)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def test_people_are_those_of_a_loop(seed: int) -> None:
     maps = rng.random((5, 11, 14), dtype=np.float32)
     fields = rng.normal(0.15, 0.5, (10, 11, 14)).astype(np.float32)
     lines = LineRules(points=6, threshold=0.0, failures=2, long_line=6, peak_weight=0.3)
-    filters = Filter(np.eye(11)), Filter(np.eye(14))
+    filters = Filter.from_matrix(np.eye(11)), Filter.from_matrix(np.eye(14))
     peaks, bounds = find_peaks([Interpolated(maps, *filters)], 0.3, 9)
     found = find_lines([Placed(fields)], peaks, bounds, np.array(LIMBS), lines)
     expected = plain_people(found, peaks, 2, 0.35)
@@ -301,7 +303,7 @@ def test_people_are_those_of_a_loop(seed: int) -> None:
 def test_skeletons_outside_are_refused(limb: tuple[int, int, int, int], most: int, message: str) -> None:
     lines = LineRules(points=6, threshold=0.0, failures=2, long_line=6, peak_weight=0.3)
     rules = PeopleRules(threshold=0.3, most=most, lines=lines, parts=2, confidence=0.35)
-    scale = Scale((3, 4), Filter(np.eye(3)), Filter(np.eye(4)), (1.0, 1.0), (0.0, 0.0))
+    scale = Scale((3, 4), Filter.from_matrix(np.eye(3)), Filter.from_matrix(np.eye(4)), (1.0, 1.0), (0.0, 0.0))
     find = PeopleFinder(Skeleton(5, [limb], 1), rules, [scale], View((1.0, 1.0), (1.0, 1.0), (4, 3)))
     with pytest.raises(BackendError, match=message):
         find([np.zeros((5, 3, 4), np.float32)], [np.zeros((10, 3, 4), np.float32)])

@@ -150,7 +150,7 @@ def _interpolation(size: int, covered: float, count: int, sigma: float) -> Filte
         weight = _cubic(np.abs(position - cell))
         np.add.at(matrix, (np.arange(count), np.clip(cell, 0, size - 1)), weight)
     smoothed = _smoothed(matrix, sigma) if sigma > 0 else matrix
-    return Filter(np.where(np.abs(smoothed) < _NO_WEIGHT, 0, smoothed))
+    return Filter.from_matrix(np.where(np.abs(smoothed) < _NO_WEIGHT, 0, smoothed))
 
 
 def _smoothed(matrix: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from kvant.pose.layout import Float32Array
 from kvant.pose.pictures import Picture
 from kvant.pose.spec import NetworkSpec, PerChannel
 from kvant.pose.yuv import AnyPicture, Plane, YuvPicture, known_picture, to_bgr
+from kvant.runtime.native import Filter, resample
 
 MAX_ASPECT = 8
 """Pictures wider than this many heights are scaled to this many times the wanted height instead: memory is finite."""
@@ -115,7 +117,39 @@ def _scale(image: Picture | Plane, size: tuple[int, int], is_smooth: bool = Fals
     """`is_smooth` says that the image was halved before."""
     halved = _halved(image, size)
     interpolation = _interpolation(halved, size, is_smooth or halved is not image)
+    if interpolation == cv2.INTER_AREA and _shrinks_unevenly(halved, size):
+        return resample(halved, *(_areas(halved.shape[axis], size[axis]) for axis in (0, 1)))
     return cv2.resize(halved, size[::-1], interpolation=interpolation).astype(np.uint8, copy=False)
+
+
+def _shrinks_unevenly(image: Picture | Plane, size: tuple[int, int]) -> bool:
+    """Whether results are averages of parts of pixels: OpenCV computes the same ones in two to three times the time."""
+    before = image.shape[:2]
+    is_even = before[0] % size[0] == before[1] % size[1] == 0
+    return size[0] <= before[0] and size[1] <= before[1] and not is_even
+
+
+@lru_cache(maxsize=64)
+def _areas(size: int, count: int) -> Filter:
+    """What makes `count` averages of equal parts of `size` pixels. A thousandth of a pixel does not count."""
+    step = 1 / (count / size)
+    begin = np.arange(count) * step
+    end = begin + step
+    width = np.minimum(step, size - begin)
+    last = np.minimum(np.floor(end), size - 1)
+    whole = np.minimum(np.ceil(begin), last)  # the first pixel that belongs to the part as a whole
+    before, after = whole - begin > 1e-3, end - last > 1e-3
+    lengths = last + after - whole + before
+    terms = int(lengths.max())
+    first = np.minimum(whole - before, size - terms)
+    cells = first[:, np.newaxis] + np.arange(terms)
+    whole, last, before, after, begin, end, width = (
+        values[:, np.newaxis] for values in (whole, last, before, after, begin, end, width)
+    )
+    weights = np.where((cells >= whole) & (cells < last), 1 / width, 0)
+    weights = np.where((cells == whole - 1) & before, (whole - begin) / width, weights)
+    weights = np.where((cells == last) & after, np.minimum(np.minimum(end - last, 1), width) / width, weights)
+    return Filter(first, weights)
 
 
 def _halved(image: Picture | Plane, size: tuple[int, int]) -> Picture | Plane:

@@ -17,8 +17,9 @@ from kvant.errors import BackendError, InputError
 from kvant.runtime import steps
 from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
+from kvant.runtime.native.filters import Filter, resample
 from kvant.runtime.native.library import isa, num_threads, set_num_threads, stay_on_thread
-from kvant.runtime.native.maps import Filter, LineRules, PeopleFinder, PeopleRules, Scale, Skeleton, View
+from kvant.runtime.native.maps import LineRules, PeopleFinder, PeopleRules, Scale, Skeleton, View
 from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, Costs, choose, of_signs
 from kvant.runtime.native.packed import Packed, packed_bytes, packed_room
 from kvant.runtime.native.trial import MEASURE, Trial, pace, wanted
@@ -35,6 +36,7 @@ __all__ = [
     "View",
     "isa",
     "num_threads",
+    "resample",
     "set_num_threads",
     "stay_on_thread",
 ]

@@ -113,8 +113,8 @@ _STEPS = (
 NUMBER = {name: number for number, name in enumerate(_STEPS)}
 MOST_ARGUMENTS = 15
 _FUNCTIONS = (
-    *_STEPS, "run", "peaks", "lines", "people", "pack_conv", "conv_bytes", "conv_room", "num_threads",
-    "set_num_threads", "stay_on_thread", "abi_version",
+    *_STEPS, "run", "peaks", "lines", "people", "resample", "pack_conv", "conv_bytes", "conv_room",
+    "num_threads", "set_num_threads", "stay_on_thread", "abi_version",
 )  # fmt: skip
 
 

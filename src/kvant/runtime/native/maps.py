@@ -5,22 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import byref, c_double, c_float, c_int64, c_void_p
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import BackendError
+from kvant.runtime.native.filters import Filter, FilterRecord
 from kvant.runtime.native.library import STATUS, load_library
 
 Float32Array = npt.NDArray[np.float32]
 Pair = tuple[float, float]
-
-
-class FilterRecord(ctypes.Structure):
-    """kvant_filter."""
-
-    _fields_ = [("count", c_int64), ("terms", c_int64), ("first", c_void_p), ("weights", c_void_p)]
 
 
 class Maps(ctypes.Structure):
@@ -66,19 +61,6 @@ class _Picture(ctypes.Structure):
     """kvant_picture."""
 
     _fields_ = [("steps", c_double * 2), ("scale", c_float * 2), ("size", c_float * 2)]
-
-
-class Filter:
-    """What interpolates along an axis: `matrix` is results x cells, mostly zeros."""
-
-    def __init__(self, matrix: npt.NDArray[np.floating[Any]]) -> None:
-        used = matrix != 0
-        first, last = used.argmax(axis=1), matrix.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
-        terms = int((last - first).max()) + 1
-        self._first = np.minimum(first, matrix.shape[1] - terms).astype(np.int64)
-        cells = self._first[:, np.newaxis] + np.arange(terms)
-        self._weights = np.take_along_axis(matrix, cells, axis=1).astype(np.float32)
-        self.record = FilterRecord(len(matrix), terms, self._first.ctypes.data, self._weights.ctypes.data)
 
 
 class Skeleton:
