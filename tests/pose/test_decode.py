@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from kvant.pose import DecoderSettings, Geometry, Maps, Person, decode_people
-from kvant.pose.decode import _smoothed
+from kvant.pose import DecoderSettings, Geometry, Maps, Person, decode_native, decode_numpy, decode_people
+from kvant.pose.interpolation import smoothed
 from kvant.pose.layout import Float32Array
 
+from .conftest import REPOSITORY
 from .scenes import identity, render, standing
 
 HEIGHT, WIDTH = 368, 496
@@ -106,7 +113,7 @@ def test_maps_that_are_not_finite_give_no_such_keypoints() -> None:
         assert np.isfinite(person.score)
 
 
-@settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 20), columns=st.integers(1, 20))
 def test_noise_gives_finite_keypoints_inside_the_picture(seed: int, rows: int, columns: int) -> None:
     random = np.random.default_rng(seed)
@@ -163,4 +170,44 @@ def test_smoothing_is_a_gaussian(count: int, sigma: float) -> None:
     distance = np.arange(count)[:, np.newaxis] - np.arange(count)
     gaussian = np.exp(-0.5 * (distance / sigma) ** 2)
     expected = gaussian / gaussian.sum(axis=1, keepdims=True) @ matrix
-    np.testing.assert_allclose(_smoothed(matrix, sigma), expected, atol=1e-8)
+    np.testing.assert_allclose(smoothed(matrix, sigma), expected, atol=1e-8)
+
+
+def scaled_maps(seed: int, sizes: Sequence[tuple[int, int]]) -> list[Maps]:
+    """Two people and noise, in maps of one picture at several scales."""
+    random, found = np.random.default_rng(seed), []
+    for height, width in sizes:
+        own = [standing(0.1 * width, 0.1 * height, 0.3 * width, 0.8 * height),
+               standing(0.5 * width, 0.2 * height, 0.3 * width, 0.7 * height)]  # fmt: skip
+        heat, paf = (
+            (each + 0.02 * random.standard_normal(each.shape)).astype(np.float32) for each in render(own, height, width)
+        )
+        found.append(Maps(heat, paf, Geometry((500, 640), (height, width), (height, width), 8)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("sizes", [[(368, 472)], [(184, 232), (368, 472), (552, 704)]])
+def test_the_library_finds_the_people_that_numpy_finds(seed: int, sizes: Sequence[tuple[int, int]]) -> None:
+    maps = scaled_maps(seed, sizes)
+    lenient = DecoderSettings(part_threshold=0.01, limb_threshold=0.0, min_confidence=0.05, max_peaks=20)
+    for settings in (DecoderSettings(), lenient):
+        ours, theirs = (module.find_people(maps, settings) for module in (decode_native, decode_numpy))
+        assert len(ours) == len(theirs) >= 2
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one.keypoints, other.keypoints, atol=2e-3)
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_people_are_found_without_the_library(tmp_path: Path) -> None:
+    code = (
+        "import numpy as np\n"
+        "from kvant.pose import Geometry, Maps, decode_people, network_spec, prepare\n"
+        "from tests.pose.scenes import identity, render, standing\n"
+        "heat, paf = render([standing(100, 40, 120, 280)], 368, 496)\n"
+        "assert len(decode_people([Maps(heat, paf, identity(368, 496))])) == 1\n"
+        "array, _ = prepare(np.zeros((674, 712, 3), np.uint8), network_spec('openpose-mobilenet-thin'))\n"
+        "assert array.shape == (1, 3, 368, 392)\n"
+    )
+    environment = {"KVANT_LIBRARY": str(tmp_path / "none.so"), "PYTHONPATH": ":".join([str(REPOSITORY), *sys.path])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

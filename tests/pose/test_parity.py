@@ -14,6 +14,8 @@ import pytest
 
 from kvant.pose import (
     FOUR_SCALES,
+    LIMBS,
+    DecoderSettings,
     Maps,
     OpenPoseMobileNetThin,
     Person,
@@ -22,6 +24,7 @@ from kvant.pose import (
     keypoint_agreement,
     read_image,
 )
+from kvant.pose.decode_numpy import connect, find_peaks
 from kvant.pose.layout import Float32Array
 
 from .conftest import REPOSITORY
@@ -95,3 +98,58 @@ def test_same_people_with_all_of_the_reference_method(reference: Any, shared_dat
     estimator = PoseEstimator(OpenPoseMobileNetThin.pretrained(), scales=FOUR_SCALES)
     theirs = reference.detect(lambda array: estimator.network.output.split(estimator.run(array)), picture, 1.0, 0.0)
     assert_same_people(estimator.detect(picture), as_people(theirs), 0.9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_limbs_are_scored_as_one_by_one(seed: int, reference: Any) -> None:
+    """All candidates at once, the middle first, beside a loop over pairs and points."""
+    random = np.random.default_rng(seed)
+    rows, columns, smooth = 30, 40, np.ones((5, 5)) / 25
+    heat = random.random((19, rows, columns), dtype=np.float32)
+    noise = random.standard_normal((38, rows, columns)).astype(np.float32)
+    paf = np.stack([cv2.filter2D(each, -1, smooth) * 3 for each in noise]).astype(np.float32)
+    geometry = identity(8 * rows, 8 * columns)
+    settings = DecoderSettings(max_peaks=20)
+    peaks = find_peaks([Maps(heat, paf, geometry)], geometry, settings)
+    found = connect(peaks, [Maps(heat, paf, geometry)], geometry, settings)
+    scores = {
+        (int(limb), int(start), int(end)): float(score)
+        for limb, start, end, score in zip(found.limb, found.start, found.end, found.score, strict=True)
+    }
+    expected = {}
+    for number, limb in enumerate(LIMBS):
+        for start in np.flatnonzero(peaks.part == limb.start):
+            for end in np.flatnonzero(peaks.part == limb.end):
+                score = _one_limb(paf[[limb.paf_x, limb.paf_y]], peaks.xy[start], peaks.xy[end], rows, settings)
+                if score is not None:
+                    expected[number, int(start), int(end)] = score
+    assert len(expected) > 50
+    assert scores.keys() == expected.keys()
+    for key, score in expected.items():
+        assert scores[key] == pytest.approx(score, abs=1e-4)
+
+
+def _one_limb(
+    field: Float32Array, start: Float32Array, end: Float32Array, rows: int, settings: DecoderSettings
+) -> float | None:
+    along = (end - start).astype(float)
+    length = float(np.hypot(*along))
+    values = []
+    for step in range(settings.limb_points):
+        x, y = start + along * step / (settings.limb_points - 1)
+        value = np.array([_bilinear(channel, float(x), float(y)) for channel in field])
+        values.append(float(value @ along) / length)
+    score = float(np.mean(values)) + min(settings.long_limb * rows / length - 1, 0)
+    supported = sum(value > settings.limb_threshold for value in values)
+    return score if supported >= round(settings.limb_share * settings.limb_points) and score > 0 else None
+
+
+def _bilinear(channel: Float32Array, x: float, y: float) -> float:
+    rows, columns = channel.shape
+    x, y = min(max(x, 0), columns - 1), min(max(y, 0), rows - 1)
+    left, top = int(x), int(y)
+    right, below = min(left + 1, columns - 1), min(top + 1, rows - 1)
+    dx, dy = x - left, y - top
+    upper = channel[top, left] * (1 - dx) + channel[top, right] * dx
+    lower = channel[below, left] * (1 - dx) + channel[below, right] * dx
+    return float(upper * (1 - dy) + lower * dy)

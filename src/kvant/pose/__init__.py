@@ -19,10 +19,11 @@ from kvant.pose.spec import NETWORKS, InputSpec, NetworkSpec, PoseOutput, networ
 if TYPE_CHECKING:
     from kvant.pose.calibration import calibration_inputs
     from kvant.pose.compare import COMPARISON_COLUMNS, Comparison, Difference, compare_estimators, compare_people
-    from kvant.pose.decode import DecoderSettings, Maps, decode_people
+    from kvant.pose.decode import decode_people
     from kvant.pose.draw import draw_people, side_by_side
     from kvant.pose.estimator import FOUR_SCALES, ONE_SCALE, PoseEstimator
     from kvant.pose.evaluate import Agreement, CocoTruth, evaluate_coco, keypoint_agreement
+    from kvant.pose.maps import DecoderSettings, Maps
     from kvant.pose.networks import OpenPoseMobileNetThin, OpenPoseVGG, load_checkpoint
     from kvant.pose.pictures import as_picture, decode_image, find_pictures, read_image
     from kvant.pose.preprocess import Geometry, prepare
@@ -78,10 +79,11 @@ __all__ = [
 _LAZY = {
     "calibration": ("calibration_inputs",),
     "compare": ("COMPARISON_COLUMNS", "Comparison", "Difference", "compare_estimators", "compare_people"),
-    "decode": ("DecoderSettings", "Maps", "decode_people"),
+    "decode": ("decode_people",),
     "draw": ("draw_people", "side_by_side"),
     "estimator": ("FOUR_SCALES", "ONE_SCALE", "PoseEstimator"),
     "evaluate": ("Agreement", "CocoTruth", "evaluate_coco", "keypoint_agreement"),
+    "maps": ("DecoderSettings", "Maps"),
     "networks": ("OpenPoseMobileNetThin", "OpenPoseVGG", "load_checkpoint"),
     "pictures": ("as_picture", "decode_image", "find_pictures", "read_image"),
     "preprocess": ("Geometry", "prepare"),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kvant.errors import InputError
-from kvant.pose.decode import DecoderSettings, Maps, decode_people
+from kvant.pose.decode import decode_people
 from kvant.pose.draw import Shown, draw_people
 from kvant.pose.layout import Float32Array
+from kvant.pose.maps import DecoderSettings, Maps
 from kvant.pose.overlap import Item, Result, at_once
 from kvant.pose.person import Person
 from kvant.pose.pictures import as_picture

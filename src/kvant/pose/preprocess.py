@@ -14,6 +14,7 @@ from kvant.pose.layout import Float32Array
 from kvant.pose.pictures import Picture
 from kvant.pose.spec import NetworkSpec, PerChannel
 from kvant.pose.yuv import AnyPicture, Plane, YuvPicture, known_picture, to_bgr
+from kvant.runtime import native
 from kvant.runtime.native import Filter, resample
 
 MAX_ASPECT = 8
@@ -117,7 +118,7 @@ def _scale(image: Picture | Plane, size: tuple[int, int], is_smooth: bool = Fals
     """`is_smooth` says that the image was halved before."""
     halved = _halved(image, size)
     interpolation = _interpolation(halved, size, is_smooth or halved is not image)
-    if interpolation == cv2.INTER_AREA and _shrinks_unevenly(halved, size):
+    if interpolation == cv2.INTER_AREA and _shrinks_unevenly(halved, size) and native.is_built():
         return resample(halved, *(_areas(halved.shape[axis], size[axis]) for axis in (0, 1)))
     return cv2.resize(halved, size[::-1], interpolation=interpolation).astype(np.uint8, copy=False)
 

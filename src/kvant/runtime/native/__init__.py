@@ -18,7 +18,7 @@ from kvant.runtime import steps
 from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
 from kvant.runtime.native.filters import Filter, resample
-from kvant.runtime.native.library import isa, num_threads, set_num_threads, stay_on_thread
+from kvant.runtime.native.library import is_built, isa, num_threads, set_num_threads, stay_on_thread
 from kvant.runtime.native.maps import LineRules, PeopleFinder, PeopleRules, Scale, Skeleton, View
 from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, Costs, choose, of_signs
 from kvant.runtime.native.packed import Packed, packed_bytes, packed_room
@@ -34,6 +34,7 @@ __all__ = [
     "Scale",
     "Skeleton",
     "View",
+    "is_built",
     "isa",
     "num_threads",
     "resample",

@@ -155,6 +155,16 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
+@lru_cache(maxsize=1)
+def is_built() -> bool:
+    """Whether there is a library that can be loaded."""
+    try:
+        load_library()
+    except BackendError:
+        return False
+    return True
+
+
 def isa() -> str:
     """The instruction set that the library uses: "avx512vnni", "avxvnni", "avx2", "neondot" or "portable"."""
     return str(load_library().kvant_isa().decode())
