@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 4;
 constexpr int64_t kAhead = 2048;  // the second-level cache needs to be told that early
-constexpr int64_t kLast = 3;
+constexpr int64_t kApart = 4;
 constexpr float kLargest = 2147483520.0f;  // below 2^31
 using Vector = __m512i;
 using Floats = __m512;
@@ -86,22 +86,14 @@ inline void load_integers(const int16_t *from, int64_t count, Floats (&values)[V
 // The compiler spills accumulators around the intrinsics (GCC 12); it does not around one instruction of its own.
 struct Bytes {
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
-    return sum;
-  }
-  static inline Vector add_from(Vector sum, Vector pixel, const uint8_t *weights) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(pixel), "m"(*reinterpret_cast<const Vector *>(weights)));
+    __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
     return sum;
   }
 };
 
 struct Shorts {
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
-    return sum;
-  }
-  static inline Vector add_from(Vector sum, Vector pixel, const uint8_t *weights) {
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(pixel), "m"(*reinterpret_cast<const Vector *>(weights)));
+    __asm__ volatile("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
     return sum;
   }
 };
@@ -111,6 +103,8 @@ struct Shorts {
 template <int64_t V>
 class Finish {
  public:
+  static constexpr bool kAdds = false;
+
   explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
         bounded_(work.bounded),
         simple_(bounded_ && work.addend == nullptr && (bytes_ || work.outputs == V * kLanes)),
@@ -133,9 +127,13 @@ class Finish {
   bool simple_bytes() const { return simple_ && bytes_; }
   bool simple_shorts() const { return simple_ && !bytes_; }
   bool all_bytes() const { return all_; }
-  void scale(const Vector (&sums)[V], const uint8_t *, Floats (&values)[V]) const {
+  void convert(const Vector (&sums)[V], Floats (&values)[V]) const {
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < V; ++v) values[v] = _mm512_mul_ps(to_float(sums[v]), multipliers_[v]);
+    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[v]);
+  }
+  void scale(Floats (&values)[V], const uint8_t *) const {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) values[v] = _mm512_mul_ps(values[v], multipliers_[v]);
   }
   void round(const Floats (&values)[V], Vector (&whole)[V]) const {
 #pragma GCC unroll 4

@@ -1,13 +1,13 @@
 // Direct convolution by tiles of pixels times vectors of outputs. Included by one source file for each instruction set,
 // which defines KVANT_ISA (a namespace) and, before this, in that namespace: kLanes, kVectors, kAhead (bytes of weights that
-// are fetched ahead; 0: the processor does that itself), kLast (groups of a tile that are left for its end, where results
-// are finished pixel by pixel, see finish_tile; only if more than 0, Products have add_from), the types Vector (kLanes
-// 32-bit sums or groups) and Floats, the functions zero, load, broadcast, store, to_float, from_wide,
-// load_floats, splat, rounded (to an integer, within bounds) and load_integers (a block's as floats, no more than there
-// are, in the order of its lanes), the product Shorts, TilePixels<V> and Finish<V>, which writes the results of one pixel:
-// by `store` in every case, or fast, in the simple cases that most layers are, by scale, round and pack.
+// are fetched ahead; 0: the processor does that itself), kApart (groups at either end of a tile that each half of its pixels
+// takes alone, see overlapping_tiles; 0: none), the types Vector (kLanes 32-bit sums or groups) and Floats, the functions
+// zero, load, broadcast, store, to_float, from_wide, load_floats, splat, rounded (to an integer, within bounds) and
+// load_integers (a block's as floats, no more than there are, in the order of its lanes), the product Shorts, TilePixels<V>
+// and Finish<V>, which writes the results of one pixel: by `store` in every case, or fast, in the simple cases that most
+// layers are, in the steps convert, scale, round and pack.
 // Nothing here may call an inline function of a header: the linker could keep the copy of another instruction set.
-#include "direct_products_body.h"
+#include "direct_row_body.h"
 
 namespace kvant {
 namespace KVANT_ISA {
@@ -29,6 +29,8 @@ inline Floats floats_of(Floats sums) { return sums; }
 template <int64_t V>
 class Addition {
  public:
+  static constexpr bool kAdds = true;
+
   explicit Addition(const DirectWork &work)
       : multipliers_(work.multipliers), outputs_(work.outputs),
         low_(splat(static_cast<float>(work.target->low - work.target->zero_point))),
@@ -38,20 +40,21 @@ class Addition {
 
   // Whether sums of bytes are as simple to store as results that nothing is added to.
   bool simple_bytes() const { return finish_.simple_bytes(); }
-  void scale(const Vector (&sums)[V], const uint8_t *added, Floats (&values)[V]) const { add<uint8_t>(sums, added, values); }
+  void convert(const Vector (&sums)[V], Floats (&values)[V]) const { finish_.convert(sums, values); }
+  void scale(Floats (&values)[V], const uint8_t *added) const { add<uint8_t>(values, added); }
   void round(const Floats (&values)[V], Vector (&whole)[V]) const { finish_.round(values, whole); }
   template <Simple kSimple>
   void pack(const Vector (&whole)[V], uint8_t *y) const {
     finish_.template pack<kSimple>(whole, y);
   }
 
-  template <typename T, typename Sums>
-  void add(const Sums (&sums)[V], const uint8_t *added, Floats (&values)[V]) const {
+  template <typename T>
+  void add(Floats (&values)[V], const uint8_t *added) const {
     Floats others[V];
     load_integers(reinterpret_cast<const T *>(added), outputs_, others);
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) {
-      const Floats own = rounded(floats_of(sums[v]) * load_floats(multipliers_ + v * kLanes), low_, high_);
+      const Floats own = rounded(values[v] * load_floats(multipliers_ + v * kLanes), low_, high_);
       values[v] = own * multiplier_ + (others[v] - zero_) * added_multiplier_;
     }
   }
@@ -82,7 +85,9 @@ void add_and_store_as(const DirectWork &work, const Sums (*sums)[V], int64_t fir
   const Addition<V> addition(work);
   for (int64_t p = 0; p < count; ++p) {
     Floats values[V];
-    addition.template add<T>(sums[p], work.added + (first + p) * work.added_stride, values);
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) values[v] = floats_of(sums[p][v]);
+    addition.template add<T>(values, work.added + (first + p) * work.added_stride);
     addition.finish().store(values, work.y + (first + p) * work.y_stride);
   }
 }
@@ -106,97 +111,6 @@ __attribute__((noinline)) void finish_any(const DirectWork &work, const Finish<V
   }
 }
 
-template <Simple kSimple, int64_t V>
-inline void store_simple(const Finish<V> &finish, const Vector (&sums)[V], uint8_t *y) {
-  Floats values[V];
-  Vector whole[V];
-  finish.scale(sums, nullptr, values);
-  finish.round(values, whole);
-  finish.template pack<kSimple>(whole, y);
-}
-
-template <int64_t P, int64_t V>
-__attribute__((always_inline)) inline void begin(const DirectWork &work, Vector (&sums)[P][V]) {
-#pragma GCC unroll 4
-  for (int64_t v = 0; v < V; ++v) {
-    const Vector bias = load(reinterpret_cast<const uint8_t *>(work.narrow_bias + v * kLanes));
-#pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) sums[p][v] = bias;
-  }
-}
-
-// How many pixels later than its last products each step of a pixel's end is taken.
-constexpr int64_t kScaleAfter = kLast > 0 ? 1 : 0, kRoundAfter = kLast > 0 ? 3 : 0, kPackAfter = kLast > 0 ? 4 : 0;
-
-// The last kLast groups of a run, of one pixel after the other, and each one's end among the products of those that follow:
-// after all of them at once, the next tile's products would wait behind what waits for these.
-template <typename Product, Simple kSimple, int64_t P, int64_t V, typename Last>
-__attribute__((always_inline)) inline void finish_tile(const DirectWork &work, Vector (&sums)[P][V], const uint8_t *x,
-                                                       const Steps<P> &steps, const uint8_t *weights, const Last &last,
-                                                       const uint8_t *added, uint8_t *y) {
-  Floats values[P][V];
-  Vector whole[P][V];
-#pragma GCC unroll 16
-  for (int64_t p = 0; p < P + kPackAfter; ++p) {
-    if constexpr (kLast > 0) {
-#pragma GCC unroll 4
-      for (int64_t g = 0; g < kLast && p < P; ++g) {
-        const Vector pixel = broadcast(x + g * kGroupBytes + steps.of(p));
-#pragma GCC unroll 4
-        for (int64_t v = 0; v < V; ++v) {
-          sums[p][v] = Product::add_from(sums[p][v], pixel, weights + (g * V + v) * kVectorBytes);
-        }
-      }
-    }
-    const int64_t scaled = p - kScaleAfter, round = p - kRoundAfter, packed = p - kPackAfter;
-    if (scaled >= 0 && scaled < P) last.scale(sums[scaled], added + scaled * work.added_stride, values[scaled]);
-    if (round >= 0 && round < P) last.round(values[round], whole[round]);
-    if (packed >= 0) last.template pack<kSimple>(whole[packed], y + packed * work.y_stride);
-  }
-}
-
-// What is added was made some layers before, and of a pixel a block reads some lines only: no processor foresees that.
-constexpr int64_t kAddedAhead = 3;  // tiles
-
-template <int64_t P>
-inline void fetch_lines(const uint8_t *first, int64_t stride) {
-#pragma GCC unroll 16
-  for (int64_t p = 0; p < P; ++p) __builtin_prefetch(first + p * stride);
-}
-
-// Tiles one after the other in a row of output pixels: what the first pixel sees, what is added to it (if anything is), where
-// its results go, and the number of the first tile among those of its work item.
-struct Row {
-  const uint8_t *x, *added;
-  uint8_t *y;
-  int64_t first, tiles;
-};
-
-// Simple tiles one after the other in a row of output pixels.
-template <typename Product, Simple kSimple, bool kFetches, int64_t P, int64_t V, typename Last>
-__attribute__((noinline)) void simple_tiles(const DirectWork &work, const Last &last, const Row &row, Fetch *fetch) {
-  const uint8_t *x = row.x, *added = row.added;
-  uint8_t *y = row.y;
-  const Steps<P> steps(work.column);
-  for (int64_t t = row.first; t < row.first + row.tiles; ++t) {
-    fetch->some();
-    if (work.addend != nullptr) fetch_lines<P>(added + kAddedAhead * P * work.added_stride, work.added_stride);
-    Vector sums[P][V];
-    begin(work, sums);
-    Stream stream = kFetches ? stream_of(work, t) : Stream{work.weights, nullptr, 0};
-    const int64_t before = work.groups - kLast;
-    for (int64_t r = 0; r + 1 < work.runs; ++r) {
-      accumulate_row<Product, kFetches, P, V>(sums, x + work.offsets[r], steps, work.groups, &stream);
-    }
-    const uint8_t *run = x + work.offsets[work.runs - 1];
-    accumulate_row<Product, kFetches, P, V>(sums, run, steps, before, &stream);
-    finish_tile<Product, kSimple, P, V>(work, sums, run + before * kGroupBytes, steps, stream.weights, last, added, y);
-    x += P * work.column;
-    y += P * work.y_stride;
-    added += P * work.added_stride;
-  }
-}
-
 template <typename Product, Simple kSimple, int64_t P, int64_t V>
 __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &finish, const Pixels<P> &pixels) {
   Vector sums[P][V];
@@ -207,7 +121,7 @@ __attribute__((noinline)) void tile(const DirectWork &work, const Finish<V> &fin
   }
   if (kSimple != Simple::kBytes || finish.simple_bytes()) {
 #pragma GCC unroll 16
-    for (int64_t p = 0; p < P; ++p) store_simple<kSimple>(finish, sums[p], pixels.y[p]);
+    for (int64_t p = 0; p < P; ++p) store_simple<kSimple>(finish, sums[p], nullptr, pixels.y[p]);
     return;
   }
   Vector whole[P][V];
@@ -266,27 +180,34 @@ struct Narrow {
   // False if they are not simple, or too short.
   template <int64_t P, int64_t V>
   static bool run_row(const DirectWork &work, const Finish<V> &finish, const Row &row, Fetch *fetch) {
-    if (work.groups <= kLast) return false;
-    const bool near = work.next == nullptr && work.runs * work.groups * V * kVectorBytes <= kNear;
-    if (kAhead > 0 && !near) return run_tiles<(kAhead > 0), P, V>(work, finish, row, fetch);
-    return run_tiles<false, P, V>(work, finish, row, fetch);
+    if (work.addend == nullptr) return run_simple<P, V>(work, finish, row, fetch);
+    const Addition<V> addition(work);
+    return addition.simple_bytes() && run_tiles<Simple::kBytes, P, V>(work, addition, row, fetch);
   }
 
  private:
-  template <bool kFetches, int64_t P, int64_t V>
-  static bool run_tiles(const DirectWork &work, const Finish<V> &finish, const Row &row, Fetch *fetch) {
-    if (work.addend != nullptr) {
-      const Addition<V> addition(work);
-      if (!addition.simple_bytes()) return false;
-      simple_tiles<Product, Simple::kBytes, kFetches, P, V>(work, addition, row, fetch);
-    } else if (finish.simple_shorts()) {
-      simple_tiles<Product, Simple::kShorts, kFetches, P, V>(work, finish, row, fetch);
-    } else if (finish.all_bytes()) {
-      simple_tiles<Product, Simple::kAllBytes, kFetches, P, V>(work, finish, row, fetch);
-    } else if (finish.simple_bytes()) {
-      simple_tiles<Product, Simple::kBytes, kFetches, P, V>(work, finish, row, fetch);
+  template <int64_t P, int64_t V>
+  static bool run_simple(const DirectWork &work, const Finish<V> &finish, const Row &row, Fetch *fetch) {
+    if (finish.simple_shorts()) return run_tiles<Simple::kShorts, P, V>(work, finish, row, fetch);
+    if (finish.all_bytes()) return run_tiles<Simple::kAllBytes, P, V>(work, finish, row, fetch);
+    return finish.simple_bytes() && run_tiles<Simple::kBytes, P, V>(work, finish, row, fetch);
+  }
+
+  template <Simple kSimple, int64_t P, int64_t V, typename Last>
+  static bool run_tiles(const DirectWork &work, const Last &last, const Row &row, Fetch *fetch) {
+    if constexpr (kApart == 0) {
+      simple_tiles<Product, kSimple, P, V>(work, last, row, fetch);
     } else {
-      return false;
+      const int64_t apart = work.runs == 1 ? work.groups / 2 : work.groups;
+      if (apart < kApart / 2) return false;
+      const bool near = work.next == nullptr && work.runs * work.groups * V * kVectorBytes <= kNear;
+      if (!near) {
+        overlapping_tiles<Product, kSimple, true, kApart, P, V>(work, last, row);
+      } else if (apart >= kApart) {
+        overlapping_tiles<Product, kSimple, false, kApart, P, V>(work, last, row);
+      } else {
+        overlapping_tiles<Product, kSimple, false, kApart / 2, P, V>(work, last, row);
+      }
     }
     return true;
   }

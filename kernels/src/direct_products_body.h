@@ -11,6 +11,12 @@ constexpr int64_t kNear = 1 << 14;  // bytes of weights that stay in the first-l
 struct Stream {
   const uint8_t *weights, *next;
   int64_t step;
+
+  template <int64_t V>
+  void skip(int64_t groups) {
+    weights += groups * V * kVectorBytes;
+    next += groups * step;
+  }
 };
 
 template <int64_t V>
@@ -64,12 +70,27 @@ struct Steps {
   }
 };
 
-// The same for pixels side by side, of which the first sees x.
+// The same address, of which the compiler knows nothing: it would keep what it has read from there, and the sums of parts of
+// addresses, for later, and has no registers for them.
+template <typename T>
+__attribute__((always_inline)) inline const T *fresh(const T *address) {
+  __asm__ volatile("" : "+r"(address));
+  return address;
+}
+
+// What the first pixel of either half of a tile sees. Two pointers: so all other pixels need two distances only.
+struct Seen {
+  const uint8_t *first, *second;
+
+  Seen after(int64_t bytes) const { return {first + bytes, second + bytes}; }
+};
+
+// Adds a run of P pixels side by side, until the first one sees `end`; returns what they see then.
 template <typename Product, bool kFetches, int64_t P, int64_t V>
-__attribute__((always_inline)) inline void accumulate_row(Vector (&sums)[P][V], const uint8_t *x, const Steps<P> &steps,
-                                                          int64_t groups, Stream *stream) {
-  const uint8_t *w = stream->weights, *next = stream->next, *const end = x + groups * kGroupBytes;
-  for (; x != end; x += kGroupBytes, w += V * kVectorBytes) {
+__attribute__((always_inline)) inline Seen accumulate_row(Vector (&sums)[P][V], Seen x, const Steps<P / 2> &steps,
+                                                          const uint8_t *end, Stream *stream) {
+  const uint8_t *w = stream->weights, *next = stream->next, *first = x.first, *second = fresh(x.second);
+  for (; first != end; first += kGroupBytes, second += kGroupBytes, w += V * kVectorBytes) {
     Vector columns[V];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < V; ++v) columns[v] = load(w + v * kVectorBytes);
@@ -79,13 +100,14 @@ __attribute__((always_inline)) inline void accumulate_row(Vector (&sums)[P][V], 
     }
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) {
-      const Vector pixel = broadcast(x + steps.of(p));
+      const Vector pixel = broadcast(p < P / 2 ? first + steps.of(p) : second + steps.of(p - P / 2));
 #pragma GCC unroll 4
       for (int64_t v = 0; v < V; ++v) sums[p][v] = Product::add(sums[p][v], pixel, columns[v]);
     }
   }
   stream->weights = w;
   stream->next = next;
+  return {first, second};
 }
 
 // `tile` is the number of the tile among those of its work item: each fetches its share of what comes next.

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kLanes = 8;
 constexpr int64_t kVectors = 2;
 constexpr int64_t kAhead = 0;  // the loop is bound by the number of its instructions
-constexpr int64_t kLast = 0;
+constexpr int64_t kApart = 0;
 using Vector = __m256i;
 using Floats = __m256;
 
@@ -79,6 +79,8 @@ struct Shorts {
 template <int64_t V>
 class Finish {
  public:
+  static constexpr bool kAdds = false;
+
   explicit Finish(const DirectWork &work) : bytes_(work.target->dtype == KVANT_UINT8),
         simple_(work.bounded && work.addend == nullptr && work.outputs == V * kLanes),
         all_(work.target->zero_point == 0 && work.target->low == 0 && work.target->high == 255),
@@ -106,8 +108,11 @@ class Finish {
   bool simple_bytes() const { return simple_ && bytes_; }
   bool all_bytes() const { return simple_ && bytes_ && all_; }
   bool simple_shorts() const { return simple_ && !bytes_; }
-  void scale(const Vector (&sums)[V], const uint8_t *, Floats (&values)[V]) const {
-    for (int64_t v = 0; v < V; ++v) values[v] = _mm256_mul_ps(to_float(sums[v]), multipliers_[v]);
+  void convert(const Vector (&sums)[V], Floats (&values)[V]) const {
+    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[v]);
+  }
+  void scale(Floats (&values)[V], const uint8_t *) const {
+    for (int64_t v = 0; v < V; ++v) values[v] = values[v] * multipliers_[v];
   }
   void round(const Floats (&values)[V], Vector (&whole)[V]) const {
     for (int64_t v = 0; v < V; ++v) whole[v] = _mm256_cvtps_epi32(values[v]);

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kLanes = 4;
 constexpr int64_t kVectors = 2;
 constexpr int64_t kAhead = 2048;
-constexpr int64_t kLast = 0;
+constexpr int64_t kApart = 0;
 typedef int16_t Halves __attribute__((vector_size(16)));
 typedef int32_t Vector __attribute__((vector_size(16)));
 typedef float Floats __attribute__((vector_size(16)));
@@ -75,6 +75,8 @@ struct Shorts {
 template <int64_t V>
 class Finish {
  public:
+  static constexpr bool kAdds = false;
+
   explicit Finish(const DirectWork &work)
       : bytes_(work.target->dtype == KVANT_UINT8), simple_(work.addend == nullptr), outputs_(work.outputs),
         zero_(Floats{} + static_cast<float>(work.target->zero_point)),
@@ -94,8 +96,11 @@ class Finish {
   bool simple_bytes() const { return simple_ && bytes_; }
   bool all_bytes() const { return false; }
   bool simple_shorts() const { return simple_ && !bytes_; }
-  void scale(const Vector (&sums)[V], const uint8_t *, Floats (&values)[V]) const {
-    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[v]) * multipliers_[v];
+  void convert(const Vector (&sums)[V], Floats (&values)[V]) const {
+    for (int64_t v = 0; v < V; ++v) values[v] = to_float(sums[v]);
+  }
+  void scale(Floats (&values)[V], const uint8_t *) const {
+    for (int64_t v = 0; v < V; ++v) values[v] = values[v] * multipliers_[v];
   }
   void round(const Floats (&values)[V], Vector (&whole)[V]) const {
     for (int64_t v = 0; v < V; ++v) whole[v] = settle(values[v]);
