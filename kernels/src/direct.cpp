@@ -18,7 +18,7 @@ constexpr int64_t kChunkPixels = 96;
 constexpr int64_t kWidenedPixels = 4096;  // or more share weights which were widened for them
 constexpr int64_t kItemProducts = int64_t{1} << 23;  // of one work item, or more: handing it out should cost nothing
 constexpr int64_t kNearWeights = int64_t{1} << 18;   // bytes that stay in the second-level cache beside pixels
-constexpr int64_t kItemsPerThread = 4;
+constexpr int64_t kItemsPerThread = 2;
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kSlack = 64;               // elements behind centred pixels
 constexpr int64_t kCentredGrain = 1 << 15;   // elements; fewer are not worth a second thread
@@ -49,7 +49,7 @@ class Direct : public Algorithm {
     return !reads_raw() && packed_.merged == layer_.groups && packed_.runs == 1 && is_one(layer_.kernel) &&
            is_one(layer_.strides);
   }
-  int64_t chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks) const;
+  int64_t chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks, int64_t threads) const;
   std::vector<int64_t> offsets(const Padded &x) const;
   DirectWork describe(const Job &job, const std::vector<int64_t> &offsets) const;
   int32_t run_block(const Job &job, const DirectBlock &block, DirectWork work) const;
@@ -160,8 +160,8 @@ int32_t Direct::run_pixels(const Job &job, DirectWork work) const {
 
 // Pixels of a work item: enough to be worth it, few enough that every thread gets several items of `blocks` each. Where
 // each item widens its weights, more pixels share them, and no item has only a few.
-int64_t Direct::chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks) const {
-  const int64_t wanted = divide_up((widens() ? 1 : kItemsPerThread) * num_threads(), blocks);
+int64_t Direct::chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks, int64_t threads) const {
+  const int64_t wanted = divide_up((widens() ? 1 : kItemsPerThread) * threads, blocks);
   const int64_t most = round_up(divide_up(pixels, wanted), tile), products = packed_.products_of_vector() * vectors;
   const int64_t shared = divide_up(pixels, std::max<int64_t>(1, pixels / kWidenedPixels));
   return std::min(most, round_up(std::max(widens() ? shared : kChunkPixels, kItemProducts / products), tile));
@@ -173,9 +173,9 @@ int32_t Direct::run_by_pixels(const Job &job, const DirectWork &whole) const {
   int64_t vectors = 0;
   for (const DirectBlock &block : packed_.blocks) vectors += block.vectors;
   const int64_t pixels = whole.count, tile = direct_loops().pixels[packed_.blocks.front().vectors - 1];
-  const int64_t tiles = divide_up(pixels, tile), chunk = chunk_of(pixels, tile, vectors, 1) / tile;
+  const int64_t threads = num_threads(), tiles = divide_up(pixels, tile), chunk = chunk_of(pixels, tile, vectors, 1, threads) / tile;
   // As many for each thread, of as many tiles as possible.
-  const int64_t items = std::min(tiles, round_up(divide_up(tiles, chunk), num_threads()));
+  const int64_t items = std::min(tiles, round_up(divide_up(tiles, chunk), threads));
   return parallel(items, 1, [&](int64_t begin, int64_t end) -> int32_t {
     int32_t worst = KVANT_OK;
     for (int64_t item = begin; item < end; ++item) {
@@ -196,7 +196,7 @@ int32_t Direct::run_by_blocks(const Job &job, const DirectWork &whole) const {
   const int64_t side = packed_.merged == layer_.groups ? std::max<int64_t>(1, kLineBytes / width) : 1;
   const int64_t sides = divide_up(blocks, side), vectors = side * packed_.blocks.front().vectors;
   const int64_t tile = direct_loops().pixels[packed_.blocks.front().vectors - 1];
-  const int64_t chunk = chunk_of(pixels, tile, vectors, sides), chunks = divide_up(pixels, chunk);
+  const int64_t chunk = chunk_of(pixels, tile, vectors, sides, num_threads()), chunks = divide_up(pixels, chunk);
   return parallel(sides * chunks, 1, [&](int64_t begin, int64_t end) -> int32_t {
     for (int64_t item = begin; item < end; ++item) {
       DirectWork work = whole;

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 4;
 constexpr int64_t kAhead = 2048;  // the second-level cache needs to be told that early
-constexpr int64_t kApart = 4;
+constexpr int64_t kApart = 6;
 constexpr float kLargest = 2147483520.0f;  // below 2^31
 using Vector = __m512i;
 using Floats = __m512;

@@ -195,19 +195,26 @@ struct Narrow {
 
   template <Simple kSimple, int64_t P, int64_t V, typename Last>
   static bool run_tiles(const DirectWork &work, const Last &last, const Row &row, Fetch *fetch) {
-    if constexpr (kApart == 0) {
-      simple_tiles<Product, kSimple, P, V>(work, last, row, fetch);
+    if constexpr (kApart > 0) {
+      return run_overlapping<kSimple, kApart, P, V>(work, last, row);
     } else {
-      const int64_t apart = work.runs == 1 ? work.groups / 2 : work.groups;
-      if (apart < kApart / 2) return false;
-      const bool near = work.next == nullptr && work.runs * work.groups * V * kVectorBytes <= kNear;
-      if (!near) {
-        overlapping_tiles<Product, kSimple, true, kApart, P, V>(work, last, row);
-      } else if (apart >= kApart) {
-        overlapping_tiles<Product, kSimple, false, kApart, P, V>(work, last, row);
-      } else {
-        overlapping_tiles<Product, kSimple, false, kApart / 2, P, V>(work, last, row);
-      }
+      simple_tiles<Product, kSimple, P, V>(work, last, row, fetch);
+      return true;
+    }
+  }
+
+  // With kGroups groups apart, or fewer.
+  template <Simple kSimple, int64_t kGroups, int64_t P, int64_t V, typename Last>
+  static bool run_overlapping(const DirectWork &work, const Last &last, const Row &row) {
+    const bool near = work.next == nullptr && work.runs * work.groups * V * kVectorBytes <= kNear;
+    if ((work.runs == 1 ? work.groups / 2 : work.groups) < kGroups) {
+      if constexpr (kGroups > 2) return run_overlapping<kSimple, kGroups - 2, P, V>(work, last, row);
+      return false;
+    }
+    if (kGroups == kApart && !near) {
+      overlapping_tiles<Product, kSimple, true, kApart, P, V>(work, last, row);
+    } else {
+      overlapping_tiles<Product, kSimple, false, kGroups, P, V>(work, last, row);
     }
     return true;
   }
@@ -225,14 +232,23 @@ struct Wide {
   }
 };
 
+struct Division {
+  int64_t times, rest;
+};
+
+// Everything waits for it, and mostly there is nothing to divide: one row of pixels, or one image.
+inline Division divide(int64_t value, int64_t by) {
+  return value < by ? Division{0, value} : Division{value / by, value % by};
+}
+
 // Goes from output pixel to output pixel.
 class Walk {
  public:
   explicit Walk(const DirectWork &work) : work_(work), pixel_(work.first), y_(work.first * work.y_stride) {
-    const int64_t line = work.first / work.width, image = line / work.height;
-    column_ = work.first % work.width;
-    row_ = line % work.height;
-    x_ = image * work.image + row_ * work.row + column_ * work.column;
+    const Division line = divide(work.first, work.width), image = divide(line.times, work.height);
+    column_ = line.rest;
+    row_ = image.rest;
+    x_ = image.times * work.image + row_ * work.row + column_ * work.column;
   }
 
   const uint8_t *x() const { return work_.x + x_; }

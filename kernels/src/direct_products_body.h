@@ -121,8 +121,12 @@ inline Stream stream_of(const DirectWork &work, int64_t tile) {
 // Where tiles do not fetch what comes next themselves: a share of its lines before each of them.
 class Fetch {
  public:
-  Fetch(const DirectWork &work, int64_t tiles)
-      : next_(work.next), left_(work.next == nullptr || kAhead > 0 ? 0 : work.next_bytes / 64), share_(left_ / tiles + 1) {}
+  Fetch(const DirectWork &work, int64_t tiles) {
+    if (kAhead > 0 || work.next == nullptr) return;
+    next_ = work.next;
+    left_ = work.next_bytes / 64;
+    share_ = left_ / tiles + 1;
+  }
 
   void some() {
     if (kAhead > 0) return;
@@ -130,8 +134,8 @@ class Fetch {
   }
 
  private:
-  const uint8_t *next_;
-  int64_t left_, share_;
+  const uint8_t *next_ = nullptr;
+  int64_t left_ = 0, share_ = 0;
 };
 
 }  // namespace

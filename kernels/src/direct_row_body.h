@@ -26,13 +26,18 @@ __attribute__((always_inline)) inline void store_simple(const Last &last, const 
   last.template pack<kSimple>(whole, y);
 }
 
-// Where pixels side by side find what is added to them, and where their results go.
-struct Places {
+// Where a pixel finds what is added to it, and where its results go. The distances to the next pixel stay in memory: there are
+// not enough registers for them.
+struct Place {
+  const DirectWork *work;
   const uint8_t *added;
   uint8_t *y;
-  int64_t added_stride, y_stride;
 
-  Places after(int64_t pixels) const { return {added + pixels * added_stride, y + pixels * y_stride, added_stride, y_stride}; }
+  __attribute__((always_inline)) Place after(int64_t pixels) const {
+    if (pixels == 0) return *this;
+    const DirectWork *now = fresh(work);
+    return {work, added + pixels * now->added_stride, y + pixels * now->y_stride};
+  }
 };
 
 // The compiler leaves these values where they are computed, in registers. Otherwise it moves conversions away from where they
@@ -63,7 +68,7 @@ class End {
  public:
   static constexpr int64_t kPieces = 4 * (H + 3);  // some of them empty
 
-  End(const Last &last, const Places &places) : last_(last), places_(places) {}
+  End(const Last &last, const Place &place) : last_(last), place_(place) {}
 
   __attribute__((always_inline)) void piece(int64_t piece, const Vector (*sums)[V]) {
     const int64_t step = 3 - piece % 4, pixel = piece / 4 - step;
@@ -72,19 +77,19 @@ class End {
       last_.convert(sums[pixel], values_[pixel]);
       keep(values_[pixel]);
     } else if (step == 1) {
-      last_.scale(values_[pixel], places_.added + pixel * places_.added_stride);
+      last_.scale(values_[pixel], place_.after(pixel).added);
       keep(values_[pixel]);
     } else if (step == 2) {
       last_.round(values_[pixel], whole_[pixel]);
       keep(whole_[pixel]);
     } else {
-      last_.template pack<kSimple>(whole_[pixel], places_.y + pixel * places_.y_stride);
+      last_.template pack<kSimple>(whole_[pixel], place_.after(pixel).y);
     }
   }
 
  private:
   const Last &last_;
-  const Places &places_;
+  const Place place_;
   Floats values_[H][V];
   Vector whole_[H][V];
 };
@@ -102,7 +107,7 @@ template <typename Product, bool kFetches, int64_t kFrom, int64_t kTo, int64_t k
           typename Ends>
 __attribute__((always_inline)) inline void accumulate_some(Vector (&sums)[P][V], const uint8_t *x, const Steps<P / 2> &steps,
                                                            const Stream &stream, Ends *ends) {
-  constexpr int64_t kPixels = kTo - kFrom, kEach = (Ends::kPieces + kGroups * kPixels - 1) / (kGroups * kPixels);
+  constexpr int64_t kPixels = kTo - kFrom, kBlocks = kGroups * kPixels, kMost = (Ends::kPieces + kBlocks - 1) / kBlocks;
   const uint8_t *weights = fresh(stream.weights);
 #pragma GCC unroll 8
   for (int64_t g = 0; g < kGroups; ++g) {
@@ -117,8 +122,11 @@ __attribute__((always_inline)) inline void accumulate_some(Vector (&sums)[P][V],
       const Vector pixel = broadcast(x + steps.of(p));
 #pragma GCC unroll 4
       for (int64_t v = 0; v < V; ++v) sums[kFrom + p][v] = Product::add(sums[kFrom + p][v], pixel, columns[v]);
+      const int64_t block = g * kPixels + p, piece = Ends::kPieces * block / kBlocks;
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < kEach; ++i) ends->piece((g * kPixels + p) * kEach + i, sums + kEnded);
+      for (int64_t i = 0; i < kMost; ++i) {
+        if (piece + i < Ends::kPieces * (block + 1) / kBlocks) ends->piece(piece + i, sums + kEnded);
+      }
     }
   }
 }
@@ -145,10 +153,10 @@ template <typename Product, Simple kSimple, int64_t P, int64_t V, typename Last>
 __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Last &last, const Row &row, Fetch *fetch) {
   const Steps<P / 2> steps(work.column);
   Seen x{row.x, row.x + P / 2 * work.column};
-  Places places{row.added, row.y, work.added_stride, work.y_stride};
+  Place place{&work, row.added, row.y};
   for (int64_t t = row.first; t < row.first + row.tiles; ++t) {
     fetch->some();
-    if constexpr (Last::kAdds) fetch_lines<P>(places.after(kAddedAhead * P).added, work.added_stride);
+    if constexpr (Last::kAdds) fetch_lines<P>(place.after(kAddedAhead * P).added, work.added_stride);
     Vector sums[P][V];
     begin(work, sums);
     Stream stream{work.weights, nullptr, 0};
@@ -158,56 +166,56 @@ __attribute__((noinline)) void simple_tiles(const DirectWork &work, const Last &
     }
 #pragma GCC unroll 16
     for (int64_t p = 0; p < P; ++p) {
-      const Places pixel = places.after(p);
+      const Place pixel = place.after(p);
       store_simple<kSimple>(last, sums[p], pixel.added, pixel.y);
     }
     x = x.after(P * work.column);
-    places = places.after(P);
+    place = place.after(P);
   }
 }
 
 // The same, where the processor multiplies so fast that a tile's end would hold it up: a half of the pixels takes its first
-// and its last kApart groups alone, and among those products the other half, which has none left, is finished.
-template <typename Product, Simple kSimple, bool kFetches, int64_t kApart, int64_t P, int64_t V, typename Last>
+// and its last kGroups groups alone, and among those products the other half, which has none left, is finished.
+template <typename Product, Simple kSimple, bool kFetches, int64_t kGroups, int64_t P, int64_t V, typename Last>
 __attribute__((noinline)) void overlapping_tiles(const DirectWork &work, const Last &last, const Row &row) {
   static_assert(P % 2 == 0, "a tile has two halves");
-  constexpr int64_t H = P / 2, kApartBytes = kApart * kGroupBytes;
+  constexpr int64_t H = P / 2, kBytes = kGroups * kGroupBytes;
   const Steps<H> steps(work.column);
   Seen x{row.x, row.x + H * work.column};
-  Places places{row.added, row.y, work.added_stride, work.y_stride};
+  Place place{&work, row.added, row.y};
   Vector sums[P][V];
   Nothing nothing;
   Stream stream = kFetches ? stream_of(work, row.first) : Stream{work.weights, nullptr, 0};
   begin_some<0, H>(work, sums);
-  accumulate_some<Product, kFetches, 0, H, kApart, H>(sums, x.first, steps, stream, &nothing);
+  accumulate_some<Product, kFetches, 0, H, kGroups, H>(sums, x.first, steps, stream, &nothing);
   for (int64_t t = row.first + 1;; ++t) {
     begin_some<H, P>(work, sums);
-    accumulate_some<Product, false, H, P, kApart, 0>(sums, x.second, steps, stream, &nothing);
-    stream.skip<V>(kApart);
-    Seen at = x.after(kApartBytes);
+    accumulate_some<Product, false, H, P, kGroups, 0>(sums, x.second, steps, stream, &nothing);
+    stream.skip<V>(kGroups);
+    Seen at = x.after(kBytes);
     for (int64_t r = 0, runs = work.runs; r < runs; ++r) {
       const DirectWork *now = fresh(&work);
       const int64_t offset = now->offsets[r], bytes = offset + now->groups * kGroupBytes;
       if (r > 0) at = x.after(offset);
-      const uint8_t *end = x.first + (r + 1 < runs ? bytes : bytes - kApartBytes);
+      const uint8_t *end = x.first + (r + 1 < runs ? bytes : bytes - kBytes);
       at = accumulate_row<Product, kFetches, P, V>(sums, at, steps, end, &stream);
     }
-    accumulate_some<Product, kFetches, 0, H, kApart, H>(sums, at.first, steps, stream, &nothing);
-    End<kSimple, H, V, Last> first_end(last, places);
-    accumulate_some<Product, false, H, P, kApart, 0>(sums, at.second, steps, stream, &first_end);
-    places = places.after(H);
+    accumulate_some<Product, kFetches, 0, H, kGroups, H>(sums, at.first, steps, stream, &nothing);
+    End<kSimple, H, V, Last> first_end(last, place);
+    accumulate_some<Product, false, H, P, kGroups, 0>(sums, at.second, steps, stream, &first_end);
+    place = place.after(H);
     if (t == row.first + row.tiles) break;
     x = x.after(P * work.column);
-    if constexpr (Last::kAdds) fetch_lines<P>(places.after(kAddedAhead * P).added, work.added_stride);
+    if constexpr (Last::kAdds) fetch_lines<P>(place.after(kAddedAhead * P).added, work.added_stride);
     stream = kFetches ? stream_of(work, t) : Stream{work.weights, nullptr, 0};
     begin_some<0, H>(work, sums);
-    End<kSimple, H, V, Last> second_end(last, places);
-    accumulate_some<Product, kFetches, 0, H, kApart, H>(sums, x.first, steps, stream, &second_end);
-    places = places.after(H);
+    End<kSimple, H, V, Last> second_end(last, place);
+    accumulate_some<Product, kFetches, 0, H, kGroups, H>(sums, x.first, steps, stream, &second_end);
+    place = place.after(H);
   }
 #pragma GCC unroll 16
   for (int64_t p = 0; p < H; ++p) {
-    const Places pixel = places.after(p);
+    const Place pixel = place.after(p);
     store_simple<kSimple>(last, sums[H + p], pixel.added, pixel.y);
   }
 }
