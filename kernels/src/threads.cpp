@@ -21,7 +21,6 @@
 namespace kvant {
 namespace {
 
-using Work = std::function<int32_t(int64_t, int64_t)>;
 constexpr int32_t kMostThreads = 1024;
 constexpr int64_t kChunksPerThread = 16;
 
@@ -115,7 +114,7 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       stop_ = true;
-      ++generation_;
+      ++open_.generation;
     }
     wake_.notify_all();
     for (const auto &worker : workers_) worker->thread.join();
@@ -124,25 +123,36 @@ class Pool {
   int32_t threads() const { return threads_; }
 
   // False if the pool is busy with another caller.
-  bool try_run(int64_t items, int64_t chunks, const Work &work, int32_t *status) {
+  bool try_run(int64_t items, int64_t chunks, Work work, int32_t *status) {
     std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
     start_workers();
     open(items, chunks, work);
-    take_chunks(0);
-    inside_.fetch_or(kClosed);
-    const auto empty = [this] { return inside_.load() == kClosed; };
+    const int32_t worst = take_chunks(0);
+    open_.inside.fetch_or(kClosed);
+    const auto empty = [this] { return open_.inside.load() == kClosed; };
     while (!spin(empty)) std::this_thread::yield();
-    *status = status_.load();
+    *status = std::max(worst, status_.load());
     return true;
   }
 
  private:
   static constexpr int64_t kClosed = int64_t{1} << 62;
 
+  // How many chunks of a thread's share are taken, of the work whose turn it is: nobody has to set it back.
   struct alignas(64) Share {
-    std::atomic<int64_t> next{0};
-    int64_t end = 0;
+    std::atomic<uint64_t> taken{0};  // turn * kTurn + chunks
+  };
+
+  static constexpr uint64_t kTurn = uint64_t{1} << 32;
+
+  // The work that is open. Workers spin on this line and find there all that they need to begin.
+  struct alignas(64) Open {
+    std::atomic<uint64_t> generation{0};
+    std::atomic<int64_t> inside{kClosed};  // workers that take chunks, and whether no more may come
+    Work work;
+    int64_t items = 0, chunks = 1;
+    uint64_t turn = 0;
   };
 
   struct Worker {
@@ -158,7 +168,7 @@ class Pool {
         workers_.push_back(std::make_unique<Worker>());
         Worker *worker = workers_.back().get();
         const int64_t place = static_cast<int64_t>(workers_.size());
-        worker->thread = std::thread([this, worker, place, seen = generation_.load(), processor = this_processor()] {
+        worker->thread = std::thread([this, worker, place, seen = open_.generation.load(), processor = this_processor()] {
           worker->stray.keep_off(pthread_self(), processor);
           worker->stray.allow_all();
           serve(worker, place, seen);
@@ -171,19 +181,14 @@ class Pool {
   }
 
   // Nobody is inside, so what describes the work may change; whoever enters afterwards sees it.
-  void open(int64_t items, int64_t chunks, const Work &work) {
-    work_ = &work;
-    items_ = items;
-    chunks_ = chunks;
-    const int64_t threads = threads_;
-    for (int64_t i = 0; i < threads; ++i) {
-      Share &share = share_of(i);
-      share.next = chunks * i / threads;
-      share.end = chunks * (i + 1) / threads;
-    }
-    status_ = KVANT_OK;
-    inside_.store(0);
-    ++generation_;
+  void open(int64_t items, int64_t chunks, Work work) {
+    open_.work = work;
+    open_.items = items;
+    open_.chunks = chunks;
+    open_.turn += kTurn;
+    status_.store(KVANT_OK, std::memory_order_relaxed);
+    open_.inside.store(0, std::memory_order_release);
+    ++open_.generation;
     if (sleepers_.load() > 0) {
       const int processor = this_processor();
       std::lock_guard<std::mutex> lock(mutex_);
@@ -195,45 +200,61 @@ class Pool {
   }
 
   bool enter() {
-    int64_t before = inside_.load();
+    int64_t before = open_.inside.load();
     while ((before & kClosed) == 0) {
-      if (inside_.compare_exchange_weak(before, before + 1)) return true;
+      if (open_.inside.compare_exchange_weak(before, before + 1)) return true;
     }
     return false;
   }
 
   // Chunks differ by one item at most, the first ones are larger.
   int64_t begin_of(int64_t chunk) const {
-    return items_ / chunks_ * chunk + std::min(chunk, items_ % chunks_);
+    return open_.items / open_.chunks * chunk + std::min(chunk, open_.items % open_.chunks);
   }
 
   // The caller's is 0.
   Share &share_of(int64_t thread) { return thread == 0 ? callers_ : workers_[static_cast<size_t>(thread - 1)]->share; }
 
-  void take_chunks(int64_t thread) {
-    const int64_t threads = threads_;
+  // The number of the next chunk of a share of so many, or as many as that if all are taken.
+  int64_t take(Share &share, int64_t chunks) {
+    uint64_t before = share.taken.load(), taken;
+    do {
+      taken = before < open_.turn ? 0 : before - open_.turn;
+      if (taken >= static_cast<uint64_t>(chunks)) return chunks;
+    } while (!share.taken.compare_exchange_weak(before, open_.turn + taken + 1));
+    return static_cast<int64_t>(taken);
+  }
+
+  int32_t take_chunks(int64_t thread) {
+    const int64_t threads = threads_, chunks = open_.chunks;
     int32_t worst = KVANT_OK;
     for (int64_t i = 0; i < threads; ++i) {
-      Share &share = share_of((thread + i) % threads);
-      while (share.next.load() < share.end) {
-        const int64_t chunk = share.next.fetch_add(1);
-        if (chunk < share.end) worst = std::max(worst, (*work_)(begin_of(chunk), begin_of(chunk + 1)));
+      const int64_t owner = (thread + i) % threads, first = chunks * owner / threads, end = chunks * (owner + 1) / threads;
+      for (;;) {
+        const int64_t chunk = first + take(share_of(owner), end - first);
+        if (chunk >= end) break;
+        worst = std::max(worst, open_.work(begin_of(chunk), begin_of(chunk + 1)));
       }
     }
+    return worst;
+  }
+
+  void add(int32_t status) {
+    if (status == KVANT_OK) return;
     int32_t before = status_.load();
-    while (before < worst && !status_.compare_exchange_weak(before, worst)) {
+    while (before < status && !status_.compare_exchange_weak(before, status)) {
     }
   }
 
   void serve(Worker *self, int64_t place, uint64_t seen) {
-    const auto called = [this, &seen] { return generation_.load() != seen; };
+    const auto called = [this, &seen] { return open_.generation.load() != seen; };
     for (;;) {
       if (!spin(called)) sleep(self, called);
       if (stop_) return;
-      seen = generation_.load();
+      seen = open_.generation.load();
       if (!enter()) continue;
-      take_chunks(place);
-      inside_.fetch_sub(1);
+      add(take_chunks(place));
+      open_.inside.fetch_sub(1);
     }
   }
 
@@ -253,13 +274,10 @@ class Pool {
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::atomic<int32_t> threads_;
+  Open open_;
   Share callers_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int64_t> inside_{kClosed};  // workers that take chunks, and whether no more may come
   std::atomic<int32_t> sleepers_{0};
   std::atomic<bool> stop_{false};
-  const Work *work_ = nullptr;
-  int64_t items_ = 0, chunks_ = 1;
   std::atomic<int32_t> status_{KVANT_OK};
 };
 
@@ -298,7 +316,7 @@ thread_local bool is_alone = false;
 
 }  // namespace
 
-int32_t parallel(int64_t items, int64_t grain, const Work &work) {
+int32_t parallel(int64_t items, int64_t grain, Work work) {
   if (items <= 0) return KVANT_OK;
   grain = std::max<int64_t>(1, grain);
   if (is_alone || items < 2 * grain) return work(0, items);
