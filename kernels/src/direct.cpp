@@ -52,8 +52,8 @@ class Direct : public Algorithm {
   int64_t chunk_of(int64_t pixels, int64_t tile, int64_t vectors, int64_t blocks, int64_t threads) const;
   std::vector<int64_t> offsets(const Padded &x) const;
   DirectWork describe(const Job &job, const std::vector<int64_t> &offsets) const;
-  int32_t run_block(const Job &job, const DirectBlock &block, DirectWork work) const;
-  int32_t run_pixels(const Job &job, DirectWork work) const;
+  int32_t run_block(const Job &job, const DirectBlock &block, const uint8_t *x, DirectWork *work) const;
+  int32_t run_pixels(const Job &job, DirectWork *work) const;
   int32_t run_by_pixels(const Job &job, const DirectWork &whole) const;
   int32_t run_by_blocks(const Job &job, const DirectWork &whole) const;
 
@@ -68,6 +68,7 @@ Reach Direct::reach(const int64_t output_size[2]) const {
 
 std::vector<int64_t> Direct::offsets(const Padded &x) const {
   std::vector<int64_t> result;
+  result.reserve(static_cast<size_t>(packed_.runs));
   for (int64_t i = 0; i < layer_.kernel[0]; ++i) {
     for (int64_t j = 0; j < (packed_.rows ? 1 : layer_.kernel[1]); ++j) {
       result.push_back((i * layer_.dilations[0] * x.row + j * layer_.dilations[1] * x.column) * element_size());
@@ -97,26 +98,27 @@ DirectWork Direct::describe(const Job &job, const std::vector<int64_t> &offsets)
   return work;
 }
 
-int32_t Direct::run_block(const Job &job, const DirectBlock &block, DirectWork work) const {
-  work.x += block.first_channel * element_size();
-  work.weights = packed_.weights.data() + block.weights;
+// x is what the pixels see first of all channels.
+int32_t Direct::run_block(const Job &job, const DirectBlock &block, const uint8_t *x, DirectWork *work) const {
+  work->x = x + block.first_channel * element_size();
+  work->weights = packed_.weights.data() + block.weights;
   if (widens()) {
     int16_t *widened = scratch_array<int16_t>(kWidenedSlot, packed_.values_of(block));
     KVANT_REQUIRE(widened != nullptr, KVANT_NO_MEMORY);
-    loops().centre16(packed_.values_of(block), work.weights, KVANT_INT8, 1, 0, widened);
-    work.weights = reinterpret_cast<const uint8_t *>(widened);
+    loops().centre16(packed_.values_of(block), work->weights, KVANT_INT8, 1, 0, widened);
+    work->weights = reinterpret_cast<const uint8_t *>(widened);
   }
-  work.vectors = block.vectors;
-  work.outputs = block.outputs;
-  work.bias = packed_.bias.data() + block.lanes;
-  work.narrow_bias = packed_.narrow_bias.data() + block.lanes;
-  work.multipliers = packed_.multipliers.data() + block.lanes;
+  work->vectors = block.vectors;
+  work->outputs = block.outputs;
+  work->bias = packed_.bias.data() + block.lanes;
+  work->narrow_bias = packed_.narrow_bias.data() + block.lanes;
+  work->multipliers = packed_.multipliers.data() + block.lanes;
   const int64_t first = block.first_output * size_of(job.target.dtype);
-  work.y = job.y + first;
-  if (job.addend != nullptr) work.added = static_cast<const uint8_t *>(job.addend->data) + first;
+  work->y = job.y + first;
+  if (job.addend != nullptr) work->added = static_cast<const uint8_t *>(job.addend->data) + first;
   const DirectLoops &loops = direct_loops();
   const auto function = layer_.sums.wide ? loops.wide : packed_.bytes ? loops.bytes : loops.shorts;
-  function(work);
+  function(*work);
   return KVANT_OK;
 }
 
@@ -144,15 +146,16 @@ DirectWork of_centred(DirectWork work, const int16_t *centred, int64_t channels)
 }
 
 // All outputs of a stretch of pixels, by the calling thread.
-int32_t Direct::run_pixels(const Job &job, DirectWork work) const {
+int32_t Direct::run_pixels(const Job &job, DirectWork *work) const {
   if (converts()) {
-    int16_t *centred = scratch_array<int16_t>(kCentredSlot, work.count * packed_.channels + kSlack);
+    int16_t *centred = scratch_array<int16_t>(kCentredSlot, work->count * packed_.channels + kSlack);
     KVANT_REQUIRE(centred != nullptr, KVANT_NO_MEMORY);
-    centre(job, layer_, work.first, work.count, centred);
-    work = of_centred(work, centred, packed_.channels);
+    centre(job, layer_, work->first, work->count, centred);
+    *work = of_centred(*work, centred, packed_.channels);
   }
+  const uint8_t *x = work->x;
   for (const DirectBlock &block : packed_.blocks) {
-    const int32_t status = run_block(job, block, work);
+    const int32_t status = run_block(job, block, x, work);
     KVANT_REQUIRE(status == KVANT_OK, status);
   }
   return KVANT_OK;
@@ -182,7 +185,7 @@ int32_t Direct::run_by_pixels(const Job &job, const DirectWork &whole) const {
       DirectWork work = whole;
       work.first = tiles * item / items * tile;
       work.count = std::min(tiles * (item + 1) / items * tile, pixels) - work.first;
-      worst = std::max(worst, run_pixels(job, work));
+      worst = std::max(worst, run_pixels(job, &work));
     }
     return worst;
   });
@@ -213,7 +216,7 @@ int32_t Direct::run_by_blocks(const Job &job, const DirectWork &whole) const {
         } else {
           work.next = nullptr;
         }
-        const int32_t status = run_block(job, packed_.blocks[static_cast<size_t>(b)], work);
+        const int32_t status = run_block(job, packed_.blocks[static_cast<size_t>(b)], whole.x, &work);
         KVANT_REQUIRE(status == KVANT_OK, status);
       }
     }
@@ -242,7 +245,7 @@ int32_t Direct::run_lines(const Job &job, int64_t begin, int64_t end) const {
   DirectWork work = describe(job, runs);
   work.first = begin * job.output_size[1];
   work.count = (end - begin) * job.output_size[1];
-  return run_pixels(job, work);
+  return run_pixels(job, &work);
 }
 
 }  // namespace
