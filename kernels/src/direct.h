@@ -18,7 +18,7 @@ struct DirectWork {
   int64_t image, row, column;  // bytes from what one output image, row or pixel sees to what the next one sees
   int64_t height, width;       // of the output
   int64_t first, count;        // output pixels, counted over all images
-  const int64_t *offsets;      // of each run: bytes from what a pixel sees first
+  const int64_t *offsets;      // of each run: bytes from what a pixel sees first; 0 for the first run
   int64_t runs, groups;        // runs of as many groups
   int64_t stretch;             // of wide sums: groups that int32 surely holds
   const uint8_t *weights;      // [run][group][vector][lane][kGroupBytes]
