@@ -12,28 +12,16 @@ namespace {
 
 constexpr long kRounds = 100000;
 constexpr int kChains = 24;
-constexpr int kRepeats = 20, kUncounted = 5;
+constexpr int kRepeats = 20, kUncounted = 5;  // until each thread is on a processor of its own, and that at its frequency
 
-// Keeps the calling thread on one of the processors that it may use. Linux leaves two threads that wait for each other on
-// one of them for many milliseconds, and half of the peak is measured.
-class Pinned {
- public:
-  explicit Pinned(int number) {
-    sched_getaffinity(0, sizeof before_, &before_);
-    for (int cpu = 0, left = number % CPU_COUNT(&before_); cpu < CPU_SETSIZE; ++cpu) {
-      if (!CPU_ISSET(cpu, &before_) || left-- > 0) continue;
-      cpu_set_t one;
-      CPU_ZERO(&one);
-      CPU_SET(cpu, &one);
-      sched_setaffinity(0, sizeof one, &one);
-      return;
-    }
-  }
-  ~Pinned() { sched_setaffinity(0, sizeof before_, &before_); }
-
- private:
-  cpu_set_t before_;
-};
+// Keeps the calling thread off a processor, if it may use others. Linux leaves two threads that wait for each other on one
+// processor for many milliseconds, and half of the peak is measured.
+void keep_off(int processor) {
+  cpu_set_t others;
+  if (processor < 0 || sched_getaffinity(0, sizeof others, &others) != 0) return;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+}
 
 // In registers only: the compiler would spill an array of this size, but not a vector a step of the recursion.
 template <int kLeft, typename... Sums>
@@ -64,8 +52,8 @@ class Start {
   std::atomic<int> arrived_{0};
 };
 
-void multiply(int number, int *sink, Start *start) {
-  const Pinned pinned(number);
+void multiply(int callers, int *sink, Start *start) {
+  keep_off(callers);
   for (int repeat = 0; repeat <= kRepeats; ++repeat) {
     start->wait(repeat);
     if (repeat < kRepeats) chains<kChains>(sink);
@@ -79,8 +67,9 @@ extern "C" double peak(int threads) {
   std::vector<std::thread> others;
   std::vector<int> sinks(static_cast<size_t>(threads) * 64);
   Start start(threads);
-  for (int t = 1; t < threads; ++t) others.emplace_back(multiply, t, &sinks[static_cast<size_t>(t) * 64], &start);
-  const Pinned pinned(0);
+  for (int t = 1; t < threads; ++t) {
+    others.emplace_back(multiply, sched_getcpu(), &sinks[static_cast<size_t>(t) * 64], &start);
+  }
   std::vector<double> seconds;
   start.wait(0);
   for (int repeat = 1; repeat <= kRepeats; ++repeat) {
