@@ -16,7 +16,7 @@ from kvant.graph import Graph
 from kvant.quantization import api, tune
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import Effort
-from kvant.quantization.statistics import Sample, Statistics, collect
+from kvant.quantization.statistics import Sample, Statistics, collect, part
 
 EXTREMES = kvant.ActivationScheme(range="minmax")
 
@@ -133,6 +133,22 @@ def test_more_samples_are_kept_of_quick_networks(
     for example in (pictures[0], torch.cat(pictures[:3])):
         kvant.quantize(net, example, calibration=pictures, recipe=recipe)
     assert kept == [count, count]
+
+
+@pytest.mark.parametrize(
+    ("count", "learns", "held"),
+    [(4, False, 2), (16, False, 4), (17, False, 8), (32, False, 16), (40, False, 16), (128, False, 32), (32, True, 8)],
+)
+def test_so_many_samples_are_held_out(count: int, learns: bool, held: int) -> None:
+    samples = [[torch.tensor(float(number))] for number in range(count)]
+    fitted, others = part(samples, learns=learns)
+    assert fitted == samples[: count - held]
+    assert others == samples[count - held :]
+
+
+def test_few_samples_serve_for_both() -> None:
+    samples = [[torch.tensor(float(number))] for number in range(3)]
+    assert part(samples) == (samples, samples)
 
 
 def test_best_effort_in_8_bits_leaves_room_where_that_is_enough() -> None:

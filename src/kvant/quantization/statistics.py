@@ -21,6 +21,8 @@ from kvant.quantization.workers import in_order
 
 Sample = list[torch.Tensor]
 
+# More samples than these are too many to fit biases to.
+FEW = 16
 # Values of a batch that are run at once, if these are several samples.
 PIECE_VALUES = 1 << 16
 # Scores below this are masked; so far below the smallest other one a score has no weight in a softmax to speak of.
@@ -124,11 +126,20 @@ def at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
     return observer
 
 
-def part(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples to fit on, and samples held out to decide on; too few to part serve for both."""
+def part(samples: list[Sample], *, learns: bool = False) -> tuple[list[Sample], list[Sample]]:
+    """Samples to fit on, and samples held out to decide on; too few to part serve for both.
+
+    A quarter is held out, and half of 17 to 32: biases are known well from 16, and how much noise is left from 4 or 8
+    is not.
+
+    Args:
+        learns: all weights learn from what they are fitted to, which should be most.
+    """
     if len(samples) < 4:
         return samples, samples
     count = max(len(samples) // 4, min(len(samples) // 2, 3))
+    if not learns and len(samples) > FEW:
+        count = max(count, min(len(samples) // 2, FEW))
     return samples[:-count], samples[-count:]
 
 
