@@ -136,12 +136,12 @@ def test_more_samples_are_kept_of_quick_networks(
 
 
 @pytest.mark.parametrize(
-    ("count", "learns", "held"),
+    ("count", "fit_most", "held"),
     [(4, False, 2), (16, False, 4), (17, False, 8), (32, False, 16), (40, False, 16), (128, False, 32), (32, True, 8)],
 )
-def test_so_many_samples_are_held_out(count: int, learns: bool, held: int) -> None:
+def test_so_many_samples_are_held_out(count: int, fit_most: bool, held: int) -> None:
     samples = [[torch.tensor(float(number))] for number in range(count)]
-    fitted, others = part(samples, learns=learns)
+    fitted, others = part(samples, fit_most=fit_most)
     assert fitted == samples[: count - held]
     assert others == samples[count - held :]
 

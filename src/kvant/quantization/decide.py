@@ -127,7 +127,8 @@ class Start:
         self.widest = {name: self.narrow[name] if name in few else type for name, type in wide.items()}
         self.plan = Plan(graph, wide, _weights(graph, channels, recipe), _biases(graph), tables, _reals(graph, recipe))
         self.movable = _movable(graph, self.plan.types, recipe)
-        fitted, held = part(seen.samples[: recipe.measured_samples], learns=recipe.effort == "best")
+        fit_most = recipe.effort == "best" or seen.shortest is not None
+        fitted, held = part(seen.samples[: recipe.measured_samples], fit_most=fit_most)
         more = seen.samples[recipe.measured_samples :]
         self.trial = Trial(fitted, more, Yardstick(graph, held, seen.shortest), recipe, show)
         self.widening = Widening(graph, self.trial, self.widest, self.movable)

@@ -126,19 +126,20 @@ def at_least(observer: AnyObserver, channels: Channels | None) -> AnyObserver:
     return observer
 
 
-def part(samples: list[Sample], *, learns: bool = False) -> tuple[list[Sample], list[Sample]]:
+def part(samples: list[Sample], *, fit_most: bool = False) -> tuple[list[Sample], list[Sample]]:
     """Samples to fit on, and samples held out to decide on; too few to part serve for both.
 
     A quarter is held out, and half of 17 to 32: biases are known well from 16, and how much noise is left from 4 or 8
     is not.
 
     Args:
-        learns: all weights learn from what they are fitted to, which should be most.
+        fit_most: a quarter is held out of any number, for what is fitted needs most of them: all weights learn from
+            them, or each is of few tokens.
     """
     if len(samples) < 4:
         return samples, samples
     count = max(len(samples) // 4, min(len(samples) // 2, 3))
-    if not learns and len(samples) > FEW:
+    if not fit_most and len(samples) > FEW:
         count = max(count, min(len(samples) // 2, FEW))
     return samples[:-count], samples[-count:]
 
