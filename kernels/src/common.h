@@ -22,6 +22,9 @@ bool valid_element_size(int64_t size);
 int32_t check_filter(const kvant_filter &filter, int64_t size);
 int64_t size_of(int32_t dtype);
 
+// Side by side in memory, at any address of a float.
+typedef float Four __attribute__((vector_size(16), aligned(4)));
+
 // Memory for std::free, aligned to cache lines. As much of it as fills pages of 2 MB lies in such pages, where the system
 // has them: small ones of large arrays would exhaust the TLB. Null when there is none.
 void *allocate(int64_t bytes);

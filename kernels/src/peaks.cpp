@@ -85,8 +85,6 @@ float vertex(float before, float centre, float after) {
   return top > -0.5f ? (top < 0.5f ? top : 0.5f) : -0.5f;
 }
 
-typedef float Four __attribute__((vector_size(16), aligned(4)));
-
 // Add to `V` vectors at a time, from value `c` on, the sum over lines of cells, `pitch` apart, times their weights.
 template <int V>
 int64_t add_some(const float *weights, int64_t terms, const float *from, int64_t pitch, int64_t c, int64_t count,

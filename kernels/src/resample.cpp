@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kGrain = int64_t{1} << 16;  // bytes that one thread should read at least
 constexpr float kRounder = 12582912.0f;       // 1.5 * 2^23: adding and subtracting it rounds half to even
 
-typedef float Four __attribute__((vector_size(16), aligned(4)));
-
 // A row of results from one of cells; both have room for one value more. `kTerms` is how many terms there are, 0 for any.
 template <int kChannels, int kTerms>
 void across(const kvant_filter &columns, const float *row, float *out) {

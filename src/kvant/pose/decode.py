@@ -16,8 +16,6 @@ from kvant.pose.maps import DecoderSettings, Maps
 from kvant.pose.person import Person
 from kvant.runtime import native
 
-_DEFAULT = DecoderSettings()
-
 
 def decode_people(maps: Sequence[Maps], settings: DecoderSettings | None = None) -> list[Person]:
     """Return the people that a network's maps show, best first, in coordinates of the picture.
@@ -33,7 +31,7 @@ def decode_people(maps: Sequence[Maps], settings: DecoderSettings | None = None)
     """
     _check_maps(maps)
     find = decode_native.find_people if native.is_built() else decode_numpy.find_people
-    return find(maps, settings or _DEFAULT)
+    return find(maps, settings or DecoderSettings())
 
 
 def _check_maps(maps: Sequence[Maps]) -> None:

@@ -26,7 +26,7 @@ from kvant.quantization.toml import read_toml, write_toml
 Observer = Literal["histogram", "minmax", "moving_average"]
 Effort = Literal["fast", "default", "best"]
 
-# Samples that are kept where the recipe does not say how many.
+# Samples that are kept where the recipe does not say how many; biases are known well from as many.
 FEW_SAMPLES = 16
 # "best" keeps so many times as many samples.
 _LEARNT = 8

@@ -16,13 +16,12 @@ from kvant.graph import Graph, is_symbol, ops, show_shape
 from kvant.quantization.channels import Channels
 from kvant.quantization.observers import OBSERVERS, AnyObserver
 from kvant.quantization.progress import Progress
+from kvant.quantization.recipe import FEW_SAMPLES
 from kvant.quantization.ties import makes_values
 from kvant.quantization.workers import in_order
 
 Sample = list[torch.Tensor]
 
-# More samples than these are too many to fit biases to.
-FEW = 16
 # Values of a batch that are run at once, if these are several samples.
 PIECE_VALUES = 1 << 16
 # Scores below this are masked; so far below the smallest other one a score has no weight in a softmax to speak of.
@@ -139,8 +138,8 @@ def part(samples: list[Sample], *, fit_most: bool = False) -> tuple[list[Sample]
     if len(samples) < 4:
         return samples, samples
     count = max(len(samples) // 4, min(len(samples) // 2, 3))
-    if not fit_most and len(samples) > FEW:
-        count = max(count, min(len(samples) // 2, FEW))
+    if not fit_most and len(samples) > FEW_SAMPLES:
+        count = max(count, min(len(samples) // 2, FEW_SAMPLES))
     return samples[:-count], samples[-count:]
 
 

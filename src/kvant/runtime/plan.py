@@ -116,9 +116,10 @@ class Planner:
             lower(context, node)
         if not keep_all:
             context.steps = fuse(context)
-        placements, arena_bytes = _place(context, keep_all)
+        storage = _storage(context)
+        placements, arena_bytes = _place(context, storage, keep_all)
         self._check_memory(arena_bytes)
-        given, pixels = ((), None) if keep_all else (_given(context), _pixels(context))
+        given, pixels = ((), None) if keep_all else (_given(context, storage), _pixels(context, storage))
         return Plan(tuple(context.steps), placements, arena_bytes, given, pixels)
 
     def _resolve(self, shapes: Mapping[str, Shape]) -> Context:
@@ -148,10 +149,10 @@ def _bytes(shape: Shape, type: TensorType) -> int:
     return math.prod(shape) * _ITEM_SIZES[type.dtype]
 
 
-def _place(context: Context, keep_all: bool) -> tuple[dict[str, Placement], int]:
+def _place(context: Context, storage: dict[str, str], keep_all: bool) -> tuple[dict[str, Placement], int]:
     """Give every tensor that a step or a caller sees its storage."""
     homes = {} if keep_all else find_homes(context)
-    storage = _storage(context) | {name: home.storage for name, home in homes.items()}
+    storage = storage | {name: home.storage for name, home in homes.items()}
     last_use = _last_uses(context, storage)
     arena = Arena()
     offsets: dict[str, int] = {}
@@ -172,9 +173,8 @@ def _place(context: Context, keep_all: bool) -> tuple[dict[str, Placement], int]
     return placed, arena.size
 
 
-def _given(context: Context) -> tuple[str, ...]:
+def _given(context: Context, storage: Mapping[str, str]) -> tuple[str, ...]:
     """Inputs of which nothing is seen but by steps that quantize them."""
-    storage = _storage(context)
     seen = {storage[name] for name in context.graph.outputs}
     for step in context.steps:
         direct = step.work.given if isinstance(step.work, Quantize) else ""
@@ -182,16 +182,18 @@ def _given(context: Context) -> tuple[str, ...]:
     return tuple(entry.name for entry in context.graph.inputs if entry.name not in seen)
 
 
-def _pixels(context: Context) -> str | None:
+def _pixels(context: Context, storage: Mapping[str, str]) -> str | None:
     """See ``Plan.pixels``."""
     inputs, first = context.graph.inputs, next(iter(context.steps), None)
     if first is None or not isinstance(first.work, Quantize) or len(inputs) != 1:
         return None
     own, name = inputs[0].name, first.output
-    shown = [entry for entry, storage in _storage(context).items() if storage == name]
+    if not takes_pixels(context.graph, own):
+        return None
+    shown = [entry for entry, of in storage.items() if of == name]
     readers = [step for step in context.steps[1:] if {own, name} & set(step.inputs)]
     reads_in_place = all(isinstance(step.work, Conv | ConvPair) and step.inputs[0] == name for step in readers)
-    return name if takes_pixels(context.graph, own) and shown == [name] and reads_in_place else None
+    return name if shown == [name] and reads_in_place else None
 
 
 def _size(context: Context, name: str, homes: Mapping[str, Home]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.errors import BackendError, InputError
+from kvant.errors import InputError
 from kvant.runtime import steps
 from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
@@ -175,4 +175,4 @@ def _error(status: int, call: tuple[steps.Work, Sequence[Array], Array], bound: 
         return not_finite(work.given, inputs[0].shape)
     if status == _BAD_INDEX and isinstance(work, steps.Gather) and isinstance(bad, c_int64):
         return InputError(f"index {inputs[1].reshape(-1)[bad.value]} is out of range for an axis of {work.size}")
-    return BackendError(f"the native library refused {name}: {library.STATUS.get(status, status)}")
+    return library.refusal(name, status)

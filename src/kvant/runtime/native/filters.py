@@ -9,8 +9,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from kvant.errors import BackendError
-from kvant.runtime.native.library import STATUS, load_library
+from kvant.runtime.native.library import load_library, refusal
 
 Picture = npt.NDArray[np.uint8]
 
@@ -58,5 +57,5 @@ def resample(picture: Picture, rows: Filter, columns: Filter) -> Picture:
         c_int64(columns.record.count * channels),
     )  # fmt: skip
     if status != 0:
-        raise BackendError(f"the native library refused this picture: {STATUS.get(status, status)}")
+        raise refusal("this picture", status)
     return result

@@ -155,6 +155,11 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
+def refusal(what: str, status: int) -> BackendError:
+    """The error of a function that returned a status other than 0."""
+    return BackendError(f"the native library refused {what}: {STATUS.get(status, status)}")
+
+
 @lru_cache(maxsize=1)
 def is_built() -> bool:
     """Whether there is a library that can be loaded."""

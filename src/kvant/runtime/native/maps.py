@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvant.errors import BackendError
 from kvant.runtime.native.filters import Filter, FilterRecord
-from kvant.runtime.native.library import STATUS, load_library
+from kvant.runtime.native.library import load_library, refusal
 
 Float32Array = npt.NDArray[np.float32]
 Pair = tuple[float, float]
@@ -139,5 +138,5 @@ class PeopleFinder:
             byref(found),
         )  # fmt: skip
         if status != 0:
-            raise BackendError(f"the native library refused these maps: {STATUS.get(status, status)}")
+            raise refusal("these maps", status)
         return keypoints[: found.value], scores[: found.value].tolist()

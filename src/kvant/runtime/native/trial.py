@@ -98,5 +98,5 @@ def _times(work: Conv, packed: Packed, runs: int) -> list[float]:
         status = library.load_library().kvant_run(address, c_int64(1), byref(failed))
         times.append(time.perf_counter() - start)
         if status != 0:
-            raise BackendError(f"the native library refused a trial: {library.STATUS.get(status, status)}")
+            raise library.refusal("a trial", status)
     return times
