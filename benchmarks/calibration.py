@@ -114,7 +114,7 @@ def measure_kvant(job: Row, onnx: Path, tensors: list[Float32Array]) -> list[Row
     def calibrate(observer: str, times: int = 1) -> Callable[[], object]:
         def call() -> None:
             data = ([tensor] for tensor in islice(cycle(inputs), times * len(inputs)))
-            collect(graph, data, observer, kvant.Recipe().samples, Progress(False))
+            collect(graph, data, observer, kvant.Recipe().kept_samples, Progress(False))
 
         return call
 
