@@ -2,7 +2,7 @@
 //
 // A tile of 16 x 16 pixels gives (17 - K) x (17 - K) results. Its channels are transformed modulo each of two primes
 // that have roots of unity of order 16; at each of the 2 x 256 points, sums over channels are a matrix product; the
-// inverse transforms give every result modulo both primes, thus modulo their product P. The sums of an output lie
+// inverse transforms, first down, then across, give every result modulo both primes, thus modulo their product P. The sums of an output lie
 // between low = 255 * (sum of its negative weights) and high = 255 * (sum of its positive ones): where high - low < P
 // that is enough to know them. The zero point is folded into the bias, so that pixels are 0..255 as they come.
 //
@@ -10,9 +10,7 @@
 #include "transform.h"
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "algorithm.h"
@@ -94,13 +92,19 @@ class Transform final : public Algorithm {
 
  private:
   struct Call;
+  struct Chunk;
+  struct Place;
 
   bool choose_field(const kvant_conv_layer &layer);
   void settle(int64_t output, int64_t bias, float multiplier, int64_t low, int64_t high);
-  void forward(const Call &call, int64_t first, int64_t item) const;
-  void multiply(const Call &call, int64_t count, int64_t item, int16_t *room) const;
-  void backward(const Call &call, int64_t first, int64_t item) const;
-  int32_t work(Call *call) const;
+  int64_t quarter_size() const { return kMostTile * kAcross * transforms_.lanes; }  // halves of a part
+  int64_t chunks_of(int64_t tiles) const;
+  Place place_of(const Call &call, int64_t tile) const;
+  void forward(const Call &call, const Chunk &chunk) const;
+  void multiply(const Chunk &chunk, int64_t group) const;
+  void backward_columns(const Call &call, const Chunk &chunk, int64_t group) const;
+  void backward_rows(const Call &call, int64_t item) const;
+  int32_t run_items(const Call &call, int64_t begin, int64_t end) const;
 
   const Transforms &transforms_;
   Shape shape_;
@@ -144,115 +148,148 @@ Reach Transform::reach(const int64_t output_size[2]) const {
   return result;
 }
 
-// Tiles that are worked on at a time: as many as the third-level cache holds, since each time all weights are read.
-constexpr int64_t kCacheBytes = int64_t{20} << 20;
-constexpr int64_t kLeastTiles = 24;
+constexpr int kPointsSlot = 1, kSumsSlot = 2;  // of scratch memory; weights have slot 0
 
-// One application. Rounds of tiles, each of three steps of independent items; items are numbered in that order, and
-// threads take one after the other. An item waits until those of earlier steps are done; they are being worked on.
+// Bytes of a chunk's points: they stay in a core's own cache, beside weights that come from memory. Late weights are
+// transformed once more for every chunk, so that larger ones pay.
+constexpr int64_t kChunkBytes = int64_t{600} << 10, kLateChunkBytes = int64_t{4} << 20;
+constexpr int64_t kLeastTiles = 12;                  // of a chunk: products of fewer are slower
+constexpr int64_t kRoundBytes = int64_t{10} << 20;  // of halves of a round: they stay in the cache that threads share
+
+// One application, in rounds of tiles. Of each round first the points are taken, part by part, from pixels to halves, then
+// the rows. A part's points are those of a chunk of the tiles; an item is what one group of outputs makes of them.
 struct Transform::Call {
   const Job &job;
-  int64_t grid[2];   // tiles of an image
-  int64_t tiles;     // of all images
-  int64_t round;     // tiles of a round, the last one may have fewer
-  int64_t tile_stride, sum_stride;
-  int16_t *points, *sums;
-  std::atomic<int64_t> next{0}, done{0};
+  int64_t grid[2];               // tiles of an image
+  int64_t tiles;                 // of all images
+  int64_t round;                 // tiles of a round, the last one may have fewer
+  int64_t first = 0, count = 0;  // tiles of this round
+  int64_t chunks = 0;            // of them
+  int16_t *halves = nullptr;     // [tile of the round][group][part][kMostTile][frequency across][lanes]
 
-  Call(const Job &the_job, const Shape &shape)
+  Call(const Job &the_job, const Shape &shape, int64_t size)
       : job(the_job),
         grid{divide_up(job.output_size[0], shape.tile[0]), divide_up(job.output_size[1], shape.tile[1])},
-        tiles(job.batch * grid[0] * grid[1]) {
-    const int64_t bytes = kPrimes * kPoints * 2 * (shape.padded_channels + shape.padded_outputs);
-    const int64_t most = std::max(kLeastTiles, kCacheBytes / bytes);
-    round = divide_up(tiles, divide_up(tiles, most));
-    tile_stride = spaced(round * shape.padded_channels);
-    sum_stride = spaced(round * shape.padded_outputs);
-  }
+        tiles(job.batch * grid[0] * grid[1]),
+        round(divide_up(tiles, divide_up(tiles, std::max<int64_t>(1, kRoundBytes / size / 2)))) {}
+};
 
-  bool allocate() {
-    points = call_array<int16_t>(kPrimes * kPoints * (tile_stride + sum_stride));
-    sums = points == nullptr ? nullptr : points + kPrimes * kPoints * tile_stride;
-    return points != nullptr;
-  }
+// Where a tile's first result lies.
+struct Transform::Place {
+  int64_t image, row, column;
+};
 
-  void wait_for(int64_t items) const {
-    for (int64_t spins = 0; done.load(std::memory_order_acquire) < items; ++spins) {
-      if (spins > 200) std::this_thread::yield();
-    }
+// A part's points of some tiles, the first of them counted within the round, and their sums for a group of outputs.
+struct Transform::Chunk {
+  int64_t part, first, count;
+  int64_t point_size, sum_size;  // elements from point to point
+  int16_t *points, *sums, *room;
+
+  bool allocate(const Transform &self, int64_t most) {
+    point_size = spaced(most * self.shape_.padded_channels);
+    sum_size = spaced(most * self.transforms_.lanes);
+    points = scratch_array<int16_t>(kPointsSlot, kPartPoints * point_size);
+    sums = scratch_array<int16_t>(kSumsSlot, kPartPoints * sum_size);
+    room = self.weights_.room();
+    return points != nullptr && sums != nullptr && room != nullptr;
   }
 };
 
-void Transform::forward(const Call &call, int64_t first, int64_t item) const {
-  const int64_t lanes = transforms_.lanes, groups = shape_.padded_channels / lanes;
-  const int64_t local = item / groups, tile = first + local, channel = item % groups * lanes;
-  const int64_t row = tile / call.grid[1] % call.grid[0], column = tile % call.grid[1];
-  const Padded &x = call.job.x;
-  const uint8_t *from = x.data + tile / (call.grid[0] * call.grid[1]) * x.image + row * shape_.tile[0] * x.row +
-                        column * shape_.tile[1] * x.column + channel;
-  transforms_.forward({field_->moduli, from, x.row, x.column,
-                       call.points + local * shape_.padded_channels + channel, call.tile_stride});
+Transform::Place Transform::place_of(const Call &call, int64_t tile) const {
+  const int64_t within = tile % (call.grid[0] * call.grid[1]);
+  return {tile / (call.grid[0] * call.grid[1]), within / call.grid[1] * shape_.tile[0],
+          within % call.grid[1] * shape_.tile[1]};
 }
 
-void Transform::multiply(const Call &call, int64_t count, int64_t item, int16_t *room) const {
-  const int64_t part = item / weights_.groups(), output = item % weights_.groups() * transforms_.lanes;
-  const int16_t *weights = weights_.at_points(item, room);
-  for (int64_t local = 0; local < kPartPoints; ++local, weights += weights_.point_size()) {
-    const int64_t point = point_of(part, local);
-    const bool last = local + 1 == kPartPoints;
-    const int64_t next = last ? 0 : (point_of(part, local + 1) - point) * call.tile_stride;
-    transforms_.multiply({&field_->moduli[point / kPoints], call.points + point * call.tile_stride, count,
-                          shape_.padded_channels, next, shape_.pairs, weights_.segments(), weights,
-                          last ? nullptr : weights + weights_.point_size(),
-                          call.sums + point * call.sum_stride + output, shape_.padded_outputs});
+void Transform::forward(const Call &call, const Chunk &chunk) const {
+  const Padded &x = call.job.x;
+  for (int64_t t = 0; t < chunk.count; ++t) {
+    const Place place = place_of(call, call.first + chunk.first + t);
+    const uint8_t *from = x.data + place.image * x.image + place.row * x.row + place.column * x.column;
+    for (int64_t channel = 0; channel < shape_.padded_channels; channel += transforms_.lanes) {
+      transforms_.forward({&field_->moduli[chunk.part / kResidues], chunk.part % kResidues, from + channel, x.row, x.column,
+                           chunk.points + t * shape_.padded_channels + channel, chunk.point_size});
+    }
   }
 }
 
-void Transform::backward(const Call &call, int64_t first, int64_t item) const {
-  const int64_t lanes = transforms_.lanes, groups = shape_.padded_outputs / lanes;
-  const int64_t local = item / groups, tile = first + local, group = item % groups, output = group * lanes;
-  const int64_t image = tile / (call.grid[0] * call.grid[1]);
-  const int64_t row = tile / call.grid[1] % call.grid[0] * shape_.tile[0];
-  const int64_t column = tile % call.grid[1] * shape_.tile[1];
-  const Job &job = call.job;
-  const int64_t pixel = (image * job.output_size[0] + row) * job.output_size[1] + column;
-  transforms_.backward({field_->moduli, field_->first_inverse,
-                        call.sums + local * shape_.padded_outputs + output, call.sum_stride,
-                        &settlings_[static_cast<size_t>(group)], job.target,
-                        job.y + (pixel * job.y_stride + output) * size_of(job.target.dtype),
-                        std::min(shape_.tile[0], job.output_size[0] - row),
-                        std::min(shape_.tile[1], job.output_size[1] - column), job.output_size[1] * job.y_stride,
-                        job.y_stride, std::min(lanes, shape_.outputs - output)});
+void Transform::multiply(const Chunk &chunk, int64_t group) const {
+  const int16_t *weights = weights_.at_points(chunk.part * weights_.groups() + group, chunk.room);
+  for (int64_t point = 0; point < kPartPoints; ++point, weights += weights_.point_size()) {
+    const bool last = point + 1 == kPartPoints;
+    transforms_.multiply({&field_->moduli[chunk.part / kResidues], chunk.points + point * chunk.point_size, chunk.count,
+                          shape_.padded_channels, shape_.pairs, weights_.segments(), weights,
+                          last ? weights : weights + weights_.point_size(), chunk.sums + point * chunk.sum_size,
+                          transforms_.lanes});
+  }
 }
 
-int32_t Transform::work(Call *call) const {
-  const int64_t ins = shape_.padded_channels / transforms_.lanes, outs = shape_.padded_outputs / transforms_.lanes;
-  const int64_t items = weights_.items(), whole = call->round * (ins + outs) + items;
-  const int64_t total = call->tiles * (ins + outs) + divide_up(call->tiles, call->round) * items;
-  int16_t *room = weights_.room();
-  KVANT_REQUIRE(room != nullptr, KVANT_NO_MEMORY);
-  for (int64_t item; (item = call->next.fetch_add(1)) < total; call->done.fetch_add(1, std::memory_order_release)) {
-    const int64_t start = item / whole * whole, first = item / whole * call->round, rest = item - start;
-    const int64_t count = std::min(call->round, call->tiles - first);
-    if (rest < count * ins) {
-      call->wait_for(start);
-      forward(*call, first, rest);
-    } else if (rest < count * ins + items) {
-      call->wait_for(start + count * ins);
-      multiply(*call, count, rest - count * ins, room);
-    } else {
-      call->wait_for(start + count * ins + items);
-      backward(*call, first, rest - count * ins - items);
+void Transform::backward_columns(const Call &call, const Chunk &chunk, int64_t group) const {
+  const int64_t lanes = transforms_.lanes;
+  for (int64_t t = 0; t < chunk.count; ++t) {
+    const int64_t local = chunk.first + t, row = place_of(call, call.first + local).row;
+    int16_t *halves = call.halves + ((local * weights_.groups() + group) * kParts + chunk.part) * quarter_size();
+    transforms_.backward_columns({&field_->moduli[chunk.part / kResidues], chunk.sums + t * lanes, chunk.sum_size,
+                                  std::min(shape_.tile[0], call.job.output_size[0] - row), halves,
+                                  halves + weights_.groups() * kParts * quarter_size()});
+  }
+}
+
+void Transform::backward_rows(const Call &call, int64_t item) const {
+  const int64_t lanes = transforms_.lanes, group = item % weights_.groups(), output = group * lanes;
+  const Place place = place_of(call, call.first + item / weights_.groups());
+  const Job &job = call.job;
+  const int64_t pixel = (place.image * job.output_size[0] + place.row) * job.output_size[1] + place.column;
+  transforms_.backward_rows({field_->moduli, field_->first_inverse, call.halves + item * kParts * quarter_size(),
+                             &settlings_[static_cast<size_t>(group)], job.target,
+                             job.y + (pixel * job.y_stride + output) * size_of(job.target.dtype),
+                             std::min(shape_.tile[0], job.output_size[0] - place.row),
+                             std::min(shape_.tile[1], job.output_size[1] - place.column),
+                             job.output_size[1] * job.y_stride, job.y_stride, std::min(lanes, shape_.outputs - output)});
+}
+
+// Items by part, chunk and group, so that a thread seldom needs the same points twice.
+int32_t Transform::run_items(const Call &call, int64_t begin, int64_t end) const {
+  const int64_t most = divide_up(call.count, call.chunks), groups = weights_.groups();
+  Chunk chunk{};
+  KVANT_REQUIRE(chunk.allocate(*this, most), KVANT_NO_MEMORY);
+  for (int64_t item = begin; item < end; ++item) {
+    if (item == begin || item % groups == 0) {
+      const int64_t number = item / groups % call.chunks;
+      chunk.part = item / groups / call.chunks;
+      chunk.first = call.count * number / call.chunks;
+      chunk.count = call.count * (number + 1) / call.chunks - chunk.first;
+      forward(call, chunk);
     }
+    multiply(chunk, item % groups);
+    backward_columns(call, chunk, item % groups);
   }
   return KVANT_OK;
 }
 
+int64_t Transform::chunks_of(int64_t tiles) const {
+  const int64_t bytes = 2 * kPartPoints * shape_.padded_channels;  // of a tile
+  return divide_up(tiles, std::max(kLeastTiles, (late_ ? kLateChunkBytes : kChunkBytes) / bytes));
+}
+
 int32_t Transform::run(const Job &job) const {
   if (job.batch * job.output_size[0] * job.output_size[1] == 0) return KVANT_OK;
-  Call call(job, shape_);
-  KVANT_REQUIRE(call.allocate(), KVANT_NO_MEMORY);
-  return parallel(num_threads(), 1, [&](int64_t, int64_t) { return work(&call); });
+  const int64_t groups = weights_.groups();
+  Call call(job, shape_, groups * kParts * quarter_size());
+  call.halves = call_array<int16_t>(call.round * groups * kParts * quarter_size());
+  KVANT_REQUIRE(call.halves != nullptr, KVANT_NO_MEMORY);
+  for (; call.first < call.tiles; call.first += call.round) {
+    call.count = std::min(call.round, call.tiles - call.first);
+    call.chunks = chunks_of(call.count);
+    const int64_t items = kParts * call.chunks * groups, grain = std::min(groups, items / num_threads());
+    const int32_t status = parallel(items, grain, [&](int64_t begin, int64_t end) { return run_items(call, begin, end); });
+    KVANT_REQUIRE(status == KVANT_OK, status);
+    parallel(call.count * groups, 1, [&](int64_t begin, int64_t end) -> int32_t {
+      for (int64_t item = begin; item < end; ++item) backward_rows(call, item);
+      return KVANT_OK;
+    });
+  }
+  return KVANT_OK;
 }
 
 }  // namespace

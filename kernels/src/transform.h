@@ -23,9 +23,8 @@ constexpr int64_t kMostKernel = 11;       // rows and columns of a kernel
 constexpr int64_t kMostTile = 12;         // rows and columns of results of a tile
 constexpr int64_t kMostLanes = 32;
 
-// What is transformed: elements within R (see transform_fields.h), pixels, or elements within R of which the second half
-// is zero.
-enum class Elements { kAny, kPixels, kHalf };
+// What is transformed: elements within R (see transform_fields.h), all or only the first half of them not zero.
+enum class Elements { kAny, kHalf };
 
 // A constant factor b modulo a prime p, for Montgomery's product (a * value - (a * factor mod 2^16) * p) / 2^16, which
 // is a * b modulo p.
@@ -44,28 +43,25 @@ struct Modulus {
   Residue weights[kSize];
 };
 
-// Transform of one tile of `lanes` channels, modulo both primes: point i goes to points + i * stride.
+// Points are taken by parts: all frequencies down, and across those that leave one residue, modulo one prime. Whatever is
+// done with a part stays in a core's own cache.
+constexpr int64_t kResidues = 4;
+constexpr int64_t kAcross = kSize / kResidues;  // frequencies across of a part
+constexpr int64_t kParts = kPrimes * kResidues;
+constexpr int64_t kPartPoints = kPoints / kResidues;  // point `x * kSize + y` has frequency residue + x * kResidues across
+
+// Transform of one tile of `lanes` channels to the points of a part: point i goes to points + i * stride.
 struct Forward {
-  const Modulus *moduli;
+  const Modulus *modulus;
+  int64_t residue;
   const uint8_t *x;     // pixel (0, 0)
   int64_t row, column;  // elements from row to row, from pixel to pixel
   int16_t *points;
   int64_t stride;
 };
 
-// Points are taken by parts: all frequencies down, and across those that leave one residue, modulo one prime.
-constexpr int64_t kResidues = 4;
-constexpr int64_t kParts = kPrimes * kResidues;
-constexpr int64_t kPartPoints = kPoints / kResidues;
-
-// Where point number `local` of a part lies among all.
-constexpr int64_t point_of(int64_t part, int64_t local) {
-  const int64_t across = part % kResidues + local / kSize * kResidues, down = local % kSize;
-  return part / kResidues * kPoints + down * kSize + across;
-}
-
-// Transform of the kernels of two channels for `lanes` outputs to the points of a part: what the one has of them goes
-// to points + local * stride, first even, then odd outputs, of each both channels. Weights are scaled, and transformed by
+// Transform of the kernels of two channels for `lanes` outputs to the points of a part: what point i has of them goes
+// to points + i * stride, first even, then odd outputs, of each both channels. Weights are scaled, and transformed by
 // the inverse root, so that products at points are those of a correlation.
 struct Kernels {
   const Modulus *modulus;
@@ -81,10 +77,9 @@ struct Products {
   const Modulus *modulus;
   const int16_t *tiles;
   int64_t count, stride;     // of tiles; elements from tile to tile
-  int64_t next_point;        // elements from here to the tiles that will be needed next, or 0
   int64_t pairs, segments;   // of channels; sums are reduced after each segment of pairs
   const int16_t *weights;    // [pair][lanes / 2 even outputs, lanes / 2 odd outputs][2]
-  const int16_t *next_weights;  // that will be needed next, or null
+  const int16_t *next_weights;  // that will be needed next, or these
   int16_t *sums;             // of `lanes` outputs
   int64_t sum_stride;        // elements from tile to tile
 };
@@ -96,11 +91,21 @@ struct Settling {
   float multipliers[kMostLanes];
 };
 
-struct Backward {
+// Inverse transform down of the sums of one tile and `lanes` outputs at the points of a part.
+struct Columns {
+  const Modulus *modulus;
+  const int16_t *sums;
+  int64_t stride;   // elements from point to point
+  int64_t rows;     // of results that the tile has
+  int16_t *halves;  // [kMostTile][frequency across of the part][lanes]
+  const int16_t *next;  // halves that will be written next
+};
+
+// The rest of it, across.
+struct Rows {
   const Modulus *moduli;
   Residue first_inverse;  // of the first prime modulo the second
-  const int16_t *points;  // sums of one tile and `lanes` outputs
-  int64_t stride;
+  const int16_t *halves;  // [part][kMostTile][frequency across of the part][lanes]
   const Settling *settling;
   kvant_target target;
   uint8_t *y;               // result (0, 0)
@@ -114,7 +119,8 @@ struct Transforms {
   void (*forward)(const Forward &job);
   void (*forward_kernels)(const Kernels &job);
   void (*multiply)(const Products &job);
-  void (*backward)(const Backward &job);
+  void (*backward_columns)(const Columns &job);
+  void (*backward_rows)(const Rows &job);
 };
 
 }  // namespace transform

@@ -8,13 +8,16 @@ namespace KVANT_ISA {
 namespace {
 
 using transform::Elements;
-using transform::kPoints;
+using transform::kAcross;
 using transform::kPrimes;
 using transform::kSize;
 using transform::Modulus;
 using transform::Residue;
 
 #define KVANT_INLINE [[gnu::always_inline]] inline
+
+constexpr int64_t kLine = 32;  // 16-bit integers of a cache line
+static_assert(kMostRows <= 12);
 
 struct Factor {
   Vector value, factor;
@@ -46,7 +49,7 @@ KVANT_INLINE void transform4(Vector &a, Vector &b, Vector &c, Vector &d, const F
   d = sub16(t, v);
 }
 
-// Transform of order 16, which leaves element k at `place(k)`, not reduced. Pixels need no reduction halfway, halves few.
+// Transform of order 16, which leaves element k at `place(k)`, not reduced. Halves need few reductions halfway.
 // `transformed` in transform_fields.h follows it step by step.
 template <Elements kElements>
 KVANT_INLINE void transform16(Vector *r, const Residue *roots, const Reducer &by) {
@@ -58,7 +61,7 @@ KVANT_INLINE void transform16(Vector *r, const Residue *roots, const Reducer &by
 #pragma GCC unroll 3
     for (int n = 1; n < 4; ++n) r[4 * k + n] = product(r[4 * k + n], spread(roots[n * k]), by.prime);
   }
-  constexpr int kReduced = kElements == Elements::kAny ? 4 : kElements == Elements::kHalf ? 3 : 0;
+  constexpr int kReduced = kElements == Elements::kAny ? 4 : 3;
 #pragma GCC unroll 4
   for (int n = 0; n < kReduced; ++n) r[n] = reduce(r[n], by);
   if (kElements == Elements::kAny) {
@@ -71,54 +74,6 @@ KVANT_INLINE void transform16(Vector *r, const Residue *roots, const Reducer &by
 
 constexpr int place(int k) { return 4 * (k % 4) + k / 4; }
 
-// Columns are fetched so many ahead: points lie far apart.
-constexpr int64_t kAhead = 4;
-
-// What lies `offset` elements behind `from`, for reading (0) or writing (1). It may be beyond the end: nothing happens.
-template <int kWrite>
-KVANT_INLINE void fetch(const int16_t *from, int64_t offset) {
-  const uint64_t address = reinterpret_cast<uint64_t>(from) + static_cast<uint64_t>(2 * offset);
-  __builtin_prefetch(reinterpret_cast<const void *>(address), kWrite);
-}
-
-// Rows of a tile; out[row][frequency].
-[[gnu::noinline]] void forward_rows(const transform::Forward &job, const Residue *roots, const Reducer &by, Vector *out) {
-  const uint8_t *x = job.x;
-  for (int64_t y = 0; y < kSize; ++y, x += job.row, out += kSize) {
-    Vector r[kSize];
-#pragma GCC unroll 16
-    for (int k = 0; k < kSize; ++k) r[k] = widen(x + k * job.column);
-    transform16<Elements::kPixels>(r, roots, by);
-#pragma GCC unroll 16
-    for (int k = 0; k < kSize; ++k) out[k] = reduce(r[place(k)], by);
-  }
-}
-
-[[gnu::noinline]] void forward_columns(const Vector *rows, const Residue *roots, const Reducer &by, int16_t *points,
-                                       int64_t stride) {
-  for (int64_t x = 0; x < kSize; ++x, points += stride) {
-    Vector r[kSize];
-#pragma GCC unroll 16
-    for (int k = 0; k < kSize; ++k) r[k] = rows[k * kSize + x];
-    for (int k = 0; k < kSize; ++k) fetch<1>(points, (k * kSize + kAhead) * stride);
-    transform16<Elements::kAny>(r, roots, by);
-#pragma GCC unroll 16
-    for (int k = 0; k < kSize; ++k) store(points + k * kSize * stride, reduce(r[place(k)], by));
-  }
-}
-
-Reducer reducer(const Modulus &modulus) { return {set16(modulus.prime), set16(modulus.nearest)}; }
-
-void forward(const transform::Forward &job) {
-  Vector rows[kPoints];
-  for (int64_t i = 0; i < kPrimes; ++i) {
-    const Modulus &modulus = job.moduli[i];
-    const Reducer by = reducer(modulus);
-    forward_rows(job, modulus.forward, by, rows);
-    forward_columns(rows, modulus.forward, by, job.points + i * kPoints * job.stride, job.stride);
-  }
-}
-
 // Element kResidue of transform4.
 template <int kResidue>
 KVANT_INLINE Vector quarter(Vector a, Vector b, Vector c, Vector d, const Factor &fourth, Vector prime) {
@@ -128,17 +83,54 @@ KVANT_INLINE Vector quarter(Vector a, Vector b, Vector c, Vector d, const Factor
   return kResidue == 1 ? add16(t, v) : sub16(t, v);
 }
 
-// The elements kResidue, kResidue + 4, ... of a transform of order 16 of weights, times the factor that all weights need.
-// `quartered` in transform_fields.h follows it.
-template <int kResidue>
-KVANT_INLINE void quarter16(const Vector *from, Vector *r, const Modulus &modulus, Vector prime) {
-  const Factor fourth = spread(modulus.backward[4]);
+// The elements kResidue, kResidue + 4, ... of a transform of order 16, not reduced: of pixels, or of weights, which are all
+// multiplied by the factor that `twists` have. `quartered` in transform_fields.h follows it.
+template <int kResidue, bool kWeights>
+KVANT_INLINE void quarter16(const Vector *from, Vector *r, const Residue *roots, const Residue *twists, Vector prime) {
+  const Factor fourth = spread(roots[4]);
 #pragma GCC unroll 4
   for (int n = 0; n < 4; ++n) {
-    const Vector sum = quarter<kResidue>(from[n], from[n + 4], from[n + 8], from[n + 12], fourth, prime);
-    r[n] = product(sum, spread(modulus.weights[n * kResidue]), prime);
+    r[n] = quarter<kResidue>(from[n], from[n + 4], from[n + 8], from[n + 12], fourth, prime);
+    if (kWeights || n * kResidue > 0) r[n] = product(r[n], spread(twists[n * kResidue]), prime);
   }
   transform4(r[0], r[1], r[2], r[3], fourth, prime);
+}
+
+// Rows of a tile; out[row][frequency across].
+template <int kResidue>
+[[gnu::noinline]] void forward_rows(const transform::Forward &job, const Reducer &by, Vector *out) {
+  const uint8_t *x = job.x;
+  for (int64_t y = 0; y < kSize; ++y, x += job.row) {
+    Vector r[kSize], found[kAcross];
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) r[k] = widen(x + k * job.column);
+    quarter16<kResidue, false>(r, found, job.modulus->forward, job.modulus->forward, by.prime);
+#pragma GCC unroll 4
+    for (int k = 0; k < kAcross; ++k) *out++ = reduce(found[k], by);
+  }
+}
+
+[[gnu::noinline]] void forward_columns(const Vector *rows, const Residue *roots, const Reducer &by, int16_t *points,
+                                       int64_t stride) {
+  for (int64_t x = 0; x < kAcross; ++x) {
+    Vector r[kSize];
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k) r[k] = rows[k * kAcross + x];
+    transform16<Elements::kAny>(r, roots, by);
+#pragma GCC unroll 16
+    for (int k = 0; k < kSize; ++k, points += stride) store(points, reduce(r[place(k)], by));
+  }
+}
+
+Reducer reducer(const Modulus &modulus) { return {set16(modulus.prime), set16(modulus.nearest)}; }
+
+void forward(const transform::Forward &job) {
+  constexpr void (*function[])(const transform::Forward &, const Reducer &, Vector *) = {
+      forward_rows<0>, forward_rows<1>, forward_rows<2>, forward_rows<3>};
+  Vector rows[kSize * kAcross];
+  const Reducer by = reducer(*job.modulus);
+  function[job.residue](job, by, rows);
+  forward_columns(rows, job.modulus->forward, by, job.points, job.stride);
 }
 
 // Rows of a kernel: kMost at most, of as many weights. The others of a tile are zero, so that the compiler leaves their
@@ -149,7 +141,7 @@ template <int kResidue, int kMost>
     Vector r[kSize], found[4] = {};
 #pragma GCC unroll 16
     for (int k = 0; k < kSize; ++k) r[k] = k < kMost && k < job.kernel[1] ? widen(weights + k * kLanes) : zero();
-    if (y < job.kernel[0]) quarter16<kResidue>(r, found, *job.modulus, by.prime);
+    if (y < job.kernel[0]) quarter16<kResidue, true>(r, found, job.modulus->backward, job.modulus->weights, by.prime);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) *out++ = reduce(found[k], by);
     if (y + 1 < job.kernel[0]) weights += job.kernel[1] * kLanes;
@@ -206,29 +198,19 @@ KVANT_INLINE Vector shrink(Vector even, Vector odd, Vector inverse, Vector prime
   return sub16(join_high(even, odd), high16(q, prime));
 }
 
-// Memory that will be needed soon: so many cache lines of it for each pair of channels.
-struct Ahead {
-  const char *next;
-  int64_t lines;
-};
-
-// Tiles that the next point will need, and where results go.
-template <int kRows>
-KVANT_INLINE void fetch_rows(const transform::Products &job, const int16_t *tiles, const int16_t *sums) {
-  for (int i = 0; i < kRows; ++i) __builtin_prefetch(sums + i * job.sum_stride, 1);
-  if (job.next_point == 0) return;
-  const char *from = reinterpret_cast<const char *>(tiles + job.next_point);
-  for (const char *end = from + kRows * job.stride * 2; from < end; from += 64) __builtin_prefetch(from, 0, 2);
-}
-
-template <int kRows>
-[[gnu::noinline]] void tile_rows(const transform::Products &job, const int16_t *tiles, int16_t *sums, Ahead ahead) {
-  fetch_rows<kRows>(job, tiles, sums);
+// kAhead cache lines are fetched from `next` on for each pair of channels. Pointers to every third tile leave the
+// addresses of all tiles to the instructions that load.
+template <int kRows, int kAhead>
+[[gnu::noinline]] void tile_rows(const transform::Products &job, const int16_t *tiles, int16_t *sums, const int16_t *next) {
   const Vector inverse = set16(job.modulus->inverse), prime = set16(job.modulus->prime);
   const int16_t *weights = job.weights;
+  const int16_t *from[] = {tiles, tiles + 3 * job.stride, tiles + 6 * job.stride, tiles + 9 * job.stride};
   Vector acc[kRows][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) acc[i][0] = acc[i][1] = zero();
+  for (int i = 0; i < kRows; ++i) {
+    __builtin_prefetch(sums + i * job.sum_stride, 1);
+    acc[i][0] = acc[i][1] = zero();
+  }
   int64_t pair = 0;
   for (int64_t segment = 0; segment < job.segments; ++segment) {
     if (segment > 0) {  // sum / 2^16 * (2^16 mod p): within 2^15 p / 2
@@ -242,10 +224,11 @@ template <int kRows>
     }
     for (const int64_t end = job.pairs * (segment + 1) / job.segments; pair < end; ++pair, weights += 2 * kLanes) {
       const Vector even = load(weights), odd = load(weights + kLanes);
-      for (int64_t i = 0; i < ahead.lines; ++i, ahead.next += 64) __builtin_prefetch(ahead.next, 0, 2);
+#pragma GCC unroll 2
+      for (int i = 0; i < kAhead; ++i, next += kLine) __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const Vector row = set_pair(tiles + i * job.stride + 2 * pair);
+        const Vector row = set_pair(from[i / 3] + i % 3 * job.stride + 2 * pair);
         acc[i][0] = multiply_add(acc[i][0], row, even);
         acc[i][1] = multiply_add(acc[i][1], row, odd);
       }
@@ -255,50 +238,55 @@ template <int kRows>
   for (int i = 0; i < kRows; ++i) store(sums + i * job.sum_stride, shrink(acc[i][0], acc[i][1], inverse, prime));
 }
 
-template <int kRows = 1>
-void some_rows(int64_t rows, const transform::Products &job, const int16_t *tiles, int16_t *sums, Ahead ahead) {
+template <int kAhead, int kRows = 1>
+void some_rows(int64_t rows, const transform::Products &job, const int16_t *tiles, int16_t *sums, const int16_t *next) {
   if constexpr (kRows < kMostRows) {
-    if (rows > kRows) return some_rows<kRows + 1>(rows, job, tiles, sums, ahead);
+    if (rows > kRows) return some_rows<kAhead, kRows + 1>(rows, job, tiles, sums, next);
   }
-  tile_rows<kRows>(job, tiles, sums, ahead);
+  tile_rows<kRows, kAhead>(job, tiles, sums, next);
 }
 
-// All tiles, in stretches of nearly the same number. The next weights are fetched meanwhile: as many cache lines for each
-// pair as these have.
+// All tiles, in stretches of nearly the same number. The next weights are fetched meanwhile: all of them during a single
+// stretch, else a line for each pair in each of the first.
 void multiply(const transform::Products &job) {
-  constexpr int64_t kLines = 2 * kLanes * 2 / 64;
-  const int64_t parts = (job.count + kMostRows - 1) / kMostRows, lines = (kLines + parts - 1) / parts;
-  Ahead ahead{reinterpret_cast<const char *>(job.next_weights), lines};
+  constexpr int kLines = 2 * kLanes / kLine;
+  const int64_t parts = (job.count + kMostRows - 1) / kMostRows;
+  if (parts == 1) return some_rows<kLines>(job.count, job, job.tiles, job.sums, job.next_weights);
   for (int64_t tile = 0, i = 0; i < parts; ++i) {
     const int64_t end = job.count * (i + 1) / parts;
-    if (job.next_weights == nullptr || i * lines >= kLines) ahead.lines = 0;
-    some_rows(end - tile, job, job.tiles + tile * job.stride, job.sums + tile * job.sum_stride, ahead);
-    ahead.next += job.pairs * lines * 64;
+    const int16_t *next = i < kLines ? job.next_weights + i * job.pairs * kLine : job.weights;
+    some_rows<1>(end - tile, job, job.tiles + tile * job.stride, job.sums + tile * job.sum_stride, next);
     tile = end;
   }
 }
 
-// Columns of a tile's points; out[row][frequency].
-[[gnu::noinline]] void backward_columns(const int16_t *points, int64_t stride, int64_t rows, const Residue *roots,
-                                        const Reducer &by, Vector *out) {
-  for (int64_t x = 0; x < kSize; ++x, points += stride) {
+constexpr int64_t kQuarter = transform::kMostTile * kAcross * kLanes;  // of a tile's halves: those of a part
+
+void backward_columns(const transform::Columns &job) {
+  const Reducer by = reducer(*job.modulus);
+  const int16_t *sums = job.sums;
+  for (int64_t x = 0; x < kAcross; ++x) {
+    for (int64_t k = 0; k < kQuarter / 32; k += kAcross) __builtin_prefetch(job.next + (k + x) * 32, 1);
     Vector r[kSize];
 #pragma GCC unroll 16
-    for (int k = 0; k < kSize; ++k) r[k] = reduce(load(points + k * kSize * stride), by);
-    for (int k = 0; k < kSize; ++k) fetch<0>(points, (k * kSize + kAhead) * stride);
-    transform16<Elements::kAny>(r, roots, by);
+    for (int k = 0; k < kSize; ++k, sums += job.stride) r[k] = reduce(load(sums), by);
+    transform16<Elements::kAny>(r, job.modulus->backward, by);
+    int16_t *to = job.halves + x * kLanes;
 #pragma GCC unroll 16
-    for (int k = 0; k < transform::kMostTile; ++k) {
-      if (k < rows) out[k * kSize + x] = reduce(r[place(k)], by);
+    for (int k = 0; k < transform::kMostTile; ++k, to += kAcross * kLanes) {
+      if (k < job.rows) store(to, reduce(r[place(k)], by));
     }
   }
 }
 
-[[gnu::noinline]] void backward_row(const Vector *row, int64_t columns, const Residue *roots, const Reducer &by,
+[[gnu::noinline]] void backward_row(const int16_t *half, int64_t columns, const Residue *roots, const Reducer &by,
                                     Vector *out) {
   Vector r[kSize];
 #pragma GCC unroll 16
-  for (int k = 0; k < kSize; ++k) r[k] = row[k];
+  for (int k = 0; k < kSize; ++k) r[k] = load(half + k % kAcross * kQuarter + k / kAcross * kLanes);
+  for (int64_t k = 0; k < kAcross; ++k) {
+    for (int64_t line = 0; line < kAcross; ++line) __builtin_prefetch(half + k * kQuarter + (2 * kAcross + line) * kLanes);
+  }
   transform16<Elements::kAny>(r, roots, by);
 #pragma GCC unroll 16
   for (int k = 0; k < transform::kMostTile; ++k) {
@@ -326,7 +314,7 @@ KVANT_INLINE Half half(const transform::Settling &settling, int64_t first) {
           load_floats(settling.multipliers + first)};
 }
 
-Ending ending(const transform::Backward &job) {
+Ending ending(const transform::Rows &job) {
   const int32_t first = job.moduli[0].prime, second = job.moduli[1].prime;
   return {reducer(job.moduli[1]),
           spread(job.first_inverse),
@@ -348,7 +336,7 @@ KVANT_INLINE Vector settle(Vector residues, const Half &half, const Ending &endi
 }
 
 template <typename Element>
-void backward_pixels(const transform::Backward &job, const Vector *first, const Vector *second, const Ending &ending,
+void backward_pixels(const transform::Rows &job, const Vector *first, const Vector *second, const Ending &ending,
                      Element *y) {
   const Half even = half(*job.settling, 0), odd = half(*job.settling, kLanes / 2);
   for (int64_t x = 0; x < job.columns; ++x, y += job.column) {
@@ -360,19 +348,14 @@ void backward_pixels(const transform::Backward &job, const Vector *first, const 
   }
 }
 
-void backward(const transform::Backward &job) {
-  Vector rows[kPrimes][transform::kMostTile * kSize];
-  Reducer by[kPrimes];
-  for (int64_t i = 0; i < kPrimes; ++i) {
-    by[i] = reducer(job.moduli[i]);
-    const int16_t *points = job.points + i * kPoints * job.stride;
-    backward_columns(points, job.stride, job.rows, job.moduli[i].backward, by[i], rows[i]);
-  }
+void backward_rows(const transform::Rows &job) {
   const Ending end = ending(job);
+  const Reducer by[kPrimes] = {reducer(job.moduli[0]), reducer(job.moduli[1])};
   for (int64_t y = 0; y < job.rows; ++y) {
     Vector residues[kPrimes][transform::kMostTile];
     for (int64_t i = 0; i < kPrimes; ++i) {
-      backward_row(rows[i] + y * kSize, job.columns, job.moduli[i].backward, by[i], residues[i]);
+      const int16_t *half = job.halves + i * transform::kResidues * kQuarter + y * kAcross * kLanes;
+      backward_row(half, job.columns, job.moduli[i].backward, by[i], residues[i]);
     }
     if (job.target.dtype == KVANT_UINT8) {
       backward_pixels(job, residues[0], residues[1], end, job.y + y * job.row);
@@ -386,7 +369,7 @@ void backward(const transform::Backward &job) {
 
 extern const transform::Transforms kTransforms;
 const transform::Transforms kTransforms = {
-    kLanes, forward, forward_kernels, multiply, backward,
+    kLanes, forward, forward_kernels, multiply, backward_columns, backward_rows,
 };
 
 }  // namespace KVANT_ISA

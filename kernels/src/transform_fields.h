@@ -79,30 +79,30 @@ constexpr FourBounds four(int64_t first, int64_t others, int64_t p) {
 constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t most(const FourBounds &bounds) { return most(bounds.sum, bounds.middle); }
 
-// What transform16 of elements within `input` may reach, intermediate values included.
-constexpr int64_t transformed(int64_t input, Elements elements, int64_t p) {
+// What transform16 of elements within R may reach, intermediate values included.
+constexpr int64_t transformed(Elements elements, int64_t p) {
   const bool half = elements == Elements::kHalf;
-  const int64_t first = half ? most(2 * input, input + multiplied(input, p)) : most(four(input, input, p));
+  const int64_t small = reduced(p);
+  const int64_t first = half ? most(2 * small, small + multiplied(small, p)) : most(four(small, small, p));
   const int64_t twisted = multiplied(first, p);
   // In row 0 of the second stage all are untwisted, in the others the first one is. Of a half, row 0's last one is as it
   // was, the three before it are reduced, and no other row's.
-  const int64_t untwisted = elements == Elements::kAny ? reduced(p) : first, small = reduced(p);
-  const int64_t row = half ? most(3 * small + first, 2 * small + multiplied(small + first, p))
-                           : most(four(untwisted, untwisted, p));
-  return most(first, most(row, most(four(untwisted, twisted, p))));
+  const int64_t row =
+      half ? most(3 * small + first, 2 * small + multiplied(small + first, p)) : most(four(small, small, p));
+  return most(first, most(row, most(four(half ? first : small, twisted, p))));
 }
 
-// What quarter16 of weights may reach: all are twisted between its stages.
-constexpr int64_t quartered(int64_t p) {
-  const int64_t first = most(four(127, 127, p)), twisted = multiplied(first, p);
-  return most(first, most(four(twisted, twisted, p)));
+// What quarter16 of elements within `input` may reach; `twists` multiply all of them between its stages, or not all.
+constexpr int64_t quartered(int64_t input, bool all, int64_t p) {
+  const int64_t first = most(four(input, input, p)), twisted = multiplied(first, p);
+  const int64_t second = most(four(twisted, twisted, p));
+  return most(first, all ? second : most(second, most(most(four(first, first, p)), most(four(first, twisted, p)))));
 }
 
-// Pixels are within 255, what the second transform of a tile or a kernel starts from is within R.
+// Weights are within 127, pixels within 255, what the second transform of a tile or a kernel starts from is within R.
 constexpr bool safe(int64_t p) {
-  return p % kSize == 1 && transformed(255, Elements::kPixels, p) <= 32767 &&
-         transformed(reduced(p), Elements::kAny, p) <= 32767 && transformed(reduced(p), Elements::kHalf, p) <= 32767 &&
-         quartered(p) <= 32767;
+  return p % kSize == 1 && transformed(Elements::kAny, p) <= 32767 && transformed(Elements::kHalf, p) <= 32767 &&
+         quartered(127, true, p) <= 32767 && quartered(255, false, p) <= 32767;
 }
 
 struct Field {
