@@ -211,13 +211,13 @@ COLUMNS = ["network", "method", "a picture", "kvant's speed-up", "pre", "network
 
 
 def rows(report: dict[str, Any]) -> list[list[str]]:
-    """A row for each network and method; the speed-up is over that row, by kvant's four scales (budget "speed")."""
+    """A row for each network and method; speed-ups over that row are those of four scales, then with budget "speed"."""
     lines = []
     for entry in report["results"]:
         methods = entry["methods"]
         mine = [methods[name]["seconds"] for name in ("kvant", "kvant-speed") if name in methods]
         for name, found in methods.items():
-            ratios = " ".join(f"{found['seconds'] / seconds:.1f} x" for seconds in mine)
+            ratios = ", ".join(f"{found['seconds'] / seconds:.1f} x" for seconds in mine)
             total = sum(found[part] for part in PARTS)
             lines.append(
                 [

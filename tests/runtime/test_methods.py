@@ -113,6 +113,31 @@ def test_at_the_proven_bound(method, kernel, channels, bound, output, sign, monk
 
 
 @needs_vectors
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size"),
+    [(320, 40, (1, 50, 43)), (32, 2048, (2, 23, 21))],
+    ids=["more tiles than a core's cache holds", "more results than the shared one holds"],
+)
+@pytest.mark.parametrize("method", ["transform", "transform-late"])
+def test_work_in_parts(method, channels, outputs, size, threads, monkeypatch):
+    """Tiles are taken by chunks and rounds, the last ones shorter, whoever takes them."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(-25, 25, (outputs, channels, 7, 7), endpoint=True).astype(np.int8)
+    bias = rng.integers(-(2**16), 2**16, outputs)
+    graph = conv_graph(rng, 7, channels, outputs, size, 3, 7, typed("uint8"), values, bias, factor=20.0)
+    x = random_integers(rng, (size[0], channels, *size[1:]), "uint8")
+    before = native.num_threads()
+    native.set_num_threads(threads)
+    try:
+        model, direct = model_by(graph, method, monkeypatch), model_by(graph, "direct", monkeypatch)
+        np.testing.assert_array_equal(model(x), direct(x))
+    finally:
+        native.set_num_threads(before)
+    assert [entry.algorithm for entry in (*model.algorithms(), *direct.algorithms())] == [method, "direct"]
+
+
+@needs_vectors
 @pytest.mark.parametrize(("method", "kernel"), [("winograd", 3), ("transform", 7)])
 def test_a_budget_is_kept(method, kernel, monkeypatch):
     """Late weights need their room, kept ones their size; with a byte less, what is smaller is taken."""
