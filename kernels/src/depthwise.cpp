@@ -22,6 +22,9 @@ extern const DepthwiseLoops kDepthwiseLoops;
 namespace avx2 {
 extern const DepthwiseLoops kDepthwiseLoops;
 }
+namespace avxvnni {
+extern const DepthwiseLoops kDepthwiseLoops;
+}
 namespace avx512vnni {
 extern const DepthwiseLoops kDepthwiseLoops;
 }
@@ -37,7 +40,8 @@ constexpr int64_t kSide = 4;                   // blocks; neighbours share cache
 const DepthwiseLoops &depthwise_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return avx512vnni::kDepthwiseLoops;
-  if (isa() >= Isa::kAvx2) return avx2::kDepthwiseLoops;
+  if (isa() == Isa::kAvxVnni) return avxvnni::kDepthwiseLoops;
+  if (isa() == Isa::kAvx2) return avx2::kDepthwiseLoops;
 #endif
   return portable::kDepthwiseLoops;
 }

@@ -251,6 +251,15 @@ void slide_by_2(const DepthwiseWork &work, const DepthwiseRows &rows) {
   rows.step != 0 ? slide_by_2<Kind, true>(work, rows) : slide_by_2<Kind, false>(work, rows);
 }
 
+// Those of an instruction set without products of bytes.
+[[maybe_unused]] constexpr DepthwiseLoops loops_of_shorts() {
+  return {kLanes,
+          lane_channel,
+          {nullptr, {nullptr, nullptr}},
+          {depthwise<ShortsOfUint8>, {slide_pairs<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
+          {depthwise<Shorts>, {slide_pairs<Shorts>, slide_by_2<Shorts>}}};
+}
+
 }  // namespace
 }  // namespace KVANT_ISA
 }  // namespace kvant

@@ -116,13 +116,7 @@ namespace kvant {
 namespace portable {
 
 extern const DepthwiseLoops kDepthwiseLoops;
-const DepthwiseLoops kDepthwiseLoops = {
-    kLanes,
-    lane_channel,
-    {nullptr, {nullptr, nullptr}},
-    {depthwise<ShortsOfUint8>, {slide_pairs<ShortsOfUint8>, slide_by_2<ShortsOfUint8>}},
-    {depthwise<Shorts>, {slide_pairs<Shorts>, slide_by_2<Shorts>}},
-};
+constexpr DepthwiseLoops kDepthwiseLoops = loops_of_shorts();
 
 }  // namespace portable
 }  // namespace kvant

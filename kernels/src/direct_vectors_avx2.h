@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "direct.h"
+#include "dot_vectors_avx2.h"
 
 namespace kvant {
 namespace KVANT_ISA {
@@ -70,7 +71,7 @@ inline void load_integers(const int16_t *from, int64_t count, Floats (&values)[V
 
 struct Shorts {
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pixel, weights));
+    return dot_shorts(sum, pixel, weights);
   }
 };
 

@@ -26,6 +26,9 @@ namespace kvant {
 namespace avx2 {
 extern const transform::Transforms kTransforms;
 }
+namespace avxvnni {
+extern const transform::Transforms kTransforms;
+}
 namespace avx512vnni {
 extern const transform::Transforms kTransforms;
 }
@@ -38,7 +41,8 @@ namespace {
 const Transforms *transforms() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return &avx512vnni::kTransforms;
-  if (isa() >= Isa::kAvx2) return &avx2::kTransforms;
+  if (isa() == Isa::kAvxVnni) return &avxvnni::kTransforms;
+  if (isa() == Isa::kAvx2) return &avx2::kTransforms;
 #endif
   return nullptr;
 }

@@ -26,6 +26,9 @@ namespace kvant {
 namespace avx2 {
 extern const WinogradLoops kWinograd;
 }
+namespace avxvnni {
+extern const WinogradLoops kWinograd;
+}
 namespace avx512vnni {
 extern const WinogradLoops kWinograd;
 }
@@ -70,7 +73,8 @@ static_assert(largest_input(kInput, kInput) <= 32767 && largest_input(kInput, kS
 const WinogradLoops *winograd_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return &avx512vnni::kWinograd;
-  if (isa() >= Isa::kAvx2) return &avx2::kWinograd;
+  if (isa() == Isa::kAvxVnni) return &avxvnni::kWinograd;
+  if (isa() == Isa::kAvx2) return &avx2::kWinograd;
 #endif
   return nullptr;
 }

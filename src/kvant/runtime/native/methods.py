@@ -39,7 +39,7 @@ class Speed:
 SPEEDS = {
     "avx512vnni": Speed(225e9, 115e9), "avx2": Speed(90e9, 70e9), "portable": Speed(90e9, 70e9),
     # Not measured on such processors: from the products of an instruction.
-    "avxvnni": Speed(180e9, 70e9), "neondot": Speed(180e9, 70e9),
+    "avxvnni": Speed(180e9, 90e9), "neondot": Speed(180e9, 70e9),
 }  # fmt: skip
 # Bytes of weights a second that a thread gets from beyond its own cache, whatever the pace.
 _BANDWIDTH = 25e9
