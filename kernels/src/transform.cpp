@@ -9,6 +9,8 @@
 // transform_fields.h proves that 16-bit lanes never overflow, transform_weights.cpp that sums over channels do not.
 #include "transform.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -154,11 +156,21 @@ Reach Transform::reach(const int64_t output_size[2]) const {
 
 constexpr int kPointsSlot = 1, kSumsSlot = 2;  // of scratch memory; weights have slot 0
 
-// Bytes of a chunk's points: they stay in a core's own cache, beside weights that come from memory. Late weights are
-// transformed once more for every chunk, so that larger ones pay.
-constexpr int64_t kChunkBytes = int64_t{600} << 10, kLateChunkBytes = int64_t{4} << 20;
-constexpr int64_t kLeastTiles = 12;                  // of a chunk: products of fewer are slower
-constexpr int64_t kRoundBytes = int64_t{10} << 20;  // of halves of a round: they stay in the cache that threads share
+constexpr int64_t kLeastTiles = 12;                     // of a chunk: products of fewer are slower
+constexpr int64_t kLateChunkBytes = int64_t{4} << 20;  // of its points; late weights are transformed once more for each
+constexpr int64_t kRoundBytes = int64_t{10} << 20;     // of halves of a round: they stay in the cache that threads share
+
+// Points of a chunk stay in a core's own cache, beside weights that come from memory.
+int64_t chunk_bytes() {
+  static const int64_t bytes = [] {
+    int64_t cache = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return std::clamp<int64_t>(cache > 0 ? cache : 1 << 20, 1 << 19, 1 << 21) * 3 / 5;
+  }();
+  return bytes;
+}
 
 // One application, in rounds of tiles. Of each round first the points are taken, part by part, from pixels to halves, then
 // the rows. A part's points are those of a chunk of the tiles; an item is what one group of outputs makes of them.
@@ -273,7 +285,7 @@ int32_t Transform::run_items(const Call &call, int64_t begin, int64_t end) const
 
 int64_t Transform::chunks_of(int64_t tiles) const {
   const int64_t bytes = 2 * kPartPoints * shape_.padded_channels;  // of a tile
-  return divide_up(tiles, std::max(kLeastTiles, (late_ ? kLateChunkBytes : kChunkBytes) / bytes));
+  return divide_up(tiles, std::max(kLeastTiles, (late_ ? kLateChunkBytes : chunk_bytes()) / bytes));
 }
 
 int32_t Transform::run(const Job &job) const {

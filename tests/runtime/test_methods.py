@@ -116,7 +116,7 @@ def test_at_the_proven_bound(method, kernel, channels, bound, output, sign, monk
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     ("channels", "outputs", "size"),
-    [(320, 40, (1, 50, 43)), (32, 2048, (2, 23, 21))],
+    [(320, 40, (1, 75, 43)), (32, 2048, (2, 23, 21))],
     ids=["more tiles than a core's cache holds", "more results than the shared one holds"],
 )
 @pytest.mark.parametrize("method", ["transform", "transform-late"])
