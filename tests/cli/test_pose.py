@@ -157,6 +157,23 @@ class TestRun:
         message = fail("pose", "run", file, album, "-o", tmp_path / "out", *NETWORK)
         assert "album' cannot be read: Permission denied" in message
 
+    def test_names_as_long_as_they_may_be(self, run: Kvant, file: Path, tmp_path: Path) -> None:
+        for letter in "ab":
+            save(tmp_path / "album" / ("ä" * 125 + letter + ".jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+        result = run("pose", "run", file, tmp_path / "album", "-o", tmp_path / "out", *NETWORK)
+        assert result.exit_code == 0, result.output
+        assert len(list((tmp_path / "out").iterdir())) == 2
+
+    def test_pictures_that_are_too_large_for_what_is_drawn(self, run: Kvant, file: Path, tmp_path: Path) -> None:
+        tall = save(tmp_path / "tall.png", np.zeros((65_501, 1), np.uint8))
+        small = save(tmp_path / "small.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+        out = tmp_path / "out"
+        for command in ("run", "compare"):
+            result = run("pose", command, file, tall, small, "-o", out, *NETWORK, "--format", "jpg")
+            assert result.exit_code == 1 and "Traceback" not in result.output
+            assert "tall.pose.jpg cannot be written: " in result.stderr and "1 picture skipped" in result.stderr
+            assert (out / "small.pose.jpg").exists() and not (out / "tall.pose.jpg").exists()
+
     def test_a_picture_that_is_too_large(self, fail: Callable[..., str], file: Path, tmp_path: Path) -> None:
         content = bytearray(_png(np.zeros((2, 2, 3), np.uint8)))
         content[16:24] = (90_000).to_bytes(4, "big") * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
@@ -18,6 +19,8 @@ from kvant import ImageError, InputError, pose
 from kvant.cli import options, output
 from kvant.cli.pose_options import Height, Network, Pictures, Scales, open_file
 from kvant.format import write_atomically
+
+_NAME_BYTES = 255  # of a file's name, on all common file systems
 
 
 class Format(StrEnum):
@@ -122,17 +125,32 @@ def output_names(images: list[Path], folder: Path, kind: Format = Format.PNG) ->
     taken = {path.resolve() for path in images}
     names = []
     for image in images:
-        target, count = folder / f"{image.stem}.pose.{kind}", 0
+        target, count = folder / _name(image.stem, f".pose.{kind}"), 0
         while target.resolve() in taken:
             count += 1
-            target = folder / f"{image.stem}_{count}.pose.{kind}"
+            target = folder / _name(image.stem, f"_{count}.pose.{kind}")
         taken.add(target.resolve())
         names.append(target)
     return names
 
 
+def _name(stem: str, rest: str) -> str:
+    """Both together; of a stem that is too long as much as a file system takes."""
+    while len(os.fsencode(stem + rest)) > _NAME_BYTES:
+        stem = stem[:-1]
+    return stem + rest
+
+
 def write_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Write a picture, whole or not at all, in the format that its name says."""
+    """Write a picture, whole or not at all, in the format that its name says.
+
+    Raises:
+        ImageError: it is larger than the format allows.
+    """
     import cv2
 
-    write_atomically(path, [cv2.imencode(path.suffix, picture)[1].tobytes()])
+    is_encoded, content = cv2.imencode(path.suffix, picture)
+    if not is_encoded:
+        height, width = picture.shape[:2]
+        raise ImageError(f"{path} cannot be written: {width} x {height} pixels are too many for this format")
+    write_atomically(path, [content.tobytes()])
