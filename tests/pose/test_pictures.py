@@ -71,6 +71,42 @@ class TestPixels:
         assert (read.shape, read.dtype) == ((4, 4, 3), np.uint8)
         assert (read[:, :2] == 0).all() and (read[:, 2:] == 255).all()
 
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+    def test_what_is_half_transparent_is_half_white(self, kind: str) -> None:
+        picture = np.random.default_rng(0).integers(0, 256, (300, 1000, 4), dtype=np.uint8)
+        options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+        alpha = picture[:, :, 3:] / 255
+        truth = picture[:, :, 2::-1] * alpha + 255 * (1 - alpha)
+        assert np.abs(decode_image(encode(picture, kind, **options)) - truth).max() <= 1
+
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+    @pytest.mark.parametrize("orientation", [1, 6])
+    def test_a_grey_that_is_transparent(self, bits: int, orientation: int) -> None:
+        values = np.arange(2 * 8).reshape(2, 8) % 2**bits
+        rows = [np.packbits((row[:, None] >> np.arange(bits)[::-1]) & 1).tobytes() for row in values]
+        directory = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)
+        content = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in (
+                (b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)),
+                (b"eXIf", directory),
+                (b"tRNS", struct.pack(">H", 1)),
+                (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+                (b"IEND", b""),
+            )
+        )
+        shown = np.where(values == 1, 255, values * 255 // (2**bits - 1))
+        truth = shown if orientation == 1 else np.rot90(shown, -1)
+        np.testing.assert_array_equal(decode_image(content)[:, :, 0], truth)
+
+    def test_a_fourth_channel_of_tiff_that_is_no_transparency(self) -> None:
+        picture = np.dstack([gradient(), np.zeros((6, 10), np.uint8)])
+        content = bytearray(encode(picture, "TIFF"))
+        entry = content.index(struct.pack("<HHI", 338, 3, 1))
+        assert content[entry + 8] == 2  # transparency, which is not multiplied into the colours
+        content[entry + 8] = 0
+        np.testing.assert_array_equal(decode_image(bytes(content)), gradient()[:, :, ::-1])
+
     @pytest.mark.parametrize("mode", ["LA", "P", "1", "CMYK", "I;16"])
     def test_unusual_kinds_of_pixels(self, mode: str) -> None:
         buffer = io.BytesIO()

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 
 Size = tuple[int, int]
 
+TIFF = (b"II*\0", b"MM\0*")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 
 def picture_size(content: bytes) -> Size | None:
     """Width and height that the header of a JPEG, PNG, WebP, BMP, GIF or TIFF file gives.
@@ -105,8 +108,30 @@ def exif_orientation(content: bytes) -> int:
     return found if 1 <= found <= 8 else 1
 
 
+def transparent_grey(content: bytes) -> int | None:
+    """The value of pixels, decoded to 8 or 16 bits, that a grey PNG file says are transparent; OpenCV shows them.
+
+    None if there is none, and for any other file.
+    """
+    if not content.startswith(_PNG) or content[25:26] != b"\0":
+        return None
+    chosen = next((data for name, data in _chunks(content) if name == b"tRNS"), b"")
+    if len(chosen) < 2:
+        return None
+    bits, value = content[24], int.from_bytes(chosen[:2], "big")
+    return value * 255 // (2**bits - 1) if bits < 8 else value
+
+
+def has_other_samples(content: bytes) -> bool:
+    """Whether a TIFF file says that the fourth sample of a pixel is something else than transparency."""
+    try:
+        return content.startswith(TIFF) and _first_directory(content).get(_EXTRA_SAMPLES) == 0
+    except struct.error:
+        return False
+
+
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    png = content.startswith(b"\x89PNG")
+    png = content.startswith(_PNG)
     position = 8 if png else 12
     while position + 8 <= len(content):
         if png:
@@ -119,14 +144,13 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += step
 
 
-_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
+_WIDTH, _HEIGHT, _ORIENTATION, _EXTRA_SAMPLES = 256, 257, 274, 338
 _SHORT, _LONG = 3, 4
 _READERS: tuple[tuple[bytes, Callable[[bytes], Size | None]], ...] = (
     (b"\xff\xd8\xff", _jpeg),
-    (b"\x89PNG\r\n\x1a\n", _png),
+    (_PNG, _png),
     (b"RIFF", _webp),
     (b"BM", _bmp),
     (b"GIF8", _gif),
-    (b"II*\0", _tiff),
-    (b"MM\0*", _tiff),
+    *((magic, _tiff) for magic in TIFF),
 )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvant.errors import ImageError
-from kvant.pose.headers import exif_orientation, picture_size
+from kvant.pose.headers import TIFF, exif_orientation, has_other_samples, picture_size, transparent_grey
 
 Picture = NDArray[np.uint8]
 """BGR, height x width x 3."""
@@ -26,6 +26,7 @@ MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: decoded, this many pixels take 300 MB."""
 
 _JPEG = b"\xff\xd8\xff"
+_BLENDED = 2**18  # pixels that are blended with white at a time
 
 
 def read_image(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -59,9 +60,7 @@ def decode_image(content: bytes, name: str = "picture", max_pixels: int = MAX_PI
         raise ImageError(f"{name} is damaged, incomplete, or of a kind that OpenCV cannot read ({len(content)} bytes)")
     # JPEG has no transparency: only other formats are worth a second look.
     raw = None if content.startswith(_JPEG) else _decode(content, cv2.IMREAD_UNCHANGED)
-    if raw is None or raw.ndim != 3 or raw.shape[2] != 4:
-        return picture
-    return _turn(_on_white(raw), exif_orientation(content))
+    return picture if raw is None else _without_transparency(picture, raw, content)
 
 
 def _decode(content: bytes, flags: int) -> NDArray[Any] | None:
@@ -71,17 +70,33 @@ def _decode(content: bytes, flags: int) -> NDArray[Any] | None:
         return None
 
 
-def _on_white(picture: NDArray[Any]) -> Picture:
-    """Blend BGRA of 8 or 16 bits over white."""
-    unit = picture.astype(np.float32) / np.iinfo(picture.dtype).max
-    alpha = unit[:, :, 3:]
-    return np.rint(255 * (unit[:, :, :3] * alpha + (1 - alpha))).astype(np.uint8)
+def _without_transparency(picture: Picture, raw: NDArray[Any], content: bytes) -> Picture:
+    """The picture on white, `raw` being the pixels as the file has them."""
+    if raw.ndim == 2 and (grey := transparent_grey(content)) is not None:
+        picture[_turn(raw == grey, exif_orientation(content))] = 255
+    if raw.ndim != 3 or raw.shape[2] != 4 or has_other_samples(content):
+        return picture
+    # Of 8 bits TIFF's reader gives colours that are multiplied already, of whatever the file has.
+    is_multiplied = content.startswith(TIFF) and raw.dtype == np.uint8
+    return _turn(_on_white(raw, is_multiplied), exif_orientation(content))
 
 
-def _turn(picture: Picture, orientation: int) -> Picture:
+def _on_white(picture: NDArray[Any], is_multiplied: bool = False) -> Picture:
+    """Blend BGRA of 8 or 16 bits over white; `is_multiplied` says that colours are multiplied by alpha already."""
+    shown = np.empty((*picture.shape[:2], 3), np.uint8)
+    rows = max(1, _BLENDED // picture.shape[1])
+    for start in range(0, len(picture), rows):  # in float32 a whole large picture would take gigabytes
+        unit = picture[start : start + rows].astype(np.float32) / np.iinfo(picture.dtype).max
+        colour, alpha = unit[:, :, :3], unit[:, :, 3:]
+        blended = (colour if is_multiplied else colour * alpha) + (1 - alpha)
+        shown[start : start + rows] = np.rint(255 * np.minimum(blended, 1))
+    return shown
+
+
+def _turn(picture: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Undo how the camera was held; `orientation` is EXIF's."""
     if orientation >= 5:
-        picture = picture.transpose(1, 0, 2)
+        picture = picture.swapaxes(0, 1)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
     return np.ascontiguousarray(picture[::rows, ::columns])
