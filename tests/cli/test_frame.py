@@ -63,6 +63,21 @@ def test_ctrl_c(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "Traceback" not in result.output
 
 
+def test_ctrl_c_while_the_command_is_imported() -> None:
+    code = """
+import signal, sys
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from kvant.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_that_python_ignores(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "read_file", lose_ctrl_c_and_go_on)

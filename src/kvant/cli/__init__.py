@@ -18,4 +18,6 @@ def main() -> None:
             raise
         print(f"kvant: the command line needs {error.name}: pip install 'kvant[cli]'", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     app(prog_name="kvant")

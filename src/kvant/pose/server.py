@@ -71,14 +71,26 @@ def serve_page(
 
 def guarded_page(models: PageModels, limits: PageLimits, folder: Path, loopback: bool) -> Guard:
     """The page as an ASGI application; what is uploaded and drawn lies in `folder`."""
+    _private_folder(folder)
     try:
-        from kvant.pose.web import build_page, mount, private_folder
+        from kvant.pose.web import build_page, mount
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "fastapi", "uvicorn"):
             raise
         raise MissingDependencyError(f"the page needs {error.name}: pip install 'kvant[web]'") from error
-    private_folder(folder)
     return Guard(mount(build_page(models, limits, folder), limits), folder, limits.upload_bytes, loopback)
+
+
+def _private_folder(folder: Path) -> None:
+    """Make Gradio keep its files in `folder` alone, and talk to nobody; before it is imported.
+
+    By default it shares one folder with every other Gradio program of the machine, whoever runs that, and reports its
+    use.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 def is_loopback(host: str) -> bool:

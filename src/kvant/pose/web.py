@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ _KEEP_SECONDS = 600  # uploaded and drawn pictures are deleted after this
 
 
 def build_page(models: PageModels, limits: PageLimits, folder: Path) -> gr.Blocks:
-    """Return the page; its pictures lie in `folder`, the one that `private_folder` was given."""
+    """Return the page; its pictures lie in `folder`, the one that Gradio was told to keep its files in."""
 
     def find(path: str | None) -> tuple[Any, str, list[list[str]]]:
         if path is None:
@@ -110,17 +109,6 @@ def _summary(models: PageModels, found: Comparison, picture: Picture) -> str:
 def _weight_bytes(model: Any) -> int:
     """What the weights of a torch network take."""
     return sum(value.numel() * value.element_size() for value in model.state_dict().values())
-
-
-def private_folder(folder: Path) -> None:
-    """Make Gradio keep its files in `folder` alone, and talk to nobody; before `build_page`.
-
-    By default it shares one folder with every other Gradio program of the machine, and reports its use.
-    """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 def mount(page: gr.Blocks, limits: PageLimits) -> Any:
