@@ -20,7 +20,7 @@ from PIL import Image
 
 import kvant.pose.estimator
 from kvant.cli import pose_video
-from kvant.pose import COCO_KEYPOINTS, NetworkSpec, Person, PoseEstimator
+from kvant.pose import COCO_KEYPOINTS, NetworkSpec, Person, PoseEstimator, Video
 from kvant.pose.layout import COCO_FROM_PARTS, Float32Array
 from samples import Kvant
 
@@ -188,6 +188,10 @@ def _png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _jpeg(picture: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", picture)[1].tobytes()
+
+
 FRAMES = 10
 
 
@@ -239,8 +243,18 @@ class TestVideo:
         assert f"ends after 6 of {FRAMES} frames" in result.stderr
         assert len((tmp_path / "a").read_text().splitlines()) == 6
 
+    def test_a_stream_that_promises_nothing_is_not_damaged(
+        self, run: Kvant, file: Path, walk: Path, tmp_path: Path
+    ) -> None:
+        """It ends before the number of frames at which it was to be stopped."""
+        stream = tmp_path / "walk.mjpeg"
+        stream.write_bytes(b"".join(_jpeg(frame.picture) for frame in Video(walk)))
+        result = run("pose", "video", file, stream, "--json", tmp_path / "a", "--frames", 99, *NETWORK)
+        assert (result.exit_code, result.stderr) == (0, "")
+
+    @pytest.mark.parametrize("options", [(), ("--frames", 99)])
     def test_ctrl_c_ends_a_recording_and_keeps_it(
-        self, run: Kvant, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, options: tuple[object, ...], run: Kvant, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Camera:
             """After five frames somebody presses Ctrl-C."""
@@ -266,7 +280,7 @@ class TestVideo:
 
         monkeypatch.setattr(cv2, "VideoCapture", Camera)
         before = signal.getsignal(signal.SIGINT)
-        result = run("pose", "video", file, "0", "--json", tmp_path / "a", *NETWORK)
+        result = run("pose", "video", file, "0", "--json", tmp_path / "a", *options, *NETWORK)
         assert result.exit_code == 0, result.output
         assert 5 <= len((tmp_path / "a").read_text().splitlines()) <= 8
         assert signal.getsignal(signal.SIGINT) is before

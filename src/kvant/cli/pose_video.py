@@ -56,7 +56,7 @@ def video(
     counts = f"{output.counted(report.frames, 'frame')}, {output.people(report.people)}"
     written = ", ".join(output.clean(path) for path in (drawn, lines) if path is not None)
     print(f"{counts}, {report.rate:.1f} frames/s, {written}")
-    if total is not None and report.frames < total * (1 - _TOLERATED):
+    if opened.frames is not None and total is not None and report.frames < total * (1 - _TOLERATED):
         output.fail(f"{source} ends after {report.frames} of {total} frames: it is damaged or incomplete")
         raise typer.Exit(1)
 
