@@ -174,6 +174,14 @@ class TestRun:
             assert "tall.pose.jpg cannot be written: " in result.stderr and "1 picture skipped" in result.stderr
             assert (out / "small.pose.jpg").exists() and not (out / "tall.pose.jpg").exists()
 
+    @pytest.mark.parametrize("command", ["run", "compare"])
+    def test_a_picture_that_the_network_cannot_take_is_named(
+        self, command: str, fail: Callable[..., str], file: Path, album: Path, tmp_path: Path
+    ) -> None:
+        large = ("--height", 100_000, "--network", "openpose-mobilenet-thin")
+        message = fail("pose", command, file, album / "grey.png", "-o", tmp_path / "out", *large)
+        assert "grey.png: scaled to height 100000, this picture" in message
+
     def test_a_picture_that_is_too_large(self, fail: Callable[..., str], file: Path, tmp_path: Path) -> None:
         content = bytearray(_png(np.zeros((2, 2, 3), np.uint8)))
         content[16:24] = (90_000).to_bytes(4, "big") * 2

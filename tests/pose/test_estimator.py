@@ -125,6 +125,13 @@ def test_outputs_of_another_network() -> None:
         estimator.detect(PICTURE)
 
 
+def test_maps_of_another_stride() -> None:
+    """Their people would lie in other places of the picture."""
+    estimator = PoseEstimator(lambda array: scene(array)[:, :, ::2, ::2], network=SPEC)
+    with pytest.raises(InputError, match=r"maps of \(23, 31\) .* expected \(46, 62\), because .* has stride 8"):
+        estimator.detect(PICTURE)
+
+
 class UserNetwork(nn.Module):
     """RGB in, (paf, heat) out; torch modules of this class are unknown to the package."""
 

@@ -15,6 +15,7 @@ from kvant.cli.pose_run import (
     Folder,
     Format,
     FormatOption,
+    named,
     output_names,
     write_picture,
 )
@@ -62,7 +63,8 @@ def _compare_one(
     reference: pose.PoseEstimator, estimator: pose.PoseEstimator, path: Path, target: Path
 ) -> pose.Comparison:
     picture = pose.read_image(path)
-    found = pose.compare_estimators(reference, estimator, picture)
+    with named(path):
+        found = pose.compare_estimators(reference, estimator, picture)
     drawn = reference.draw(picture, found.reference), estimator.draw(picture, found.other)
     write_picture(target, pose.side_by_side(*drawn, _TITLES))
     return found

@@ -83,11 +83,21 @@ def _draw_one(estimator: pose.PoseEstimator, job: tuple[Path, Path]) -> list[pos
     path, target = job
     try:
         picture = pose.read_image(path)
-        people = estimator.detect(picture)
+        with named(path):
+            people = estimator.detect(picture)
         write_picture(target, estimator.draw(picture, people))
     except (ImageError, InputError) as error:
         return error
     return people
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say which picture a model cannot take."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 class BrokenPictures:

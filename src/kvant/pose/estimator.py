@@ -141,6 +141,12 @@ class PoseEstimator:
             heat, paf = self.network.output.split(outputs)
         except ValueError as error:
             raise InputError(f"the model's outputs are not those of {self.network.name}: {error}") from error
+        size = tuple(side // geometry.stride for side in geometry.padded)
+        if not heat.shape[2:] == paf.shape[2:] == size:
+            raise InputError(
+                f"the model gives maps of {heat.shape[2:]} and {paf.shape[2:]} cells for an input of "
+                f"{geometry.padded} pixels; expected {size}, because {self.network.name} has stride {geometry.stride}"
+            )
         return Maps(heat[0], paf[0], geometry)
 
     def draw(self, image: Shown, people: Sequence[Person], opacity: float = 0.7, out: Shown | None = None) -> Shown:
