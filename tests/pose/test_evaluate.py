@@ -125,6 +125,21 @@ def test_annotations_of_other_things_may_lack_key_points(dataset: Path) -> None:
     assert evaluate_coco(PERFECT, dataset, dataset / "annotations.json")["AP"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("numbers", ["from zero", "the same"])
+def test_numbers_of_annotations_do_not_matter(numbers: str, dataset: Path) -> None:
+    content = json.loads((dataset / "annotations.json").read_text())
+    for number, entry in enumerate(content["annotations"]):
+        entry["id"] = number if numbers == "from zero" else 5
+    (dataset / "annotations.json").write_text(json.dumps(content))
+    assert evaluate_coco(PERFECT, dataset, dataset / "annotations.json")["AP"] == pytest.approx(1)
+
+
+def test_annotations_of_great_depth(dataset: Path) -> None:
+    (dataset / "annotations.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot be read as annotations"):
+        CocoTruth(dataset / "annotations.json", dataset)
+
+
 def test_missing_pycocotools_is_said(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 

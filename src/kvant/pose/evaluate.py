@@ -143,8 +143,12 @@ def _load_coco(path: str | PathLike[str]) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(path))
-        _check(truth.dataset)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            _check(truth.dataset)
+            # It takes a person of number 0 for one that was not found, and forgets all but one of the same number.
+            for number, entry in enumerate(truth.dataset["annotations"], start=1):
+                entry["id"] = number
+            truth.createIndex()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise InputError(f"{path} cannot be read as annotations in COCO's format: {reason}") from error
     return truth
