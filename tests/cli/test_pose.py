@@ -385,6 +385,22 @@ class TestEvaluate:
         [found] = json.loads(results.read_text())
         assert (found["image_id"], found["category_id"], len(found["keypoints"])) == (1, 1, 51)
 
+    def test_what_is_read_is_not_overwritten(
+        self, fail: Callable[..., str], file: Path, truth: Path, walk: Path, tmp_path: Path
+    ) -> None:
+        evaluate, out = self.arguments(file, truth), tmp_path / "a.json"
+        video = ["pose", "video", file, walk, *NETWORK]
+        quantize = ["pose", "quantize", "--network", "openpose-vgg", "--calibration", truth, "--weights", file]
+        for line in (
+            [*evaluate, "--json", truth / "truth.json"],
+            [*evaluate, "--results", truth / ".." / file.name],
+            [*evaluate, "--json", out, "--results", out],
+            [*video, "--json", file],
+            [*quantize, "-o", file],
+        ):
+            assert "give another name for what is written" in fail(*line)
+        assert not out.exists()
+
     def test_incomplete_pictures_and_limits(self, run: Kvant, file: Path, truth: Path, tmp_path: Path) -> None:
         report = tmp_path / "a.json"
         assert run(*self.arguments(file, truth), "--all", "--no-float", "--json", report).exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -85,8 +86,13 @@ def to_budget(text: str | None) -> int | Literal["speed"] | None:
     return int(text)
 
 
-def check_writable(path: Path) -> None:
-    """Find out before the long work, not after it, that a file cannot be written there."""
+def check_writable(path: Path, *others: Path | None) -> None:
+    """Find out before the long work, not after it, that a file cannot be written there, or takes the place of others.
+
+    `others` are files that are read, or written too.
+    """
+    if any(other is not None and os.path.realpath(other) == os.path.realpath(path) for other in others):
+        raise SaveError(f"{str(path)!r} is needed for something else; give another name for what is written")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise SaveError(f"the folder {str(folder)!r} does not exist")

@@ -53,9 +53,9 @@ def evaluate(
 
     A picture that cannot be read is named and does not count; the exit code is 1 then.
     """
-    for target in (report, results):
+    for target, other in ((report, results), (results, None)):
         if target is not None:
-            options.check_writable(target)
+            options.check_writable(target, file, annotations, weights, other)
     estimator = open_file(file, network, height, scales, backend)
     models = {} if without_float else {"float": open_float(estimator, weights)}
     truth = pose.CocoTruth(annotations, images, ignore_incomplete=not all_images, limit=limit)

@@ -68,7 +68,7 @@ def quantize(
     if weights is None and not spec.has_weights:
         raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
     recipe = make_recipe(bits, wide, target_sqnr, effort)
-    options.check_writable(out)
+    options.check_writable(out, weights)
     pictures = PosePictures(pose.find_pictures(calibration)[:limit], spec, height, parse_scales(scales))
     need_torch()
     import torch

@@ -47,7 +47,7 @@ def video(
         raise typer.BadParameter("nothing to write: give --output, --json or both")
     for target in (drawn, lines):
         if target is not None:
-            options.check_writable(target)
+            options.check_writable(target, file)
     estimator = open_file(file, network, height, scales, backend, memory_budget)
     with pose.Video(int(source) if source.isdecimal() else source) as opened:
         total = min(filter(None, (opened.frames, frames)), default=None)
