@@ -38,18 +38,18 @@ def test_people_beyond_the_border_are_clipped() -> None:
     draw_people(np.zeros((8, 8, 3), np.uint8), [Person(standing(-50, -50, 300, 300), 1.0)])
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("lefts", [(), (60,), (60, 150), (60, 75), (60, 150, 90), (20, 250, 220, 50), (60, -70)])
 @pytest.mark.parametrize("opacity", [0.3, 0.7])
-def test_what_is_not_drawn_on_keeps_its_values(count: int, opacity: float) -> None:
-    """As if the whole picture was blended with what is drawn on it."""
+def test_what_is_not_drawn_on_keeps_its_values(lefts: tuple[int, ...], opacity: float) -> None:
+    """As if the whole picture was blended with what is drawn on it, once: also where people meet."""
     picture = np.random.default_rng(0).integers(0, 256, (240, 300, 3)).astype(np.uint8)
-    people = [Person(standing(60 + 90 * number, 20, 40, 160 + 70 * number), 1.0) for number in range(count)]
+    people = [Person(standing(left, 20, 40, 160 + 30 * number), 1.0) for number, left in enumerate(lefts)]
     opaque = draw_people(picture, people, opacity=1)
     blended = np.rint(np.float32(opacity) * opaque + np.float32(1 - opacity) * picture)
     assert np.abs(draw_people(picture, people, opacity) - blended).max() <= 1
     same = (opaque == picture).all(axis=2)
     np.testing.assert_array_equal(draw_people(picture, people, opacity)[same], picture[same])
-    assert not count or not same.all()
+    assert not lefts or not same.all()
 
 
 def test_side_by_side_scales_to_the_left_height() -> None:

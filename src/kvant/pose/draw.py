@@ -18,6 +18,7 @@ from kvant.pose.yuv import Colours, YuvPicture, colour_of
 
 _SHIFT = 4  # OpenCV draws at fractions of a pixel when coordinates are multiplied by 2 ** shift
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_Box = tuple[int, int, int, int]  # left, top, right, bottom
 Shown = TypeVar("Shown", Picture, YuvPicture)
 
 
@@ -31,15 +32,19 @@ def draw_people(image: Shown, people: Sequence[Person], opacity: float = 0.7, ou
     (48, 64, 3)
     """
     drawn = image.copy() if out is None else out
-    boxes = [person.box for person in people if person.found.any()]
-    for canvas, plain, pen in zip(_planes(drawn), _planes(image), _pens(image), strict=True):
+    pens = _pens(image)
+    boxes = _touched([person for person in people if person.found.any()], pens[0].width)
+    for canvas, plain, pen in zip(_planes(drawn), _planes(image), pens, strict=True):
         for person in people:
             points = [(round(x), round(y)) for x, y in (pen.at(person.keypoints[:, :2]) * 2**_SHIFT).tolist()]
             _draw_limbs(canvas, person, points, pen)
             _draw_parts(canvas, person, points, pen)
         # Of a large picture most is not drawn on, and blending a picture with itself takes longer than drawing.
-        for place in _touched(boxes, pen):
-            cv2.addWeighted(canvas[place], opacity, plain[place], 1 - opacity, 0, dst=canvas[place])
+        for box in boxes:
+            left, top, right, bottom = (int(pen.scale * side) for side in box)
+            own, other = canvas[top:bottom, left:right], plain[top:bottom, left:right]
+            if own.size:
+                cv2.addWeighted(own, opacity, other, 1 - opacity, 0, dst=own)
     return drawn
 
 
@@ -71,15 +76,28 @@ def _yuv_pens(width: int, colours: Colours) -> tuple[_Pen, ...]:
     return _Pen(width, y), _Pen(width / 2, u, 0.5), _Pen(width / 2, v, 0.5)
 
 
-def _touched(boxes: Sequence[tuple[float, float, float, float]], pen: _Pen) -> list[tuple[slice, slice]]:
-    """The rows and columns that skeletons lie in, if there are any; `boxes` are those of people in the picture."""
-    if not boxes:
-        return []
-    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    margin = math.ceil(pen.width) + 2
-    left, top = (max(0, math.floor(pen.scale * min(values)) - margin) for values in (lefts, tops))
-    right, bottom = (max(0, math.ceil(pen.scale * max(values)) + margin) for values in (rights, bottoms))
-    return [(slice(top, bottom), slice(left, right))] if top < bottom and left < right else []
+def _touched(people: Sequence[Person], width: float) -> list[_Box]:
+    """Boxes that hold the skeletons, with lines of this width, and do not meet: what lies in two is blended twice.
+
+    Their sides are even, and so lie between pixels of planes of half the size, too.
+    """
+    margin, boxes = math.ceil(width) + 4, list[_Box]()
+    for person in people:
+        left, top, right, bottom = person.box
+        box = _even(left - margin), _even(top - margin), _even(right + margin) + 2, _even(bottom + margin) + 2
+        while (near := next((other for other in boxes if _meet(box, other)), None)) is not None:
+            boxes.remove(near)
+            box = min(box[0], near[0]), min(box[1], near[1]), max(box[2], near[2]), max(box[3], near[3])
+        boxes.append(box)
+    return boxes
+
+
+def _even(value: float) -> int:
+    return max(0, 2 * math.floor(value / 2))
+
+
+def _meet(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _draw_limbs(canvas: NDArray[np.uint8], person: Person, points: Sequence[tuple[int, int]], pen: _Pen) -> None:
