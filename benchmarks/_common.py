@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -117,9 +119,25 @@ def conditions(threads: int) -> dict[str, Any]:
         "cpus": cpu_count(),
         "threads": threads,
         "load_before": round(os.getloadavg()[0], 2),
+        "memory_before": [round(memory_speed(count), 1) for count in (1, threads)],
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "versions": versions(PACKAGES),
     }
+
+
+def memory_speed(threads: int) -> float:
+    """GB a second that so many threads together copy beyond the caches: what else runs on a machine shows in it."""
+    count, rounds = 8 << 20, 4  # 64 MB each
+    pairs = [(np.ones(count), np.ones(count)) for _ in range(threads)]
+
+    def copy(pair: tuple[Any, Any]) -> None:
+        for _ in range(rounds):
+            np.copyto(pair[1], pair[0])
+
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        list(pool.map(copy, pairs))
+        return 8e-9 * count * rounds * threads / (time.perf_counter() - start)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

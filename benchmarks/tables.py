@@ -47,12 +47,12 @@ def conditions(report: Report) -> str:
     """One line: where and with what it was measured."""
     packages = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     threads = f"{report['threads']} thread{'s' if report['threads'] != 1 else ''}"
-    measured = ", ".join(
-        part
-        for part in (report.get("date"), f"load {report['load_before']} before" if "load_before" in report else "")
-        if part
-    )
-    return f"{report['cpu']}, {threads}; {packages}" + (f" ({measured})" if measured else "") + "."
+    measured = [report["date"]] if "date" in report else []
+    if "load_before" in report:
+        measured.append(f"load {report['load_before']} before")
+    if "memory_before" in report:
+        measured.append("one thread copied {} GB/s, all {}".format(*report["memory_before"]))
+    return f"{report['cpu']}, {threads}; {packages}" + (f" ({', '.join(measured)})" if measured else "") + "."
 
 
 def demo_table(report: Report) -> str:

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CONDITIONS = {"cpu": "A CPU", "threads": 2, "date": "2026-01-02", "load_before": 0.1, "versions": {"kvant": "1.2.3"}}
+CONDITIONS = {
+    "cpu": "A CPU", "threads": 2, "date": "2026-01-02", "load_before": 0.1, "memory_before": [9.5, 12.0],
+    "versions": {"kvant": "1.2.3"},
+}  # fmt: skip
 SCORES = {"AP": 0.25, "AP50": 0.5, "AP75": 0.2, "AR": 0.3, "ms": 80.0, "bytes": 7_720_000}
 
 
@@ -51,7 +54,7 @@ def test_marked_regions_are_rewritten_and_nothing_else(tables: Any, tmp_path: Pa
         "| 0.2480 | -0.0020 |",
         "A CPU, 2 threads; kvant 1.2.3",
         "80.0% int8 x int8, 20.0% int16 x int8",
-        "load 0.1",
+        "(2026-01-02, load 0.1 before, one thread copied 9.5 GB/s, all 12.0).",
     ):
         assert part in text
     assert tables.rewrite(text, tmp_path) == text
@@ -84,7 +87,7 @@ def test_pose_table(tables: Any, tmp_path: Path) -> None:
     ]
     _write(tmp_path, "benchmarks/pose.json", {"rounds": 3, "results": results})
     page = tables.rewrite("<!-- table: pose -->\n<!-- end -->\n", tmp_path)
-    assert "| openpose-vgg | reference method, torch float32 | 20.00 s | 8.0 x 10.0 x |" in page
+    assert "| openpose-vgg | reference method, torch float32 | 20.00 s | 8.0 x, 10.0 x |" in page
     assert "| openpose-mobilenet-thin | reference method, torch float32 | 3.00 s | 10.0 x |" in page
     assert "| openpose-mobilenet-thin | kvant, one scale | 50.0 ms |  | 10.0 ms | 40% | 20.0 ms | 5 |" in page
     assert "674 x 712 pixels, medians of 3 rounds" in page
