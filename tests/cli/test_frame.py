@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,6 +36,15 @@ def test_an_error_as_a_process(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("kvant: error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_picture_is_one_line(model_file: Path, tmp_path: Path) -> None:
+    """OpenCV says on its own what it thinks of files, unless it is told not to."""
+    (tmp_path / "half.bmp").write_bytes(b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 9, 9, 1, 24, *[0] * 6))
+    network = ("--network", "openpose-mobilenet-thin", "--backend", "reference")
+    done = command("pose", "run", model_file, tmp_path / "half.bmp", "-o", tmp_path / "out", *network)
+    assert [line[: len("kvant: error: ")] for line in done.stderr.splitlines()] == ["kvant: error: "] * 2
+    assert "half.bmp is damaged" in done.stderr and "1 picture skipped" in done.stderr
 
 
 def test_version(run: Kvant) -> None:

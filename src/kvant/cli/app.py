@@ -56,6 +56,8 @@ def _frame(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    # What it says of damaged pictures and missing cameras is said by the commands, in one line each.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     output.show_warnings_briefly()
 
 
