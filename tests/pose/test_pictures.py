@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from kvant.errors import ImageError
-from kvant.pose import decode_image, find_pictures, read_image
+from kvant.pose import decode_image, find_pictures, pictures, read_image
 from kvant.pose.headers import exif_orientation, picture_size
 
 ORIENTATION = 274
@@ -215,6 +215,11 @@ class TestBrokenFiles:
         (tmp_path / "half").write_bytes(content[: int(share * len(content))])
         with pytest.raises(ImageError, match=r"half is (damaged|not a complete)"):
             read_image(tmp_path / "half")
+
+    def test_a_file_without_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pictures, "MAX_BYTES", 1000)
+        with pytest.raises(ImageError, match="/dev/zero has more than 1,000 bytes: it is no picture"):
+            read_image("/dev/zero")
 
     def test_missing_files_and_folders_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"none\.jpg cannot be read"):

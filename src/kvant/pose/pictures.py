@@ -25,6 +25,9 @@ PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: decoded, this many pixels take 300 MB."""
 
+MAX_BYTES = 1_000_000_000
+"""Files that are larger, such as videos, are not read to their end: no picture of 100 million pixels takes more."""
+
 _JPEG = b"\xff\xd8\xff"
 _BLENDED = 2**18  # pixels that are blended with white at a time
 
@@ -40,9 +43,12 @@ def read_image(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Pictu
     (480, 640, 3)
     """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"{path} has more than {MAX_BYTES:,} bytes: it is no picture, or too large a one")
     return decode_image(content, str(path), max_pixels)
 
 
