@@ -113,7 +113,7 @@ class TestMistakes:
         assert "surplus: extra" in text
         assert "wrong shape: conv.weight is (4, 3, 1, 1), expected (4, 3, 3, 3)" in text
         assert "no state dict" in message([1, 2])
-        assert "plain tensors" in message(torch.nn.Linear(1, 1))
+        assert "other Python objects than tensors" in message(torch.nn.Linear(1, 1))
         (tmp_path / "w.safetensors").write_bytes(b"nothing")
         options = ["--weights", tmp_path / "w.safetensors"]
         assert "safetensors" in fail(*arguments(factory, samples, tmp_path / "a.kvant"), *options)

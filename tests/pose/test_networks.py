@@ -109,6 +109,12 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, capsys: pytest.Captur
     assert "executed" not in capsys.readouterr().out
 
 
+def test_a_whole_network_in_a_checkpoint(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1), tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"not run here; where it was made, save model\.state_dict\(\) alone"):
+        load_checkpoint(nn.Linear(1, 1), tmp_path / "whole.pth")
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"weight": 3}}, torch.zeros(2)])
 def test_checkpoints_without_a_state_dict(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pth")

@@ -2,6 +2,7 @@
 
 from kvant.capture.builder import MASKED
 from kvant.capture.capture import capture
+from kvant.capture.checkpoint import read_checkpoint
 from kvant.capture.execute import Executor, Observe, in_memory_order, last_uses, run
 from kvant.capture.passes import fold_batch_norm, prepare
 from kvant.capture.products import product
@@ -16,5 +17,6 @@ __all__ = [
     "last_uses",
     "prepare",
     "product",
+    "read_checkpoint",
     "run",
 ]

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,9 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: it cannot be read, or keys are missing, surplus or of another shape.
     """
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    from kvant.capture import read_checkpoint
+
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     wanted = model.state_dict()
     problems = [f"missing: {key}" for key in wanted if key not in state]
     problems += [f"surplus: {key}" for key in state if key not in wanted]
@@ -105,19 +107,3 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read as a safetensors file: {error}") from error
-
-
-def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    import torch
-
-    with path.open("rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises whatever its unpickler, zip reader or the system raise
-            reason = str(error).split("\n", 1)[0]
-            raise CheckpointError(f"{path} cannot be read as a checkpoint of plain tensors: {reason}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not (isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())):
-        raise CheckpointError(f"{path} holds no state dict (a dict of tensors, bare or under 'state_dict')")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}

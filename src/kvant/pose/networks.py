@@ -200,7 +200,10 @@ def load_checkpoint(network: nn.Module, path: str | PathLike[str]) -> None:
     dropped. It is read with `weights_only=True`, so nothing in it is executed. Raises CheckpointError if the file
     cannot be read as such, or listing every missing key, every surplus key and every tensor of another shape.
     """
-    state = _read_state(path)
+    # What captures networks takes seconds to import, and networks with trained weights do without.
+    from kvant.capture import read_checkpoint
+
+    state = read_checkpoint(path)
     problems = _differences(network.state_dict(), state)
     if problems:
         raise CheckpointError(f"{path} does not fit {type(network).__name__}:\n  " + "\n  ".join(problems))
@@ -213,19 +216,6 @@ def _from_checkpoint(network_class: type[Network], path: str | PathLike[str]) ->
         network = network_class()
     load_checkpoint(network, path)
     return network.eval()
-
-
-def _read_state(path: str | PathLike[str]) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler, zip reader or the system raise
-        reason = str(error).split("\n", 1)[0]
-        raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: {reason}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not (isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())):
-        raise CheckpointError(f"{path} holds no state dict (a dict of tensors, bare or under 'state_dict')")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
