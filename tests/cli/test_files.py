@@ -121,7 +121,7 @@ def test_files_that_are_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name, rest = command[0], command[1:]
-    assert "No such file" in fail(name, "missing.kvant", *rest)
+    assert fail(name, "missing.kvant", *rest) == "missing.kvant: No such file or directory\n"
     assert "irectory" in fail(name, tmp_path, *rest)
     (tmp_path / "a.kvant").write_bytes(b"PK\x03\x04")
     assert "zip archive" in fail(name, "a.kvant", *rest)

@@ -28,8 +28,12 @@ class Commands(TyperGroup):
             # The reader, such as `head`, has seen enough. Without this Python complains again when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except (KvantError, OSError) as error:
+        except KvantError as error:
             output.fail(error)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            named = error.filename is not None and error.strerror
+            output.fail(f"{error.filename}: {error.strerror}" if named else error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None

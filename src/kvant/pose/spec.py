@@ -76,7 +76,7 @@ class PoseOutput:
         if len(arrays) == 1 and arrays[0].ndim == 4 and arrays[0].shape[1] == sum(wanted):
             arrays = [arrays[0][:, : wanted[0]], arrays[0][:, wanted[0] :]]
         if [array.shape[1] if array.ndim == 4 else -1 for array in arrays] != wanted:
-            shapes = ", ".join(str(array.shape) for array in arrays)
+            shapes = ", ".join(str(array.shape) if array.shape else type(outputs).__name__ for array in arrays)
             raise ValueError(
                 f"expected {' and '.join(self.order)} with {wanted[0]} and {wanted[1]} channels (N x C x h x w), "
                 f"as two arrays or one of {sum(wanted)} channels; got {shapes}"
