@@ -73,6 +73,7 @@ def test_ctrl_c(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "Traceback" not in result.output
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_the_command_is_imported() -> None:
     code = """
 import signal, sys
