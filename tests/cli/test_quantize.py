@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import kvant
 from kvant.cli.calibration import PictureSpec
 from kvant.cli.pose_run import output_names
+from kvant.pose import NetworkSpec
 from samples import Kvant
 
 
@@ -190,6 +191,20 @@ class TestPose:
         assert run("pose", "quantize", *network, *common, "--height", "4").exit_code == 2
         message = fail("pose", "run", model_file, pictures / "a.png", "-o", tmp_path / "drawn")
         assert "does not say which pose network" in message
+
+    def test_broken_pictures(self, run: Kvant, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each is named once, left out, and lets the command fail in the end, when the file is written."""
+        shapes = torch.nn.Sequential(torch.nn.Conv2d(3, 57, 1), torch.nn.AvgPool2d(8)).eval()
+        monkeypatch.setattr(NetworkSpec, "build", lambda spec, weights: shapes)
+        (pictures / "broken.png").write_text("no picture")
+        common = ["pose", "quantize", "--network", "openpose-mobilenet-thin", "--height", 64, "--golden", 1]
+        result = run(*common, "--calibration", pictures, "-o", tmp_path / "a.kvant")
+        assert result.exit_code == 1
+        assert result.stderr.count("broken.png is") == 1 and "1 picture skipped" in result.stderr
+        assert kvant.load(tmp_path / "a.kvant").verify() == 1
+        result = run(*common, "--calibration", pictures / "broken.png", "-o", tmp_path / "b.kvant")
+        assert result.exit_code == 1 and "none of the pictures can be read" in result.stderr
+        assert not (tmp_path / "b.kvant").exists()
 
     @pytest.mark.slow
     def test_from_pictures_to_skeletons(self, run: Kvant, tmp_path: Path) -> None:

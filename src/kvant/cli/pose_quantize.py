@@ -16,22 +16,43 @@ from kvant import pose
 from kvant.cli import options, output
 from kvant.cli.checkpoint import need_torch
 from kvant.cli.pose_options import Height, NetworkName, Weights, parse_scales
+from kvant.cli.pose_run import BrokenPictures
 from kvant.cli.quantize import make_recipe
+from kvant.errors import ImageError
 
 
 class PosePictures:
-    """Pictures as a pose network wants them, read one by one; they take turns at the scales."""
+    """Pictures as a pose network wants them, read one by one; they take turns at the scales.
+
+    Those that cannot be read are `broken`: they are named when they are met first, and left out.
+    """
 
     def __init__(self, paths: list[Path], spec: pose.NetworkSpec, height: int, scales: tuple[float, ...]) -> None:
         self.paths, self.spec, self.height, self.scales = paths, spec, height, scales
+        self.broken = BrokenPictures()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32]]]:
-        pictures = map(pose.read_image, self.paths)
-        for array in pose.calibration_inputs(pictures, self.spec, self.height, self.scales):
+        for array in pose.calibration_inputs(self._read(), self.spec, self.height, self.scales):
             yield (array,)
+
+    def first(self) -> npt.NDArray[np.float32]:
+        """The first input; raises ImageError if there is none."""
+        for (array,) in self:
+            return array
+        raise ImageError("none of the pictures can be read")
+
+    def _read(self) -> Iterator[npt.NDArray[np.uint8]]:
+        for path in tuple(self.paths):
+            try:
+                picture = pose.read_image(path)
+            except ImageError as error:
+                self.broken.add(error)
+                self.paths.remove(path)
+            else:
+                yield picture
 
 
 def quantize(
@@ -63,7 +84,10 @@ def quantize(
     effort: options.EffortOption = options.Effort.DEFAULT,
     golden: options.GoldenCount = 0,
 ) -> None:
-    """Quantize a pose network to one .kvant file."""
+    """Quantize a pose network to one .kvant file.
+
+    A picture that cannot be read is named and left out; the exit code is 1 then.
+    """
     spec = pose.network_spec(network)
     if weights is None and not spec.has_weights:
         raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
@@ -73,10 +97,13 @@ def quantize(
     need_torch()
     import torch
 
-    example = torch.from_numpy(next(iter(pictures))[0])
+    example = torch.from_numpy(pictures.first())
     model = spec.build(None if weights is None else str(weights))
     quantized = kvant.quantize(model, example, calibration=pictures, recipe=recipe, metadata=spec.metadata())
     for inputs in islice(pictures, golden):
         quantized.add_golden(*inputs)
     quantized.save(out)
-    output.say(f"wrote {out}, {output.megabytes(out.stat().st_size)}, calibrated on {len(pictures)} pictures")
+    output.say(
+        f"wrote {out}, {output.megabytes(out.stat().st_size)}, calibrated on {output.counted(len(pictures), 'picture')}"
+    )
+    pictures.broken.finish()
