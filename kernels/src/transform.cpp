@@ -103,7 +103,9 @@ class Transform final : public Algorithm {
 
   bool choose_field(const kvant_conv_layer &layer);
   void settle(int64_t output, int64_t bias, float multiplier, int64_t low, int64_t high);
+  const Modulus *modulus_of(int64_t part) const { return &field_->moduli[part / kResidues]; }
   int64_t quarter_size() const { return kMostTile * kAcross * transforms_.lanes; }  // halves of a part
+  int64_t halves_size() const { return weights_.groups() * kParts * quarter_size(); }  // of a tile
   int64_t chunks_of(int64_t tiles) const;
   Place place_of(const Call &call, int64_t tile) const;
   void forward(const Call &call, const Chunk &chunk) const;
@@ -223,7 +225,7 @@ void Transform::forward(const Call &call, const Chunk &chunk) const {
     const Place place = place_of(call, call.first + chunk.first + t);
     const uint8_t *from = x.data + place.image * x.image + place.row * x.row + place.column * x.column;
     for (int64_t channel = 0; channel < shape_.padded_channels; channel += transforms_.lanes) {
-      transforms_.forward({&field_->moduli[chunk.part / kResidues], chunk.part % kResidues, from + channel, x.row, x.column,
+      transforms_.forward({modulus_of(chunk.part), chunk.part % kResidues, from + channel, x.row, x.column,
                            chunk.points + t * shape_.padded_channels + channel, chunk.point_size});
     }
   }
@@ -233,7 +235,7 @@ void Transform::multiply(const Chunk &chunk, int64_t group) const {
   const int16_t *weights = weights_.at_points(chunk.part * weights_.groups() + group, chunk.room);
   for (int64_t point = 0; point < kPartPoints; ++point, weights += weights_.point_size()) {
     const bool last = point + 1 == kPartPoints;
-    transforms_.multiply({&field_->moduli[chunk.part / kResidues], chunk.points + point * chunk.point_size, chunk.count,
+    transforms_.multiply({modulus_of(chunk.part), chunk.points + point * chunk.point_size, chunk.count,
                           shape_.padded_channels, shape_.pairs, weights_.segments(), weights,
                           last ? weights : weights + weights_.point_size(), chunk.sums + point * chunk.sum_size,
                           transforms_.lanes});
@@ -245,9 +247,9 @@ void Transform::backward_columns(const Call &call, const Chunk &chunk, int64_t g
   for (int64_t t = 0; t < chunk.count; ++t) {
     const int64_t local = chunk.first + t, row = place_of(call, call.first + local).row;
     int16_t *halves = call.halves + ((local * weights_.groups() + group) * kParts + chunk.part) * quarter_size();
-    transforms_.backward_columns({&field_->moduli[chunk.part / kResidues], chunk.sums + t * lanes, chunk.sum_size,
+    transforms_.backward_columns({modulus_of(chunk.part), chunk.sums + t * lanes, chunk.sum_size,
                                   std::min(shape_.tile[0], call.job.output_size[0] - row), halves,
-                                  halves + weights_.groups() * kParts * quarter_size()});
+                                  halves + halves_size()});
   }
 }
 
@@ -291,8 +293,8 @@ int64_t Transform::chunks_of(int64_t tiles) const {
 int32_t Transform::run(const Job &job) const {
   if (job.batch * job.output_size[0] * job.output_size[1] == 0) return KVANT_OK;
   const int64_t groups = weights_.groups();
-  Call call(job, shape_, groups * kParts * quarter_size());
-  call.halves = call_array<int16_t>(call.round * groups * kParts * quarter_size());
+  Call call(job, shape_, halves_size());
+  call.halves = call_array<int16_t>(call.round * halves_size());
   KVANT_REQUIRE(call.halves != nullptr, KVANT_NO_MEMORY);
   for (; call.first < call.tiles; call.first += call.round) {
     call.count = std::min(call.round, call.tiles - call.first);

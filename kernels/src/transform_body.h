@@ -270,7 +270,7 @@ void backward_columns(const transform::Columns &job) {
   const Reducer by = reducer(*job.modulus);
   const int16_t *sums = job.sums;
   for (int64_t x = 0; x < kAcross; ++x) {
-    for (int64_t k = 0; k < kQuarter / 32; k += kAcross) __builtin_prefetch(job.next + (k + x) * 32, 1);
+    for (int64_t k = 0; k < kQuarter / kLine; k += kAcross) __builtin_prefetch(job.next + (k + x) * kLine, 1);
     Vector r[kSize];
 #pragma GCC unroll 16
     for (int k = 0; k < kSize; ++k, sums += job.stride) r[k] = reduce(load(sums), by);

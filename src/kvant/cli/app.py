@@ -28,15 +28,18 @@ class Commands(TyperGroup):
             # The reader, such as `head`, has seen enough. Without this Python complains again when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except KvantError as error:
-            output.fail(error)
-            raise typer.Exit(1) from None
-        except OSError as error:
-            named = error.filename is not None and error.strerror
-            output.fail(f"{error.filename}: {error.strerror}" if named else error)
+        except (KvantError, OSError) as error:
+            output.fail(_words(error))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _words(error: Exception) -> object:
+    """What the system says begins with the file, and without Python's number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return error
 
 
 app = typer.Typer(
