@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from kvant.pose import ONE_SCALE, calibration_inputs, network_spec, read_image
-from kvant.pose.demo.environment import cpu_count, cpu_name, versions
+from kvant.pose.demo.environment import cpu_name, versions
 from kvant.pose.layout import Float32Array
+from kvant.runtime import native
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("KVANT_SHARED", REPOSITORY.parent / "shared"))
@@ -32,7 +33,7 @@ def arguments(description: str | None, **defaults: int) -> argparse.ArgumentPars
     """A parser with --output, --threads, --height and an integer option for each of `defaults`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", type=Path, default=REPOSITORY / "build" / "benchmarks", help="folder of the JSON")
-    for name, value in {"threads": cpu_count(), "height": 368, **defaults}.items():
+    for name, value in {"threads": native.available_processors(), "height": 368, **defaults}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=" ")
     return parser
 
@@ -116,7 +117,7 @@ def conditions(threads: int) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "cpu": cpu_name(),
-        "cpus": cpu_count(),
+        "cpus": native.available_processors(),
         "threads": threads,
         "load_before": round(os.getloadavg()[0], 2),
         "memory_before": [round(memory_speed(count), 1) for count in (1, threads)],

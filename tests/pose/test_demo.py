@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kvant.pose.demo import DemoError, Options, pictures, report
 from kvant.pose.demo.__main__ import main, parse
-from kvant.pose.demo.environment import cpu_count, cpu_name, versions
+from kvant.pose.demo.environment import cpu_name, versions
 from kvant.pose.demo.without_torch import median_ms
 
 SUMMARY: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_sqnr_of_equal_outputs_is_infinite() -> None:
 
 
 def test_environment() -> None:
-    assert cpu_count() >= 1 and cpu_name()
+    assert cpu_name()
     assert {"python", "kvant", "numpy"} <= set(versions(("numpy", "not-a-package-of-anyone")))
     assert median_ms(lambda: None, 3) >= 0
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import kvant
 from kvant.pose.calibration import calibration_inputs
-from kvant.pose.demo.environment import cpu_count, cpu_name, versions
+from kvant.pose.demo.environment import cpu_name, versions
 from kvant.pose.demo.pictures import DemoError, Pictures, folder_pictures, sample_video, split, video_pictures
 from kvant.pose.demo.report import agreement_fields, broken_promises, output_sqnr, show
 from kvant.pose.demo.without_torch import Job, Recorder, Result, median_ms, run_without_torch
@@ -30,6 +30,7 @@ from kvant.pose.person import Person
 from kvant.pose.pictures import Picture
 from kvant.pose.preprocess import prepare
 from kvant.pose.spec import network_spec
+from kvant.runtime import native
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ class Options:
     calibration: int = 40
     frames: int = 12
     height: int = 368
-    threads: int = field(default_factory=cpu_count)
+    threads: int = field(default_factory=native.available_processors)
     repeats: int = 9
 
 

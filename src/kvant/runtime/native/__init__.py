@@ -22,6 +22,7 @@ from kvant.runtime.native.library import is_built, isa, num_threads, set_num_thr
 from kvant.runtime.native.maps import LineRules, PeopleFinder, PeopleRules, Scale, Skeleton, View
 from kvant.runtime.native.methods import DIRECT, SPEEDS, XNOR, Choice, Costs, choose, of_signs
 from kvant.runtime.native.packed import Packed, packed_bytes, packed_room
+from kvant.runtime.native.processors import available_processors
 from kvant.runtime.native.trial import MEASURE, Trial, pace, wanted
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Scale",
     "Skeleton",
     "View",
+    "available_processors",
     "is_built",
     "isa",
     "num_threads",

@@ -9,10 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from kvant.errors import BackendError
+from kvant.runtime.native.processors import available_processors
 
 ABI_VERSION = 8
 DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
+_MOST_THREADS = 1024
 _HOW = "Install kvant with a C++17 compiler at hand, or set KVANT_LIBRARY to a built libkvant.so (docs/kernels.md)."
 
 
@@ -152,7 +154,13 @@ def load_library() -> ctypes.CDLL:
     found = library.kvant_abi_version()
     if found != ABI_VERSION:
         raise BackendError(f"The native library {path} has version {found}, expected {ABI_VERSION}. {_HOW}")
+    library.kvant_set_num_threads(c_int32(_default_threads()))
     return library
+
+
+def _default_threads() -> int:
+    """As many as there are processors; 0 if the environment says how many: the library asks it."""
+    return 0 if os.environ.get("KVANT_NUM_THREADS") else min(available_processors(), _MOST_THREADS)
 
 
 def refusal(what: str, status: int) -> BackendError:
@@ -181,7 +189,10 @@ def num_threads() -> int:
 
 
 def set_num_threads(count: int) -> None:
-    """Use this many threads, the calling one included, for all models of the process; 0 is as many as there are cores.
+    """Use this many threads, the calling one included, for all models of the process; 0 is the default.
+
+    That is KVANT_NUM_THREADS of the environment, else as many as the process has processors, of which a container may
+    have fewer than it sees.
 
     >>> set_num_threads(2)
     >>> num_threads()
@@ -190,8 +201,9 @@ def set_num_threads(count: int) -> None:
     Raises:
         BackendError: the count is not within 0 to 1024, or the native library is missing.
     """
-    if load_library().kvant_set_num_threads(c_int32(count) if -1 < count <= 1024 else c_int32(-1)) != 0:
-        raise BackendError(f"cannot use {count} threads; give 1 to 1024, or 0 for as many as there are cores")
+    wanted = _default_threads() if count == 0 else count
+    if load_library().kvant_set_num_threads(c_int32(wanted) if -1 < wanted <= _MOST_THREADS else c_int32(-1)) != 0:
+        raise BackendError(f"cannot use {count} threads; give 1 to {_MOST_THREADS}, or 0 for the default")
 
 
 def stay_on_thread(alone: bool = True) -> None:
