@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from kvant.runtime import native
+
 ROOT = Path(__file__).parents[2]
+# Instruction sets without Winograd and the number-theoretic transform.
+ONLY_DIRECT = native.isa() in ("portable", "neondot")
 
 
 def build(folder: Path, compiler: str, *flags: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from kvant.runtime import QuantizedModel, model, native, steps
 from kvant.runtime.native import calls, methods, trial
 from kvant.runtime.native.packed import packed_bytes, packed_room
 
+from .builds import ONLY_DIRECT
 from .graphs import random_integers, typed, weighted_graph
 from .networks import image, small_network
 
@@ -23,13 +26,23 @@ METHODS = {
     "winograd": (3,), "transform": (5, 7, 9, 11),
     "winograd-late": (3,), "transform-late": (5, 7, 9, 11),
 }  # fmt: skip
-needs_vectors = pytest.mark.skipif(native.isa() == "portable", reason="the portable kernels are direct ones only")
+needs_vectors = pytest.mark.skipif(ONLY_DIRECT, reason="this instruction set has direct kernels only")
 
 
 def model_by(graph, method, monkeypatch) -> QuantizedModel:
     """The native model whose layers are all computed by one method, however slow."""
     monkeypatch.setattr(methods, "seconds", lambda work, algorithm, size, speed: 0.0 if algorithm == method else 1.0)
     return QuantizedModel(graph, backend="native", memory_budget="speed")
+
+
+@contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    before = native.num_threads()
+    native.set_num_threads(count)
+    try:
+        yield
+    finally:
+        native.set_num_threads(before)
 
 
 def layer_of(graph) -> steps.Conv:
@@ -127,13 +140,9 @@ def test_work_in_parts(method, channels, outputs, size, threads, monkeypatch):
     bias = rng.integers(-(2**16), 2**16, outputs)
     graph = conv_graph(rng, 7, channels, outputs, size, 3, 7, typed("uint8"), values, bias, factor=20.0)
     x = random_integers(rng, (size[0], channels, *size[1:]), "uint8")
-    before = native.num_threads()
-    native.set_num_threads(threads)
-    try:
+    with threads_of(threads):
         model, direct = model_by(graph, method, monkeypatch), model_by(graph, "direct", monkeypatch)
         np.testing.assert_array_equal(model(x), direct(x))
-    finally:
-        native.set_num_threads(before)
     assert [entry.algorithm for entry in (*model.algorithms(), *direct.algorithms())] == [method, "direct"]
 
 
@@ -145,18 +154,24 @@ def test_a_budget_is_kept(method, kernel, monkeypatch):
     rng = np.random.default_rng(0)
     graph = conv_graph(rng, kernel, 64, 64, (1, 40, 40), kernel // 2, 0, typed("uint8"))
     work = layer_of(graph)
-    direct, late, kept = (packed_bytes(work, name) for name in ("direct", f"{method}-late", method))
-    room = packed_room(work, f"{method}-late")
-    assert direct == late == work.weights.values.size
-    assert room == kept if method == "winograd" else 0 < room < kept
-    if method == "winograd":  # the room of one layer is what it would take to keep its weights
-        wanted = {0: "direct", kept - 1: "direct", kept: method, "speed": method}
-    else:
-        late_one = late + room
-        wanted = {late_one - 1: "direct", late_one: f"{method}-late", kept - 1: f"{method}-late", kept + room: method}
-    for budget, name in wanted.items():
-        model = QuantizedModel(graph, backend="native", memory_budget=budget)
-        assert [entry.algorithm for entry in model.algorithms()] == [name], budget
+    with threads_of(2):  # each has a room of its own
+        direct, late, kept = (packed_bytes(work, name) for name in ("direct", f"{method}-late", method))
+        room = packed_room(work, f"{method}-late")
+        assert direct == late == work.weights.values.size
+        assert room == kept if method == "winograd" else 0 < room < kept
+        if method == "winograd":  # the room of one layer is what it would take to keep its weights
+            wanted = {0: "direct", kept - 1: "direct", kept: method, "speed": method}
+        else:
+            late_one = late + room
+            wanted = {
+                late_one - 1: "direct",
+                late_one: f"{method}-late",
+                kept - 1: f"{method}-late",
+                kept + room: method,
+            }
+        for budget, name in wanted.items():
+            model = QuantizedModel(graph, backend="native", memory_budget=budget)
+            assert [entry.algorithm for entry in model.algorithms()] == [name], budget
     assert model.algorithms()[0].macs == 40 * 40 * direct
 
 
