@@ -40,7 +40,9 @@ constexpr int64_t kSide = 4;                   // blocks; neighbours share cache
 const DepthwiseLoops &depthwise_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return avx512vnni::kDepthwiseLoops;
+#if defined(KVANT_HAVE_AVXVNNI)
   if (isa() == Isa::kAvxVnni) return avxvnni::kDepthwiseLoops;
+#endif
   if (isa() == Isa::kAvx2) return avx2::kDepthwiseLoops;
 #endif
   return portable::kDepthwiseLoops;

@@ -34,7 +34,9 @@ extern const DirectLoops kDirectLoops;
 const DirectLoops &direct_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return avx512vnni::kDirectLoops;
+#if defined(KVANT_HAVE_AVXVNNI)
   if (isa() == Isa::kAvxVnni) return avxvnni::kDirectLoops;
+#endif
   if (isa() == Isa::kAvx2) return avx2::kDirectLoops;
 #endif
 #if defined(KVANT_HAVE_NEON)

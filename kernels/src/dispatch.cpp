@@ -37,7 +37,9 @@ bool has_avx512vnni() {
 }
 
 bool has_avxvnni() {
-#if defined(KVANT_AVXVNNI_AS_AVX512)
+#if !defined(KVANT_HAVE_AVXVNNI)
+  return false;
+#elif defined(KVANT_AVXVNNI_AS_AVX512)
   return has_avx512vnni();
 #else
   unsigned a = 0, b = 0, c = 0, d = 0;

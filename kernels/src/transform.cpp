@@ -43,7 +43,9 @@ namespace {
 const Transforms *transforms() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return &avx512vnni::kTransforms;
+#if defined(KVANT_HAVE_AVXVNNI)
   if (isa() == Isa::kAvxVnni) return &avxvnni::kTransforms;
+#endif
   if (isa() == Isa::kAvx2) return &avx2::kTransforms;
 #endif
   return nullptr;

@@ -73,7 +73,9 @@ static_assert(largest_input(kInput, kInput) <= 32767 && largest_input(kInput, kS
 const WinogradLoops *winograd_loops() {
 #if defined(KVANT_HAVE_X86)
   if (isa() == Isa::kAvx512Vnni) return &avx512vnni::kWinograd;
+#if defined(KVANT_HAVE_AVXVNNI)
   if (isa() == Isa::kAvxVnni) return &avxvnni::kWinograd;
+#endif
   if (isa() == Isa::kAvx2) return &avx2::kWinograd;
 #endif
   return nullptr;
