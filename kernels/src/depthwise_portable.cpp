@@ -1,18 +1,15 @@
 // Depthwise convolution for any processor: C++ and the vectors that GCC and Clang have everywhere.
-#include "depthwise.h"
-
 #define KVANT_ISA portable
+
+#include "depthwise.h"
+#include "vectors_portable.h"
 
 namespace kvant {
 namespace portable {
 namespace {
 
-constexpr int64_t kLanes = 4;
 typedef uint8_t Octets __attribute__((vector_size(8)));
-typedef int16_t Halves __attribute__((vector_size(16)));
-typedef int32_t Vector __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));
-typedef float Floats __attribute__((vector_size(16)));
 
 inline Vector load_vector(const void *from) {
   Vector value;
@@ -20,11 +17,12 @@ inline Vector load_vector(const void *from) {
   return value;
 }
 inline Vector to_upper_half(Vector lower) { return lower << 16; }
-inline Floats to_float(Vector sums) { return __builtin_convertvector(sums, Floats); }
 
-// The first vector takes the lower half of each 32 bits.
-int64_t lane_channel(int64_t vectors, int64_t vector, int64_t lane) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+// The first vector takes the lower half of each 32 bits, or the first half of its channels.
+int64_t lane_channel([[maybe_unused]] int64_t vectors, int64_t vector, int64_t lane) {
+#if defined(__aarch64__)
+  return vector * kLanes + lane;
+#elif __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
   return vectors * lane + vector;
 #else
   return vectors * lane + 1 - vector;
@@ -49,25 +47,18 @@ class Finish2 {
  private:
   template <typename Out>
   void store_as(const Floats (&values)[2], uint8_t *y) const {
-    int32_t settled[2 * kLanes];
-    Out results[2 * kLanes];
+    Vector whole[2];
+    Out by_lane[2 * kLanes], results[2 * kLanes];
     for (int64_t v = 0; v < 2; ++v) {
-      const Vector whole = settle(values[v] * multipliers_[v]);
-      __builtin_memcpy(settled + v * kLanes, &whole, sizeof whole);
+      whole[v] = __builtin_convertvector(rounded(values[v] * multipliers_[v], low_, high_) + zero_, Vector);
     }
-    for (int64_t i = 0; i < 2 * kLanes; ++i) results[lane_channel(2, i / kLanes, i % kLanes)] = static_cast<Out>(settled[i]);
+    narrow(whole, by_lane);
+    for (int64_t i = 0; i < 2 * kLanes; ++i) results[lane_channel(2, i / kLanes, i % kLanes)] = by_lane[i];
     if (channels_ == 2 * kLanes) {
       __builtin_memcpy(y, results, sizeof results);
     } else {
       __builtin_memcpy(y, results, static_cast<uint64_t>(channels_) * sizeof(Out));
     }
-  }
-
-  Vector settle(Floats v) const {
-    constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds half to even
-    v = v < low_ ? low_ : v;
-    v = v > high_ ? high_ : v;
-    return __builtin_convertvector((v + kRounder) - kRounder + zero_, Vector);
   }
 
   bool bytes_;
@@ -82,16 +73,28 @@ struct Shorts {
 
   static inline Vector load(const uint8_t *x) { return load_vector(x); }
   static inline Vector splat(int32_t value) { return Vector{} + value * 0x10001; }
-  // Element by element the first tap in the lower half, the second in the upper one.
+  // Element by element the first tap in the lower half, the second in the upper one; with NEON, which multiplies a half of
+  // a vector by another, four elements of the first tap and the same ones of the second.
   static inline void interleave(Vector (&taps)[2]) {
+#if defined(__aarch64__)
+    const int64x2_t first = reinterpret_cast<int64x2_t>(taps[0]), second = reinterpret_cast<int64x2_t>(taps[1]);
+    taps[0] = reinterpret_cast<Vector>(vzip1q_s64(first, second));
+    taps[1] = reinterpret_cast<Vector>(vzip2q_s64(first, second));
+#else
     const Words first = reinterpret_cast<Words>(taps[0]), second = reinterpret_cast<Words>(taps[1]);
     taps[0] = reinterpret_cast<Vector>((first & 0xffffu) | (second << 16));
     taps[1] = reinterpret_cast<Vector>((first >> 16) | (second & 0xffff0000u));
+#endif
   }
   static inline Vector add(Vector sum, Vector taps, Vector weights) {
 #if defined(__SSE2__)  // part of every x86-64
     return sum + reinterpret_cast<Vector>(__builtin_ia32_pmaddwd128(reinterpret_cast<Halves>(taps),
                                                                     reinterpret_cast<Halves>(weights)));
+#elif defined(__aarch64__)
+    const int16x8_t both = reinterpret_cast<int16x8_t>(taps), pairs = reinterpret_cast<int16x8_t>(weights);
+    const int16x8_t of_first = vuzp1q_s16(pairs, pairs), of_second = vuzp2q_s16(pairs, pairs);
+    return reinterpret_cast<Vector>(vmlal_high_s16(
+        vmlal_s16(reinterpret_cast<int32x4_t>(sum), vget_low_s16(both), vget_low_s16(of_first)), both, of_second));
 #else
     return sum + ((taps << 16) >> 16) * ((weights << 16) >> 16) + (taps >> 16) * (weights >> 16);
 #endif
@@ -100,9 +103,13 @@ struct Shorts {
 
 struct ShortsOfUint8 : Shorts {
   static inline Vector load(const uint8_t *x) {
+#if defined(__aarch64__)  // GCC 12 converts each element alone
+    return reinterpret_cast<Vector>(vmovl_u8(vld1_u8(x)));
+#else
     Octets octets;
     __builtin_memcpy(&octets, x, sizeof octets);
     return reinterpret_cast<Vector>(__builtin_convertvector(octets, Halves));
+#endif
   }
 };
 

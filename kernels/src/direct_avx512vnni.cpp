@@ -89,6 +89,7 @@ inline void load_integers(const int16_t *from, int64_t count, Floats (&values)[V
 
 // The compiler spills accumulators around the intrinsics (GCC 12); it does not around one instruction of its own.
 struct Bytes {
+  static constexpr int64_t kTogether = 1;
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
     __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
     return sum;
@@ -96,6 +97,7 @@ struct Bytes {
 };
 
 struct Shorts {
+  static constexpr int64_t kTogether = 1;
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
     __asm__ volatile("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(pixel), "v"(weights));
     return sum;

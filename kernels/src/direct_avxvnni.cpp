@@ -9,6 +9,7 @@ namespace avxvnni {
 namespace {
 
 struct Bytes {
+  static constexpr int64_t kTogether = 1;
   static inline Vector add(Vector sum, Vector pixel, Vector weights) { return dot_bytes(sum, pixel, weights); }
 };
 

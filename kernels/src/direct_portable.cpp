@@ -3,6 +3,21 @@
 
 #include "direct_vectors_portable.h"
 
+namespace kvant {
+namespace portable {
+namespace {
+
+constexpr int64_t kVectors = 2;
+
+template <int64_t V>
+struct TilePixels {
+  static constexpr int64_t kCount = V == 2 ? 4 : 6;
+};
+
+}  // namespace
+}  // namespace portable
+}  // namespace kvant
+
 #include "direct_body.h"
 
 namespace kvant {

@@ -26,13 +26,52 @@ inline void fetch_ahead(const uint8_t *weights, const uint8_t *next) {
   __builtin_prefetch(next, 0, 2);
 }
 
+// One of the groups that lie together in a register of each pixel, and those behind it.
+template <typename Product, int64_t kGroup, int64_t P, int64_t V>
+__attribute__((always_inline)) inline void accumulate_from(Vector (&sums)[P][V], const Vector (&pixels)[P], const uint8_t *w) {
+  if constexpr (kGroup < Product::kTogether) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; ++v) {
+      const Vector column = load(w + (kGroup * V + v) * kVectorBytes);
+#pragma GCC unroll 16
+      for (int64_t p = 0; p < P; ++p) sums[p][v] = Product::template add_one<kGroup>(sums[p][v], pixels[p], column);
+    }
+    accumulate_from<Product, kGroup + 1>(sums, pixels, w);
+  }
+}
+
+// Whole registers of pixels, of which a product takes one group where it lies: fewer loads. Moves pixels and weights forward;
+// returns how many groups are left.
+template <typename Product, int64_t P, int64_t V>
+__attribute__((always_inline)) inline int64_t accumulate_together(Vector (&sums)[P][V], const uint8_t *(&x)[P], int64_t groups,
+                                                                  Stream *stream) {
+  constexpr int64_t kTogether = Product::kTogether;
+  Stream now = *stream;
+  for (; groups >= kTogether; groups -= kTogether) {
+    Vector pixels[P];
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) {
+      pixels[p] = Product::together(x[p]);
+      x[p] += kTogether * kGroupBytes;
+    }
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < kTogether; ++g) fetch_ahead<V>(now.weights + g * V * kVectorBytes, now.next + g * now.step);
+    accumulate_from<Product, 0>(sums, pixels, now.weights);
+    now.skip<V>(kTogether);
+  }
+  *stream = now;
+  return groups;
+}
+
 // Adds one run of P pixels times V vectors of outputs and moves the weights forward.
 template <typename Product, int64_t P, int64_t V>
 __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][V], const uint8_t *const *pixels,
                                                       int64_t offset, int64_t groups, Stream *stream) {
-  const uint8_t *x[P], *w = stream->weights, *next = stream->next;
+  const uint8_t *x[P];
 #pragma GCC unroll 16
   for (int64_t p = 0; p < P; ++p) x[p] = pixels[p] + offset;
+  if constexpr (Product::kTogether > 1) groups = accumulate_together<Product>(sums, x, groups, stream);
+  const uint8_t *w = stream->weights, *next = stream->next;
   for (int64_t g = 0; g < groups * kGroupBytes; g += kGroupBytes, w += V * kVectorBytes) {
     Vector columns[V];
 #pragma GCC unroll 4
@@ -89,6 +128,13 @@ struct Seen {
 template <typename Product, bool kFetches, int64_t P, int64_t V>
 __attribute__((always_inline)) inline Seen accumulate_row(Vector (&sums)[P][V], Seen x, const Steps<P / 2> &steps,
                                                           const uint8_t *end, Stream *stream) {
+  if constexpr (Product::kTogether > 1) {
+    const uint8_t *pixels[P];
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < P; ++p) pixels[p] = p < P / 2 ? x.first + steps.of(p) : x.second + steps.of(p - P / 2);
+    accumulate<Product>(sums, pixels, 0, (end - x.first) / kGroupBytes, stream);
+    return x.after(end - x.first);
+  }
   const uint8_t *w = stream->weights, *next = stream->next, *first = x.first, *second = fresh(x.second);
   for (; first != end; first += kGroupBytes, second += kGroupBytes, w += V * kVectorBytes) {
     Vector columns[V];

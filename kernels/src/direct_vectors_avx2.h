@@ -70,6 +70,7 @@ inline void load_integers(const int16_t *from, int64_t count, Floats (&values)[V
 }
 
 struct Shorts {
+  static constexpr int64_t kTogether = 1;
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
     return dot_shorts(sum, pixel, weights);
   }

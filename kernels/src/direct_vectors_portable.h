@@ -1,25 +1,16 @@
-// Vectors of 128 bits for direct convolution, in C++ that GCC and Clang have everywhere. Included by the source file of an
-// instruction set, which defines KVANT_ISA.
+// Direct convolution in vectors of 128 bits. Included by the source file of an
+// instruction set, which defines KVANT_ISA, and after this kVectors and TilePixels, as its registers allow.
 #pragma once
 
 #include "direct.h"
+#include "vectors_portable.h"
 
 namespace kvant {
 namespace KVANT_ISA {
 namespace {
 
-constexpr int64_t kLanes = 4;
-constexpr int64_t kVectors = 2;
 constexpr int64_t kAhead = 2048;
 constexpr int64_t kApart = 0;
-typedef int16_t Halves __attribute__((vector_size(16)));
-typedef int32_t Vector __attribute__((vector_size(16)));
-typedef float Floats __attribute__((vector_size(16)));
-
-template <int64_t V>
-struct TilePixels {
-  static constexpr int64_t kCount = V == 2 ? 4 : 6;
-};
 
 inline Vector zero() { return Vector{}; }
 inline Vector load(const uint8_t *from) {
@@ -28,7 +19,6 @@ inline Vector load(const uint8_t *from) {
   return value;
 }
 inline void store(int32_t *to, Vector value) { __builtin_memcpy(to, &value, sizeof value); }
-inline Floats to_float(Vector sums) { return __builtin_convertvector(sums, Floats); }
 inline Vector broadcast(const uint8_t *group) {
   int32_t bits;
   __builtin_memcpy(&bits, group, sizeof bits);
@@ -40,19 +30,12 @@ inline Floats from_wide(const int64_t *sums) {
   return values;
 }
 
-constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds half to even
-
 inline Floats load_floats(const float *from) {
   Floats value;
   __builtin_memcpy(&value, from, sizeof value);
   return value;
 }
 inline Floats splat(float value) { return Floats{} + value; }
-inline Floats rounded(Floats value, Floats low, Floats high) {
-  value = value < low ? low : value;
-  value = value > high ? high : value;
-  return (value + kRounder) - kRounder;
-}
 template <int64_t V, typename T>
 inline void load_integers(const T *from, int64_t count, Floats (&values)[V]) {
   for (int64_t v = 0; v < V; ++v) {
@@ -62,10 +45,17 @@ inline void load_integers(const T *from, int64_t count, Floats (&values)[V]) {
 }
 
 struct Shorts {
+  static constexpr int64_t kTogether = 1;
   static inline Vector add(Vector sum, Vector pixel, Vector weights) {
 #if defined(__SSE2__)  // part of every x86-64
     return sum + reinterpret_cast<Vector>(__builtin_ia32_pmaddwd128(reinterpret_cast<Halves>(pixel),
                                                                     reinterpret_cast<Halves>(weights)));
+#elif defined(__aarch64__)
+    const int16x4_t both = vget_low_s16(reinterpret_cast<int16x8_t>(pixel));
+    const int16x8_t lanes = reinterpret_cast<int16x8_t>(weights);
+    const int16x4_t first = vget_low_s16(vuzp1q_s16(lanes, lanes)), second = vget_low_s16(vuzp2q_s16(lanes, lanes));
+    return reinterpret_cast<Vector>(
+        vmlal_lane_s16(vmlal_lane_s16(reinterpret_cast<int32x4_t>(sum), first, both, 0), second, both, 1));
 #else  // which half holds which element does not matter as long as both operands agree
     return sum + ((pixel << 16) >> 16) * ((weights << 16) >> 16) + (pixel >> 16) * (weights >> 16);
 #endif
@@ -88,8 +78,8 @@ class Finish {
   void store(const Floats (&values)[V], uint8_t *y) const {
     Vector whole[V];
     for (int64_t v = 0; v < V; ++v) whole[v] = settle(values[v] * multipliers_[v]);
-    if (bytes_) return narrow<uint8_t>(whole, y);
-    narrow<int16_t>(whole, y);
+    if (bytes_) return write<uint8_t>(whole, y);
+    write<int16_t>(whole, y);
   }
 
   // Nothing added.
@@ -107,17 +97,15 @@ class Finish {
   }
   template <Simple kSimple>
   void pack(const Vector (&whole)[V], uint8_t *y) const {
-    if (kSimple == Simple::kShorts) return narrow<int16_t>(whole, y);
-    narrow<uint8_t>(whole, y);
+    if (kSimple == Simple::kShorts) return write<int16_t>(whole, y);
+    write<uint8_t>(whole, y);
   }
 
  private:
   template <typename Out>
-  void narrow(const Vector (&whole)[V], uint8_t *y) const {
-    int32_t settled[V * kLanes];
+  void write(const Vector (&whole)[V], uint8_t *y) const {
     Out results[V * kLanes];
-    __builtin_memcpy(settled, whole, sizeof settled);
-    for (int64_t i = 0; i < V * kLanes; ++i) results[i] = static_cast<Out>(settled[i]);
+    narrow(whole, results);
     if (outputs_ == V * kLanes) {
       __builtin_memcpy(y, results, sizeof results);
     } else {
