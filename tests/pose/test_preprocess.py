@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from typing import Literal
 
 import cv2
@@ -181,4 +182,6 @@ def test_uneven_averages_are_opencvs(seed: int, height: int, width: int, channel
     expected = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
     if preprocess._shrinks_unevenly(picture, size):
         found = resample(picture, *map(preprocess._areas, (height, width), size))
-        np.testing.assert_array_equal(found, expected.reshape(found.shape))
+        # Elsewhere OpenCV joins products and sums, so that what lies halfway may go to the other side.
+        most = 0 if platform.machine() in ("x86_64", "AMD64") else 1
+        np.testing.assert_allclose(found.astype(int), expected.reshape(found.shape).astype(int), rtol=0, atol=most)
