@@ -91,6 +91,17 @@ def test_from_pictures_with_weights(run: Kvant, factory: str, pictures: Path, tm
     assert json.loads(model.metadata["preprocessing"])["color"] == "bgr"
 
 
+def test_broken_pictures(run: Kvant, factory: str, pictures: Path, tmp_path: Path) -> None:
+    """As ``kvant pose quantize`` does: each is named once and left out, and the exit code is 1."""
+    whole, out = tmp_path / "whole.kvant", tmp_path / "net.kvant"
+    assert run(*arguments(factory, pictures, whole), "--golden", 2).exit_code == 0
+    (pictures / "b.broken.png").write_text("no picture")
+    result = run(*arguments(factory, pictures, out), "--golden", 2)
+    assert result.exit_code == 1
+    assert result.stderr.count("b.broken.png is") == 1 and "1 picture skipped" in result.stderr
+    assert out.read_bytes() == whole.read_bytes()
+
+
 class TestMistakes:
     def test_of_the_model(self, fail: Callable[..., str], factory: str, samples: Path, tmp_path: Path) -> None:
         def message(target: str) -> str:
@@ -127,6 +138,7 @@ class TestMistakes:
         assert "no pictures" in message(tmp_path / "empty")
         (tmp_path / "empty" / "a.jpg").write_bytes(b"no picture")
         assert "a.jpg" in message(tmp_path / "empty")
+        assert "none of the pictures can be read" in message(tmp_path / "empty")
         np.savez(tmp_path / "none.npz", x=np.zeros((0, 3, 12, 10), np.float32))
         assert "not empty" in message(tmp_path / "none.npz")
         np.savez(tmp_path / "name.npz", y=np.zeros((1, 3, 12, 10), np.float32))

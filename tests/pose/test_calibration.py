@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvant import ImageError, InputError
-from kvant.cli.pose_quantize import PosePictures
+from kvant.cli.pictures import CalibrationPictures
 from kvant.pose import FOUR_SCALES, calibration_inputs, network_spec, prepare
 
 SPEC = network_spec("openpose-mobilenet-thin")
@@ -44,7 +45,7 @@ def test_the_command_reads_files_as_often_as_it_is_asked_to(tmp_path: Path) -> N
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path, picture in zip(paths, PICTURES, strict=False):
         cv2.imwrite(str(path), picture)
-    pictures = PosePictures(paths, SPEC, 96, (1.0, 2.0))
+    pictures = CalibrationPictures(paths, partial(calibration_inputs, spec=SPEC, height=96, scales=(1.0, 2.0)))
     assert len(pictures) == 3
     for _ in range(2):
         found = [array for (array,) in pictures]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from kvant import CalibrationError
 from kvant.cli.arrays import by_input, read_arrays
+from kvant.cli.pictures import CalibrationPictures
 
 Array = npt.NDArray[Any]
 
@@ -44,23 +46,6 @@ class PictureSpec:
         return np.ascontiguousarray(values.transpose(2, 0, 1)[np.newaxis])
 
 
-class Pictures:
-    """Pictures as inputs, read one by one."""
-
-    def __init__(self, paths: Sequence[Path], spec: PictureSpec) -> None:
-        self.paths = list(paths)
-        self.spec = spec
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __iter__(self) -> Iterator[tuple[Array, ...]]:
-        from kvant.pose import read_image
-
-        for path in self.paths:
-            yield (self.spec.apply(read_image(path)),)
-
-
 class Samples:
     """Samples along the first axis of arrays, one array for each input of the model."""
 
@@ -76,7 +61,9 @@ class Samples:
             yield tuple(array[index : index + 1] for array in self.arrays)
 
 
-def open_calibration(source: Path, names: list[str], spec: PictureSpec, limit: int | None) -> Pictures | Samples:
+def open_calibration(
+    source: Path, names: list[str], spec: PictureSpec, limit: int | None
+) -> CalibrationPictures | Samples:
     """Calibration data of a folder of pictures, or of an .npz or .npy file whose first axis counts samples.
 
     Raises:
@@ -87,7 +74,7 @@ def open_calibration(source: Path, names: list[str], spec: PictureSpec, limit: i
     if source.is_dir():
         from kvant.pose import find_pictures
 
-        return Pictures(find_pictures([source])[:limit], spec)
+        return CalibrationPictures(find_pictures([source])[:limit], partial(map, spec.apply))
     arrays = by_input(read_arrays(source), names, source)
     lengths = sorted({len(array) if array.ndim else 0 for array in arrays})
     if len(lengths) != 1 or lengths[0] == 0:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kvant import pose
 from kvant.cli import options, output
+from kvant.cli.pictures import BrokenPictures
 from kvant.cli.pose_options import Height, Network, Pictures, Scales, Weights, open_file, open_float
 from kvant.cli.pose_run import (
-    BrokenPictures,
     Folder,
     Format,
     FormatOption,

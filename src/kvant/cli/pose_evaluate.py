@@ -10,8 +10,8 @@ import typer
 
 from kvant import pose
 from kvant.cli import options, output
+from kvant.cli.pictures import BrokenPictures
 from kvant.cli.pose_options import Height, Network, Scales, Weights, open_file, open_float
-from kvant.cli.pose_run import BrokenPictures
 from kvant.format import write_atomically
 
 

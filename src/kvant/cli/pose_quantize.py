@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
 import kvant
 from kvant import pose
 from kvant.cli import options, output
 from kvant.cli.checkpoint import need_torch
+from kvant.cli.pictures import CalibrationPictures
 from kvant.cli.pose_options import Height, NetworkName, Weights, parse_scales
-from kvant.cli.pose_run import BrokenPictures
 from kvant.cli.quantize import make_recipe
-from kvant.errors import ImageError
-
-
-class PosePictures:
-    """Pictures as a pose network wants them, read one by one; they take turns at the scales.
-
-    Those that cannot be read are `broken`: they are named when they are met first, and left out.
-    """
-
-    def __init__(self, paths: list[Path], spec: pose.NetworkSpec, height: int, scales: tuple[float, ...]) -> None:
-        self.paths, self.spec, self.height, self.scales = paths, spec, height, scales
-        self.broken = BrokenPictures()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32]]]:
-        for array in pose.calibration_inputs(self._read(), self.spec, self.height, self.scales):
-            yield (array,)
-
-    def first(self) -> npt.NDArray[np.float32]:
-        """The first input; raises ImageError if there is none."""
-        for (array,) in self:
-            return array
-        raise ImageError("none of the pictures can be read")
-
-    def _read(self) -> Iterator[npt.NDArray[np.uint8]]:
-        for path in tuple(self.paths):
-            try:
-                picture = pose.read_image(path)
-            except ImageError as error:
-                self.broken.add(error)
-                self.paths.remove(path)
-            else:
-                yield picture
 
 
 def quantize(
@@ -93,7 +55,8 @@ def quantize(
         raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
     recipe = make_recipe(bits, wide, target_sqnr, effort)
     options.check_writable(out, weights)
-    pictures = PosePictures(pose.find_pictures(calibration)[:limit], spec, height, parse_scales(scales))
+    prepare = partial(pose.calibration_inputs, spec=spec, height=height, scales=parse_scales(scales))
+    pictures = CalibrationPictures(pose.find_pictures(calibration)[:limit], prepare)
     need_torch()
     import torch
 

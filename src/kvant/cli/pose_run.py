@@ -17,6 +17,7 @@ import typer
 
 from kvant import ImageError, InputError, pose
 from kvant.cli import options, output
+from kvant.cli.pictures import BrokenPictures
 from kvant.cli.pose_options import Height, Network, Pictures, Scales, open_file
 from kvant.format import write_atomically
 
@@ -98,32 +99,6 @@ def named(path: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-class BrokenPictures:
-    """Pictures that cannot be read: each is named and skipped, and in the end the command fails."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextmanager
-    def skipped(self) -> Iterator[None]:
-        """Work on one picture."""
-        try:
-            yield
-        except (ImageError, InputError) as error:
-            self.add(error)
-
-    def add(self, error: ImageError | InputError) -> None:
-        """Name one."""
-        output.fail(error)
-        self.count += 1
-
-    def finish(self) -> None:
-        """Exit with 1 if there were any."""
-        if self.count:
-            output.fail(f"{output.counted(self.count, 'picture')} skipped")
-            raise typer.Exit(1)
 
 
 def output_names(images: list[Path], folder: Path, kind: Format = Format.PNG) -> list[Path]:

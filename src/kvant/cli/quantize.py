@@ -14,8 +14,9 @@ import typer
 
 import kvant
 from kvant.cli import options, output
-from kvant.cli.calibration import Pictures, PictureSpec, open_calibration
+from kvant.cli.calibration import PictureSpec, open_calibration
 from kvant.cli.checkpoint import build_model
+from kvant.cli.pictures import CalibrationPictures
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +155,8 @@ def quantize(
 ) -> None:
     """Quantize a model to one .kvant file.
 
-    Pictures are scaled to cover the size, the middle is cut out, and pixels become (pixel / 255 - mean) / std.
+    Pictures are scaled to cover the size, the middle is cut out, and pixels become (pixel / 255 - mean) / std. A
+    picture that cannot be read is named and left out; the exit code is 1 then.
     """
     shapes = [parse_shape(text) for text in example]
     spec = picture_spec(size, mean, std, color, shapes[0][0])
@@ -167,13 +169,15 @@ def quantize(
         data, inputs = None, _examples(shapes, spec)
     else:
         data, inputs = open_calibration(calibration, input_names(model, len(shapes)), spec, limit), _examples(shapes)
-    metadata = {"preprocessing": json.dumps(spec.to_dict())} if isinstance(data, Pictures) else {}
+    metadata = {"preprocessing": json.dumps(spec.to_dict())} if isinstance(data, CalibrationPictures) else {}
     quantized = kvant.quantize(model, inputs, calibration=data, recipe=chosen, metadata=metadata)
     for sample in islice(data or (), golden):
         quantized.add_golden(*sample)
     quantized.save(out)
     done = quantized.metadata["calibration"] if data is None else f"calibrated on {len(data)} inputs"
     output.say(f"wrote {out}, {output.megabytes(out.stat().st_size)}, {done}")
+    if isinstance(data, CalibrationPictures):
+        data.broken.finish()
 
 
 def input_names(model: torch.nn.Module, count: int) -> list[str]:
