@@ -220,3 +220,20 @@ def test_a_file_that_does_not_say_what_it_holds(tmp_path: Any) -> None:
     with pytest.raises(FormatError, match="does not say which pose network"):
         PoseEstimator(tmp_path / "plain.kvant")
     assert PoseEstimator(tmp_path / "plain.kvant", network=SPEC).detect(PICTURE) is not None
+
+
+def test_a_name_must_be_that_of_what_the_file_describes(user_file: Path) -> None:
+    """By another network's rules, noise would be found where people are."""
+    with pytest.raises(InputError, match="that it holds 'user', not 'openpose-vgg'"):
+        PoseEstimator(user_file, network="openpose-vgg")
+    with pytest.raises(InputError, match="unknown network 'user'"):
+        PoseEstimator(user_file, network="user")
+    assert PoseEstimator(user_file, network=SPEC).network == SPEC
+    model = kvant.load(user_file)
+    model.metadata = network_spec("openpose-vgg").metadata()
+    assert PoseEstimator(model, network="openpose-vgg").network == network_spec("openpose-vgg")
+    model.metadata["network"] = "openpose-mobilenet-thin"
+    with pytest.raises(InputError, match="'openpose-mobilenet-thin' takes or returns something else"):
+        PoseEstimator(model, network="openpose-mobilenet-thin")
+    model.metadata = {"network": "mine"}  # and nothing about it
+    assert PoseEstimator(model, network="openpose-vgg").network == network_spec("openpose-vgg")

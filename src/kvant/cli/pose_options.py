@@ -39,7 +39,9 @@ NetworkName = Annotated[
 Network = Annotated[
     str | None,
     typer.Option(
-        callback=_check_network, metavar="NAME", help=f"The network, if the file does not name it: {CHOICES}."
+        callback=_check_network,
+        metavar="NAME",
+        help=f"The network, if the file does not name it: {CHOICES}. Another than it names is an error.",
     ),
 ]
 Weights = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kvant.errors import InputError
+from kvant.errors import FormatError, InputError
 from kvant.pose.decode import decode_people
 from kvant.pose.draw import Shown, draw_people
 from kvant.pose.layout import Float32Array
@@ -43,8 +43,8 @@ class PoseEstimator:
     Args:
         model: a .kvant file's path, a model loaded by `kvant.load`, a float torch network, or any function that runs a
             network on N x 3 x H x W float32 arrays.
-        network: what the network takes and returns: one of `NETWORKS` by name, or a `NetworkSpec`. By default the
-            file's metadata say it, or the class of a torch network of this package.
+        network: what the network takes and returns: one of `NETWORKS` by name, or a `NetworkSpec`, which replaces
+            what a file says. By default the file's metadata say it, or the class of a torch network of this package.
         height: pictures are scaled to this height, in pixels.
         scales: the network sees each picture at these multiples of `height`, and its maps are averaged: `ONE_SCALE` is
             fast, `FOUR_SCALES` finds more.
@@ -55,7 +55,8 @@ class PoseEstimator:
 
     Raises:
         FormatError: the file is no .kvant file, or does not say which network it holds, and neither does `network`.
-        InputError: `height` or `scales` have no meaning, or nothing says which network a function or module is.
+        InputError: `height` or `scales` have no meaning, nothing says which network a function or module is, or
+            `network` is an unknown name, or that of another network than the file describes.
 
     >>> estimator = PoseEstimator("pose.kvant")  # doctest: +SKIP
     >>> people = estimator.detect(read_image("photo.jpg"))  # doctest: +SKIP
@@ -175,7 +176,10 @@ def _network(model: Any, given: NetworkSpec | str | None) -> NetworkSpec:
     if isinstance(given, NetworkSpec):
         return given
     if given is not None:
-        return network_spec(given)
+        named = network_spec(given)
+        if isinstance(model, QuantizedModel):
+            _check_agrees(model, named)
+        return named
     if isinstance(model, QuantizedModel):
         return NetworkSpec.from_metadata(model.metadata)
     for spec in NETWORKS.values():
@@ -185,6 +189,25 @@ def _network(model: Any, given: NetworkSpec | str | None) -> NetworkSpec:
         f"nothing says which network {type(model).__name__} is: give network= one of {', '.join(NETWORKS)}, "
         "or a NetworkSpec"
     )
+
+
+def _check_agrees(model: QuantizedModel, named: NetworkSpec) -> None:
+    """Raise InputError if a file describes another network: what is found in the maps of one by another's rules is
+    nonsense that nothing else tells from people."""
+    try:
+        described = NetworkSpec.from_metadata(model.metadata)
+    except FormatError:
+        return
+    if described.name != named.name:
+        raise InputError(
+            f"the file says that it holds {described.name!r}, not {named.name!r}: leave the network out, or take "
+            "another file (in Python a NetworkSpec replaces what a file says)"
+        )
+    if described != named:
+        raise InputError(
+            f"the file's {named.name!r} takes or returns something else than this package's: leave the network out, "
+            f"the file is enough (it says {described.input}, {described.output})"
+        )
 
 
 def as_function(model: Any) -> Infer:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from kvant.errors import FormatError
+from kvant.errors import FormatError, InputError
 from kvant.pose.layout import HEAT_CHANNELS, LIMBS, PAF_CHANNELS, PARTS, Float32Array
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType(
 
 
 def network_spec(name: str) -> NetworkSpec:
-    """Return the network called `name`; raises ValueError listing the known names.
+    """Return the network called `name`; raises InputError listing the known names.
 
     >>> network_spec("openpose-vgg").input.offset
     -0.5
@@ -255,4 +255,4 @@ def network_spec(name: str) -> NetworkSpec:
     try:
         return NETWORKS[name]
     except KeyError:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}") from None
+        raise InputError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}") from None
