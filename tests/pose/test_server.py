@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,8 +241,9 @@ serve_page(models(Counter()), PageLimits(), sys.argv[2], int(sys.argv[3]), lambd
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_end_leaves_nothing(number: int, tmp_path: Path) -> None:
+@contextmanager
+def serving(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that serves the page, and its port; its temporary files lie in `tmp_path`."""
     line = [sys.executable, "-c", SERVE, str(Path(__file__).parents[2]), "127.0.0.1", "0"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
@@ -248,11 +251,31 @@ def test_the_end_leaves_nothing(number: int, tmp_path: Path) -> None:
     address = process.stdout.readline().strip()
     assert address.startswith("http://127.0.0.1:")
     assert any(path.name.startswith("kvant-pose-") for path in tmp_path.iterdir())
-    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=5):
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
+    yield process, int(address.rpartition(":")[2])
+    _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, "")
     assert not [path.name for path in tmp_path.iterdir() if "gradio" in path.name or "kvant" in path.name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_leaves_nothing(number: int, tmp_path: Path) -> None:
+    with serving(tmp_path) as (process, port), socket.create_connection(("127.0.0.1", port), timeout=5):
+        process.send_signal(number)
+        process.wait(30)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_end_cuts_an_upload_short(count: int, tmp_path: Path) -> None:
+    """After a second, or at once with the second Ctrl-C; in either case nothing is said of it."""
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    with serving(tmp_path) as (process, port), socket.create_connection(("127.0.0.1", port), timeout=5) as upload:
+        upload.sendall(head + b"Content-Length: 10000\r\n\r\n--x\r\n")
+        time.sleep(0.3)
+        for _ in range(count):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        process.wait(30)
 
 
 def test_an_open_address_is_warned_of(tmp_path: Path) -> None:
