@@ -38,6 +38,15 @@ def test_people_beyond_the_border_are_clipped() -> None:
     draw_people(np.zeros((8, 8, 3), np.uint8), [Person(standing(-50, -50, 300, 300), 1.0)])
 
 
+@pytest.mark.parametrize("far", [1e8, -1e9, 3e38])
+def test_people_far_away_are_no_crash(far: float) -> None:
+    picture, points = np.zeros((60, 80, 3), np.uint8), standing(20, 20, 40, 30)
+    points[4, 0] = far
+    assert draw_people(picture, [Person(points, 1.0)]).any()
+    points[:, 0] = far
+    assert not draw_people(picture, [Person(points, 1.0)]).any()
+
+
 @pytest.mark.parametrize("lefts", [(), (60,), (60, 150), (60, 75), (60, 150, 90), (20, 250, 220, 50), (60, -70)])
 @pytest.mark.parametrize("opacity", [0.3, 0.7])
 def test_what_is_not_drawn_on_keeps_its_values(lefts: tuple[int, ...], opacity: float) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kvant.errors import InputError
 from kvant.pose import COCO_KEYPOINTS, PARTS, Person
 
 from .scenes import standing
@@ -37,3 +39,19 @@ def test_wrong_shapes_and_parts_are_refused() -> None:
         Person(np.zeros((17, 3), np.float32), 1.0)
     with pytest.raises(ValueError, match="unknown part 'tail'"):
         Person.from_dict({"score": 1, "keypoints": {"tail": [0, 0, 1]}})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_key_points_that_are_no_place_are_refused(value: float, column: int) -> None:
+    """They could be neither drawn nor written as JSON."""
+    keypoints = np.ones((18, 3), np.float32)
+    keypoints[3, column] = value
+    with pytest.raises(InputError, match="NaN or infinity; a part that was not found is all zeros"):
+        Person(keypoints, 1.0)
+
+
+@pytest.mark.parametrize("keypoints", [[[0, 0, 0]] * 18, np.zeros((18, 3), object), np.zeros((18, 3), complex)])
+def test_key_points_that_are_no_array_of_numbers_are_refused(keypoints: Any) -> None:
+    with pytest.raises(InputError, match="an array of numbers"):
+        Person(keypoints, 1.0)

@@ -216,6 +216,12 @@ class TestBrokenFiles:
         with pytest.raises(ImageError, match=r"half is (damaged|not a complete)"):
             read_image(tmp_path / "half")
 
+    @pytest.mark.parametrize("mode", ["F", "I"])
+    def test_deep_tiff_is_refused_with_advice(self, mode: str, tmp_path: Path) -> None:
+        Image.fromarray(gradient()[:, :, 0]).convert(mode).save(tmp_path / "deep.tif")
+        with pytest.raises(ImageError, match=r"deep\.tif .* TIFF of 32 bits or floats .* save it anew, as PNG of 8"):
+            read_image(tmp_path / "deep.tif")
+
     def test_a_file_without_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pictures, "MAX_BYTES", 1000)
         with pytest.raises(ImageError, match="/dev/zero has more than 1,000 bytes: it is no picture"):

@@ -17,6 +17,7 @@ from kvant.pose.pictures import Picture
 from kvant.pose.yuv import Colours, YuvPicture, colour_of
 
 _SHIFT = 4  # OpenCV draws at fractions of a pixel when coordinates are multiplied by 2 ** shift
+_FAR = 2.0**24  # pixels: farther away OpenCV's integers end
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _Box = tuple[int, int, int, int]  # left, top, right, bottom
 Shown = TypeVar("Shown", Picture, YuvPicture)
@@ -36,7 +37,8 @@ def draw_people(image: Shown, people: Sequence[Person], opacity: float = 0.7, ou
     boxes = _touched([person for person in people if person.found.any()], pens[0].width)
     for canvas, plain, pen in zip(_planes(drawn), _planes(image), pens, strict=True):
         for person in people:
-            points = [(round(x), round(y)) for x, y in (pen.at(person.keypoints[:, :2]) * 2**_SHIFT).tolist()]
+            places = np.clip(pen.at(person.keypoints[:, :2]), -_FAR, _FAR) * 2**_SHIFT
+            points = [(round(x), round(y)) for x, y in places.tolist()]
             _draw_limbs(canvas, person, points, pen)
             _draw_parts(canvas, person, points, pen)
         # Of a large picture most is not drawn on, and blending a picture with itself takes longer than drawing.

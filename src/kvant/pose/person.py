@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from kvant.errors import InputError
 from kvant.pose.layout import COCO_FROM_PARTS, PARTS, Float32Array
 
 PERSON_CATEGORY = 1
@@ -20,15 +21,22 @@ class Person:
 
     `keypoints` is 18 x 3, float32, in the order of `kvant.pose.PARTS`: x, y in pixels of the picture (0, 0 is the
     centre of its first pixel) and the part's confidence; a part that was not found is all zeros. `score` ranks people:
-    near 1 for a complete, certain one, lower for uncertain ones and for those of few parts.
+    near 1 for a complete, certain one, lower for uncertain ones and for those of few parts. Raises InputError for
+    another shape, NaN and infinity.
     """
 
     keypoints: Float32Array
     score: float
 
     def __post_init__(self) -> None:
-        if self.keypoints.shape != (len(PARTS), 3):
-            raise ValueError(f"keypoints must be {len(PARTS)} x 3 (x, y, confidence), got {self.keypoints.shape}")
+        shape, kind = np.shape(self.keypoints), getattr(self.keypoints, "dtype", np.dtype(object)).kind
+        if shape != (len(PARTS), 3) or kind not in "fiu":
+            raise InputError(
+                f"keypoints must be an array of numbers, {len(PARTS)} x 3 (x, y, confidence); got "
+                f"{type(self.keypoints).__name__} of shape {shape}"
+            )
+        if not np.isfinite(self.keypoints).all():
+            raise InputError("keypoints hold NaN or infinity; a part that was not found is all zeros")
 
     @property
     def found(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -63,7 +63,11 @@ def decode_image(content: bytes, name: str = "picture", max_pixels: int = MAX_PI
         )
     picture = _decode(content, cv2.IMREAD_COLOR)
     if picture is None:
-        raise ImageError(f"{name} is damaged, incomplete, or of a kind that OpenCV cannot read ({len(content)} bytes)")
+        deep = ", such as TIFF of 32 bits or floats" if content.startswith(TIFF) else ""
+        raise ImageError(
+            f"{name} is damaged, incomplete, or of a kind that OpenCV cannot read{deep} ({len(content)} bytes): save "
+            "it anew, as PNG of 8 or 16 bits for example"
+        )
     # JPEG has no transparency: only other formats are worth a second look.
     raw = None if content.startswith(_JPEG) else _decode(content, cv2.IMREAD_UNCHANGED)
     return picture if raw is None else _without_transparency(picture, raw, content)
