@@ -80,13 +80,16 @@ def test_from_pictures_with_weights(run: Kvant, factory: str, pictures: Path, tm
     weights = {"conv.weight": torch.full((4, 3, 3, 3), 0.25), "conv.bias": torch.zeros(4)}
     torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "w.pth")
     save_file(weights, tmp_path / "w.safetensors")
+    save_file({f"module.{name}": value for name, value in weights.items()}, tmp_path / "parallel.safetensors")
+    save_file(weights, tmp_path / "safetensors.pth")
+    torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     files = []
-    for name in ("w.pth", "w.safetensors"):
+    for name in ("w.pth", "w.safetensors", "parallel.safetensors", "safetensors.pth", "old.pth"):
         out = tmp_path / f"{name}.kvant"
         result = run(*arguments(factory, pictures, out), "--weights", tmp_path / name, "--color", "bgr")
         assert result.exit_code == 0, result.output
         files.append(out.read_bytes())
-    assert files[0] == files[1]
+    assert all(content == files[0] for content in files)
     model = kvant.load(out, backend="reference")
     assert json.loads(model.metadata["preprocessing"])["color"] == "bgr"
 
@@ -125,10 +128,54 @@ class TestMistakes:
         assert "surplus: extra" in text
         assert "wrong shape: conv.weight is (4, 3, 1, 1), expected (4, 3, 3, 3)" in text
         assert "no state dict" in message([1, 2])
+        assert "but a dict of 'model', 'epoch'" in message({"model": {"w": torch.zeros(1)}, "epoch": 3})
         assert "other Python objects than tensors" in message(torch.nn.Linear(1, 1))
-        (tmp_path / "w.safetensors").write_bytes(b"nothing")
-        options = ["--weights", tmp_path / "w.safetensors"]
-        assert "safetensors" in fail(*arguments(factory, samples, tmp_path / "a.kvant"), *options)
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize(
+        ("change", "kind"),
+        [
+            (lambda weight: weight.to(torch.complex64), "complex64"),
+            (lambda weight: weight.to(torch.int8), "int8"),
+            (lambda weight: weight.to_sparse(), "float32, sparse_coo"),
+            (lambda weight: weight.to("meta"), "float32 without values (on the meta device)"),
+            (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "qint8"),
+        ],
+    )
+    def test_of_the_weights_kind(
+        self,
+        change: Callable[[torch.Tensor], torch.Tensor],
+        kind: str,
+        fail: Callable[..., str],
+        factory: str,
+        samples: Path,
+        tmp_path: Path,
+    ) -> None:
+        """torch copies the real part of complex weights and integers that have a scale elsewhere without a word."""
+        state = {"conv.weight": change(torch.ones(4, 3, 3, 3)), "conv.bias": torch.zeros(4, dtype=torch.float64)}
+        torch.save(state, tmp_path / "w.pth")
+        text = fail(*arguments(factory, samples, tmp_path / "a.kvant"), "--weights", tmp_path / "w.pth")
+        assert f"does not fit Net:\n  wrong kind: conv.weight is {kind}\n" in text and "bias" not in text
+
+    @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [(b"nothing", "nothing"), (b"<!DOCTYPE html>", "torch.save or safetensors"), (b"\x99" + bytes(7) + b"{}", "")],
+    )
+    def test_of_the_weights_file(
+        self,
+        name: str,
+        content: bytes,
+        words: str,
+        fail: Callable[..., str],
+        factory: str,
+        samples: Path,
+        tmp_path: Path,
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        text = fail(*arguments(factory, samples, tmp_path / "a.kvant"), "--weights", tmp_path / name)
+        assert f"{name} cannot be read as a" in text
+        assert name.endswith("tensors") or words in text
 
     def test_of_the_data(self, fail: Callable[..., str], factory: str, tmp_path: Path) -> None:
         def message(source: Path) -> str:

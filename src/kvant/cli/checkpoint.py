@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from kvant import CheckpointError, KvantError, MissingDependencyError
+from kvant import KvantError, MissingDependencyError
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,9 @@ def build_model(target: str, weights: Path | None) -> torch.nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise FactoryError(f"{target} gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
-        load_weights(model, weights)
+        from kvant.capture import read_checkpoint
+
+        model.load_state_dict(read_checkpoint(weights, model))
     return model.eval()
 
 
@@ -75,35 +77,3 @@ def _guard(target: str, call: Callable[[], Any]) -> Any:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({last.filename}:{last.lineno})" if last.filename != __file__ else ""
         raise FactoryError(f"{target}: {type(error).__name__}: {error}{where}") from error
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Load a state dict, strictly: a .safetensors file, or a PyTorch checkpoint, read without running any of its code.
-
-    Raises:
-        CheckpointError: it cannot be read, or keys are missing, surplus or of another shape.
-    """
-    from kvant.capture import read_checkpoint
-
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    wanted = model.state_dict()
-    problems = [f"missing: {key}" for key in wanted if key not in state]
-    problems += [f"surplus: {key}" for key in state if key not in wanted]
-    problems += [
-        f"wrong shape: {key} is {tuple(value.shape)}, expected {tuple(wanted[key].shape)}"
-        for key, value in state.items()
-        if key in wanted and value.shape != wanted[key].shape
-    ]
-    if problems:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
-    model.load_state_dict(state)
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read as a safetensors file: {error}") from error

@@ -8,7 +8,6 @@ predictions of the stage before. Inputs are BGR, N x 3 x H x W, float32, H and W
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.resources import files
 from os import PathLike
 from typing import Self, TypeVar
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from kvant.errors import CheckpointError, MissingDependencyError
+from kvant.errors import MissingDependencyError
 from kvant.pose.layout import HEAT_CHANNELS, PAF_CHANNELS
 
 STAGES = 6
@@ -196,17 +195,14 @@ class OpenPoseMobileNetThin(nn.Module):
 def load_checkpoint(network: nn.Module, path: str | PathLike[str]) -> None:
     """Load the weights of a PyTorch checkpoint into `network`, strictly.
 
-    The file holds a state dict, or a dict with one under "state_dict"; a "module." prefix, left by `DataParallel`, is
-    dropped. It is read with `weights_only=True`, so nothing in it is executed. Raises CheckpointError if the file
-    cannot be read as such, or listing every missing key, every surplus key and every tensor of another shape.
+    The file is one of safetensors, or holds a state dict, or a dict with one under "state_dict"; a "module." prefix,
+    left by `DataParallel`, is dropped. Nothing in it is executed. Raises CheckpointError if the file cannot be read as
+    such, or listing every missing key, every surplus key and every tensor of another kind or shape.
     """
     # What captures networks takes seconds to import, and networks with trained weights do without.
     from kvant.capture import read_checkpoint
 
-    state = read_checkpoint(path)
-    problems = _differences(network.state_dict(), state)
-    if problems:
-        raise CheckpointError(f"{path} does not fit {type(network).__name__}:\n  " + "\n  ".join(problems))
+    state = read_checkpoint(path, network)
     network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
 
 
@@ -216,14 +212,3 @@ def _from_checkpoint(network_class: type[Network], path: str | PathLike[str]) ->
         network = network_class()
     load_checkpoint(network, path)
     return network.eval()
-
-
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    missing = [f"missing: {key} {tuple(expected[key].shape)}" for key in expected if key not in found]
-    surplus = [f"surplus: {key} {tuple(found[key].shape)}" for key in found if key not in expected]
-    shapes = [
-        f"wrong shape: {key} is {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
-    ]
-    return missing + surplus + shapes
