@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +114,37 @@ def test_calibration_takes_loaders_generators_dicts_and_arrays(mixed: nn.Module)
         assert to_bytes(kvant.quantize(mixed, data[0], calibration=calibration).graph) == plain
 
 
+def test_arrays_of_any_layout(mixed: nn.Module) -> None:
+    data = images(4, 3, 32, 32)
+    arrays = [x.numpy() for x in data]
+    readonly = [np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape) for x in arrays]
+    reversed_axes = [x[:, ::-1, :, ::-1].copy()[:, ::-1, :, ::-1] for x in arrays]
+    variants = [readonly, reversed_axes, [np.asfortranarray(x) for x in arrays], [x.astype(">f4") for x in arrays]]
+    plain = to_bytes(kvant.quantize(mixed, data[0], calibration=data).graph)
+    with warnings.catch_warnings(action="error"):
+        for calibration in variants:
+            assert to_bytes(kvant.quantize(mixed, data[0], calibration=calibration).graph) == plain
+
+
+def test_dicts_are_read_by_name() -> None:
+    """Whatever their order, also within an argument: what ranges are measured on is what a loaded model will take."""
+
+    class Nested(nn.Module):
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return batch["small"] + torch.relu(batch["large"])
+
+    class Named(nn.Module):
+        def forward(self, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
+            return small + torch.relu(large)
+
+    inputs = [{"small": torch.rand(2, 8), "large": 100 * torch.rand(2, 8)} for _ in range(8)]
+    turned = [dict(reversed(entry.items())) | {"label": torch.zeros(2)} for entry in inputs]
+    for model, example in ((Nested().eval(), (inputs[0],)), (Named().eval(), inputs[0])):
+        one, other = (kvant.quantize(model, example, calibration=data) for data in (inputs, turned))
+        assert to_bytes(one.graph) == to_bytes(other.graph)
+        assert sqnr_db(model(*example) if isinstance(example, tuple) else model(**example), one(inputs[0])) > 30
+
+
 def test_sixteen_bits_everywhere_is_nearly_exact(mixed: nn.Module) -> None:
     data = images(4, 3, 32, 32)
     wide = kvant.quantize(mixed, data[0], calibration=data, recipe=kvant.Recipe(activations=kvant.ActivationScheme(16)))
@@ -188,11 +220,34 @@ class TestBadInput:
             (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8"),
             ((torch.zeros(1, 3, 32, 32), torch.tensor([1])), "2 tensors"),
             ("picture.jpg", "str"),
+            ({"y": torch.zeros(1, 3, 32, 32)}, "holds y; the model takes x, so x is missing"),
+            (torch.zeros(1, 3, 32, 32).to_sparse(), "not dense"),
+            (torch.zeros(1, 3, 32, 32, device="meta"), "without values"),
+            (np.array([["text"]]), "array of <U4, not of numbers"),
+            (np.zeros((1, 3, 32, 32), [("a", "f4")]), "not of numbers"),
+            (np.zeros((1, 3, 32, 32), "M8[s]"), "not of numbers"),
         ],
     )
     def test_data_that_does_not_fit(self, mixed: nn.Module, batch: object, message: str) -> None:
         with pytest.raises(kvant.CalibrationError, match=message):
             self.quantize(mixed, [batch])
+
+    def test_what_is_no_data_recipe_or_metadata(self, mixed: nn.Module) -> None:
+        """All before the work begins: metadata that no file can hold were refused when the result was saved."""
+        (x,) = images(1, 3, 32, 32)
+        with pytest.raises(kvant.CalibrationError, match="calibration is a int, expected an iterable"):
+            kvant.quantize(mixed, x, calibration=5)  # type: ignore[arg-type]
+        with pytest.raises(kvant.RecipeError, match=r"recipe is a str, expected a kvant\.Recipe"):
+            kvant.quantize(mixed, x, calibration=[x], recipe="fast")  # type: ignore[arg-type]
+        with pytest.raises(kvant.QuantizationError, match="metadata is a list, expected a dict"):
+            kvant.quantize(mixed, x, calibration=[x], metadata=["a"])  # type: ignore[arg-type]
+        for metadata in ({"a": 1}, {1: "a"}, {"": "a"}, {"a" * 257: "a"}, {"a": "\ud800"}):
+            with pytest.raises(kvant.QuantizationError, match="metadata cannot be stored"):
+                kvant.quantize(mixed, x, calibration=[x], metadata=metadata)  # type: ignore[arg-type]
+
+    def test_a_sparse_example(self, mixed: nn.Module) -> None:
+        with pytest.raises(kvant.CaptureError, match="input 'x' is no dense tensor"):
+            self.quantize(mixed, images(1, 3, 32, 32), torch.zeros(1, 3, 32, 32).to_sparse())
 
     def test_interrupted_calibration_leaves_nothing_behind(self, mixed: nn.Module) -> None:
         def data():

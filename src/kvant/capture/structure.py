@@ -99,6 +99,8 @@ def _check_input(name: str, value: Tensor) -> None:
         raise CaptureError(f"input {name!r} has dtype {value.dtype}, expected one of {known}")
     if value.device.type != "cpu":
         raise CaptureError(f"input {name!r} lives on {value.device}; give example inputs on the CPU")
+    if value.layout != torch.strided:
+        raise CaptureError(f"input {name!r} is no dense tensor ({value.layout}); give one made by .to_dense()")
     if value.numel() == 0:
         raise CaptureError(f"input {name!r} has shape {tuple(value.shape)}: it is empty")
 

@@ -4,7 +4,7 @@ A .kvant file is a valid safetensors file. docs/file-format.md describes it.
 """
 
 from kvant.format.atomic import explained, replacing, write_atomically
-from kvant.format.contents import Contents, FileInfo, Golden
+from kvant.format.contents import Contents, FileInfo, Golden, check_metadata
 from kvant.format.file import FEATURES, VERSION, from_bytes, read_file, to_bytes, write_file
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Contents",
     "FileInfo",
     "Golden",
+    "check_metadata",
     "explained",
     "from_bytes",
     "read_file",

@@ -74,9 +74,30 @@ def check(graph: Graph, golden: tuple[Golden, ...], metadata: dict[str, str]) ->
         raise FormatError(f"{len(golden)} golden vectors, at most {MAX_GOLDEN} are allowed")
     for index, entry in enumerate(golden):
         _check_golden(graph, index, entry)
-    for key in metadata:
+    check_metadata(metadata)
+
+
+def check_metadata(metadata: dict[str, str]) -> None:
+    """Raise FormatError if a file could not hold these strings."""
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise FormatError(f"metadata {key!r}: {_cut(value)} must be strings, both of them")
+        if not _is_unicode(key) or not _is_unicode(value):
+            raise FormatError(f"metadata {key[:40]!r}: {_cut(value)} hold half a character (a surrogate)")
         if not key or len(key.encode()) > MAX_NAME_BYTES:
             raise FormatError(f"metadata key {key[:40]!r} must have 1 to {MAX_NAME_BYTES} bytes")
+
+
+def _cut(value: object) -> str:
+    return repr(value)[:80]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_golden(graph: Graph, index: int, golden: Golden) -> None:

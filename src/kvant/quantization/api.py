@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from kvant.capture import capture, prepare
-from kvant.errors import CalibrationError, QuantizationError
-from kvant.graph import Graph, TensorType, example_shapes, validate
+from kvant.errors import FormatError, QuantizationError, RecipeError
+from kvant.format import check_metadata
+from kvant.graph import Graph, example_shapes, validate
+from kvant.quantization.batches import batches, flatten
 from kvant.quantization.convert import convert
 from kvant.quantization.datafree import MOST_SAMPLES, unclipped, without_data
 from kvant.quantization.decide import make_plan
@@ -20,7 +21,7 @@ from kvant.quantization.embeddings import split_tables
 from kvant.quantization.generate import generate
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import FEW_SAMPLES, Recipe
-from kvant.quantization.statistics import Sample, Statistics, collect, is_made_of_samples
+from kvant.quantization.statistics import Statistics, collect, is_made_of_samples
 from kvant.quantization.types import check_reach
 from kvant.quantization.workers import one_thread_each
 from kvant.runtime import DECISIONS, QuantizedModel, count_macs, to_metadata
@@ -63,8 +64,8 @@ def quantize(
     Raises:
         CaptureError: the model cannot be captured (UnsupportedOperatorError lists every operator at fault).
         CalibrationError: the data is empty, not finite, does not fit, or reaches what no scale can stand for.
-        RecipeError: the recipe names tensors that do not exist.
-        QuantizationError: a node has no integer form, or ``metadata`` has a name that is taken.
+        RecipeError: the recipe is none, or names tensors that do not exist.
+        QuantizationError: a node has no integer form, or ``metadata`` are no strings or have a name that is taken.
 
     Warns:
         UserWarning: the outputs are mostly noise, measured on calibration data that was held out.
@@ -77,25 +78,39 @@ def quantize(
         torch.Size([1, 8, 14, 14])
     """
     show = Progress(progress)
+    kept = _checked(metadata, recipe)
     args, kwargs = _call(example_inputs)
     captured = capture(model, args, kwargs)
     graph = split_tables(prepare(captured))
     recipe = _settled(recipe or Recipe(), graph)
-    kept = dict(metadata or {})
-    for key in OURS & set(kept):
-        raise QuantizationError(f"metadata={{{key!r}: ...}}: quantize writes that itself; choose another name")
+    given = None if calibration is None else batches(graph, calibration)
     with one_thread_each():
-        if calibration is None:
+        if given is None:
             seen, recipe, kept["calibration"] = _level_1(captured, graph, example_inputs, recipe, show)
         else:
-            batches = _batches(graph, calibration)
-            seen = collect(graph, batches, recipe.observer, recipe.kept_samples, show, recipe.most_samples)
+            seen = collect(graph, given, recipe.observer, recipe.kept_samples, show, recipe.most_samples)
         check_reach(graph, seen.observers)
         plan = make_plan(graph, seen, recipe, show)
     _warn(plan.decisions[-1].after)
     quantized = convert(plan)
     validate(quantized)
     return QuantizedModel(quantized, metadata=kept | to_metadata(plan.decisions))
+
+
+def _checked(metadata: object, recipe: object) -> dict[str, str]:
+    """A copy of the metadata; what could not be used or stored in the end is refused before the long work."""
+    if not isinstance(recipe, Recipe | None):
+        raise RecipeError(f"recipe is a {type(recipe).__name__}, expected a kvant.Recipe")
+    if not isinstance(metadata, Mapping | None):
+        raise QuantizationError(f"metadata is a {type(metadata).__name__}, expected a dict of strings")
+    kept = dict(metadata or {})
+    try:
+        check_metadata(kept)
+    except FormatError as error:
+        raise QuantizationError(f"metadata cannot be stored: {error}") from error
+    for key in OURS & set(kept):
+        raise QuantizationError(f"metadata={{{key!r}: ...}}: quantize writes that itself; choose another name")
+    return kept
 
 
 def _settled(recipe: Recipe, graph: Graph) -> Recipe:
@@ -125,7 +140,7 @@ def _level_1(
     """Statistics on inputs that are generated, the recipe adapted to how little they tell, and what was done."""
     recipe = unclipped(recipe)
     tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
-    samples, what = generate(captured, _flatten(graph, tensors), min(recipe.kept_samples, MOST_SAMPLES), show)
+    samples, what = generate(captured, flatten(graph, tensors), min(recipe.kept_samples, MOST_SAMPLES), show)
     seen = collect(graph, samples, recipe.observer, len(samples), show)
     return seen, without_data(captured, graph, seen, recipe), f"no data; {what}"
 
@@ -134,33 +149,3 @@ def _call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, Mapping):
         return (), dict(example)
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
-
-
-def _batches(graph: Graph, calibration: Iterable[Any]) -> Iterator[Sample]:
-    for batch in calibration:
-        yield _flatten(graph, batch)
-
-
-def _flatten(graph: Graph, batch: Any) -> Sample:
-    """The tensors of one calibration input in the order of the graph's inputs."""
-    names = [entry.name for entry in graph.inputs]
-    if isinstance(batch, Mapping) and set(names) <= set(batch):
-        batch = [batch[name] for name in names]
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if leaf is not None]
-    if len(leaves) != len(names):
-        raise CalibrationError(
-            f"a calibration input holds {len(leaves)} tensors, the model takes {len(names)} ({', '.join(names)}); "
-            "for a loader of (image, label) pairs pass (image for image, label in loader)"
-        )
-    return [_tensor(entry.name, entry.type, leaf) for entry, leaf in zip(graph.inputs, leaves, strict=True)]
-
-
-def _tensor(name: str, type: TensorType, value: Any) -> torch.Tensor:
-    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-    if not isinstance(tensor, torch.Tensor):
-        raise CalibrationError(
-            f"calibration input {name!r} is a {value.__class__.__name__}, expected a tensor or an array"
-        )
-    if str(tensor.dtype).removeprefix("torch.") != type.dtype:
-        raise CalibrationError(f"calibration input {name!r} is {tensor.dtype}, the model takes {type.dtype}")
-    return tensor.detach().cpu()

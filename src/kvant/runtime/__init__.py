@@ -11,6 +11,7 @@ from typing import Literal
 from kvant.format import read_file
 from kvant.runtime import native
 from kvant.runtime.decisions import DECISIONS, Decision, from_metadata, to_metadata
+from kvant.runtime.inputs import by_name
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.model import QuantizedModel
 from kvant.runtime.ordered import results_in_order
@@ -21,6 +22,7 @@ __all__ = [
     "Decision",
     "Multiplications",
     "QuantizedModel",
+    "by_name",
     "count_macs",
     "from_metadata",
     "load",

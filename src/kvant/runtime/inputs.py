@@ -55,6 +55,15 @@ def any_torch(values: Iterable[object]) -> bool:
     return False
 
 
+def by_name(names: Sequence[str], values: Sequence[object]) -> Mapping[str, object]:
+    """What is in positional arguments, some of which are dicts, by the names that inputs have here.
+
+    Raises:
+        InputError: there are more than names.
+    """
+    return _flat(names, values, {})[1]
+
+
 def _flat(
     names: Sequence[str], args: Sequence[object], kwargs: Mapping[str, object]
 ) -> tuple[Sequence[object], Mapping[str, object]]:
