@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +97,25 @@ class TestRun:
         np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
         message = fail("run", model_file, tmp_path / "in.npz", "-o", tmp_path / "no" / "out.npz")
         assert "does not exist" in message
+
+    def test_what_is_read_is_not_overwritten(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
+        (tmp_path / "link.npz").symlink_to("in.npz")
+        before = model_file.read_bytes(), (tmp_path / "in.npz").read_bytes()
+        for out in (model_file, tmp_path / "in.npz", tmp_path / "link.npz"):
+            assert "is needed for something else" in fail("run", model_file, tmp_path / "in.npz", "-o", out)
+        assert before == (model_file.read_bytes(), (tmp_path / "in.npz").read_bytes())
+
+    def test_an_array_larger_than_memory(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,)}".ljust(117) + b"\n"
+        (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+        message = fail("run", model_file, tmp_path / "huge.npy", "-o", tmp_path / "out.npz")
+        assert "not enough memory: " in message and "huge.npy cannot be read: Unable to allocate" in message
+
+    def test_a_pipe_is_not_waited_for(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        message = fail("run", model_file, tmp_path / "pipe", "-o", tmp_path / "out.npz")
+        assert "is a device, a pipe or a socket" in message
 
 
 class TestVerify:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,11 +198,40 @@ class TestMistakes:
 
     def test_of_usage(self, run: Kvant, factory: str, samples: Path, tmp_path: Path) -> None:
         good = arguments(factory, samples, tmp_path / "a.kvant")
+        for wrong in (["--std", "inf"], ["--std", "1e-300"], ["--mean", "nan"]):
+            assert run(*good, *wrong).exit_code == 2
         for wrong in (["--std", "0"], ["--mean", "a"], ["--size", "1,2,3"], ["--bits", "4"], ["--limit", "0"]):
             assert run(*good, *wrong).exit_code == 2
         assert run("quantize", "no-colon", *good[2:]).exit_code == 2
         assert run(*good[:3], "3,x", *good[4:]).exit_code == 2
         assert run(*good[:3], "1,0,3", *good[4:]).exit_code == 2
+
+    def test_of_memory(self, run: Kvant, fail: Callable[..., str], factory: str, samples: Path, tmp_path: Path) -> None:
+        good = arguments(factory, samples, tmp_path / "a.kvant")
+        assert run(*good[:3], "1,3,99999999,99999999", *good[4:]).exit_code == 2
+        (tmp_path / f"{factory}.py").write_text(
+            "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x): return x\n"
+            "    def state_dict(self): return torch.empty(2**44)\n"
+        )
+        torch.save({}, tmp_path / "w.pth")
+        assert fail(*good, "--weights", tmp_path / "w.pth").startswith("not enough memory: ")
+
+    def test_what_is_read_is_not_overwritten(
+        self, fail: Callable[..., str], factory: str, samples: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "recipe.toml").write_text("")
+        (tmp_path / "w.pth").write_bytes(b"")
+        given = ["--recipe", tmp_path / "recipe.toml", "--weights", tmp_path / "w.pth"]
+        for out in (samples, tmp_path / "recipe.toml", tmp_path / "w.pth"):
+            assert "is needed for something else" in fail(*arguments(factory, samples, out), *given)
+
+    @pytest.mark.parametrize("option", ["--calibration", "--weights", "--recipe"])
+    def test_a_pipe_is_not_waited_for(
+        self, option: str, fail: Callable[..., str], factory: str, samples: Path, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        message = fail(*arguments(factory, samples, tmp_path / "a.kvant"), option, tmp_path / "pipe")
+        assert "is a device, a pipe or a socket" in message
 
     def test_the_folder_is_looked_at_before_the_work(
         self, fail: Callable[..., str], samples: Path, tmp_path: Path
@@ -225,6 +255,13 @@ class TestPictureSpec:
     @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 7), (50, 30)])
     def test_any_picture_covers_the_size(self, shape: tuple[int, int]) -> None:
         assert PictureSpec((8, 6)).apply(np.zeros((*shape, 3), np.uint8)).shape == (1, 3, 8, 6)
+
+    @pytest.mark.parametrize("shape", [(1, 10_000_000), (10_000_000, 1)])
+    def test_a_picture_as_long_as_can_be(self, shape: tuple[int, int]) -> None:
+        """Scaled as a whole it would take a terabyte."""
+        picture = np.zeros((*shape, 3), np.uint8)
+        picture[(slice(None), slice(4_999_990, 5_000_010))[:: 1 if shape[0] == 1 else -1]] = 255
+        assert PictureSpec((224, 224), (0.0,), (1.0,)).apply(picture).min() == 1
 
     def test_the_middle_is_kept(self) -> None:
         picture = np.zeros((8, 24, 3), np.uint8)

@@ -14,6 +14,7 @@ from kvant.cli import files, output, pose, quantize
 from kvant.interrupts import interrupts_arrive
 
 INTERRUPTED = 130
+_NO_MEMORY = "can't allocate memory"  # what torch says
 
 
 class Commands(TyperGroup):
@@ -28,8 +29,13 @@ class Commands(TyperGroup):
             # The reader, such as `head`, has seen enough. Without this Python complains again when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except (KvantError, OSError) as error:
+        except (KvantError, OSError, MemoryError) as error:
             output.fail(_words(error))
+            raise typer.Exit(1) from None
+        except RuntimeError as error:
+            if _NO_MEMORY not in str(error):
+                raise
+            output.fail(_words(MemoryError()))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -37,6 +43,8 @@ class Commands(TyperGroup):
 
 def _words(error: Exception) -> object:
     """What the system says begins with the file, and without Python's number."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {str(error) or 'less of it is free than this takes'}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kvant import InputError
+from kvant.cli import options
 from kvant.format import write_atomically
 
 
@@ -19,13 +20,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
     Raises:
         InputError: it is neither, or holds Python objects, which are never read.
+        MemoryError: it says that it holds more than there is memory for.
     """
+    options.check_regular(path)
     with path.open("rb") as file:
         try:
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 return {"arr_0": content}
             return {name: content[name] for name in content.files}
+        except MemoryError as error:
+            raise MemoryError(f"{path} cannot be read: {error}") from error
         except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path} cannot be read as an .npz or .npy file of plain arrays: {error}") from error
 

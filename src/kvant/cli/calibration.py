@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from kvant.cli.arrays import by_input, read_arrays
 from kvant.cli.pictures import CalibrationPictures
 
 Array = npt.NDArray[Any]
+_MARGIN = 16  # pictures that are longer in one direction than so many times what is kept are cut before they are scaled
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,20 @@ class PictureSpec:
 
         height, width = self.size
         scale = max(height / picture.shape[0], width / picture.shape[1])
+        # Whole, a picture of one row would be scaled to gigabytes, of which next to nothing is kept.
+        picture = _middle(picture, *(_MARGIN * math.ceil(side / scale) for side in self.size))
         rows, columns = max(height, round(picture.shape[0] * scale)), max(width, round(picture.shape[1] * scale))
         resized = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        top, left = (rows - height) // 2, (columns - width) // 2
-        cut = resized[top : top + height, left : left + width, :: 1 if self.color == "bgr" else -1]
+        cut = _middle(resized, height, width)[:, :, :: 1 if self.color == "bgr" else -1]
         unit = cut.astype(np.float32) / np.float32(255)
         values = (unit - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1)[np.newaxis])
+
+
+def _middle(picture: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    """Not more than so many rows and columns."""
+    top, left = (max(0, size - wanted) // 2 for size, wanted in zip(picture.shape, (height, width), strict=False))
+    return picture[top : top + height, left : left + width]
 
 
 class Samples:

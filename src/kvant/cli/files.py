@@ -92,7 +92,7 @@ def run(
     memory_budget: options.MemoryBudget = None,
 ) -> None:
     """Run a file on arrays. Several outputs are named as the model names them, or output_0, output_1..."""
-    options.check_writable(out)
+    options.check_writable(out, file, inputs)
     model = kvant.load(file, backend=backend, memory_budget=options.to_budget(memory_budget))
     arrays = by_input(read_arrays(inputs), [entry.name for entry in model.graph.inputs], inputs)
     outputs = name_outputs(model.graph.structure, model(*arrays))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from enum import StrEnum
 from itertools import islice
@@ -29,6 +30,8 @@ class Color(StrEnum):
     BGR = "bgr"
 
 
+_MOST_VALUES = 2**32  # of an example
+_LARGE = 1e6  # of means and deviations of what is 0 to 1
 _SHAPE = re.compile(r"(\d+(?:,\d+)*)(?::(float32|int64))?")
 
 
@@ -43,7 +46,10 @@ def parse_shape(text: str) -> tuple[tuple[int, ...], Literal["float32", "int64"]
     found = _SHAPE.fullmatch(text.replace(" ", ""))
     if found is None or "0" in found[1].split(","):
         raise typer.BadParameter(f"{text!r} is no shape; write it as 1,3,224,224 or 1,128:int64")
-    return tuple(int(size) for size in found[1].split(",")), "int64" if found[2] == "int64" else "float32"
+    shape = tuple(int(size) for size in found[1].split(","))
+    if math.prod(shape) > _MOST_VALUES:
+        raise typer.BadParameter(f"{text!r} has more than {_MOST_VALUES:,} values; give a smaller one")
+    return shape, "int64" if found[2] == "int64" else "float32"
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -65,8 +71,13 @@ def picture_spec(size: str | None, mean: str, std: str, color: Color, example: t
     if len(wanted) not in (1, 2):
         raise typer.BadParameter(f"--size {size} is no size; write it as 224 or 368,432 (height, width)")
     means, deviations = parse_numbers(mean), parse_numbers(std)
-    if len(means) not in (1, 3) or len(deviations) not in (1, 3) or not all(value > 0 for value in deviations):
-        raise typer.BadParameter("--mean and --std take one number or three; those of --std are positive")
+    counts_fit = len(means) in (1, 3) and len(deviations) in (1, 3)
+    if not counts_fit or not all(abs(value) < _LARGE for value in means):
+        raise typer.BadParameter("--mean and --std take one number or three, such as 0.485,0.456,0.406")
+    if not all(1 / _LARGE < value < _LARGE for value in deviations):
+        raise typer.BadParameter(
+            f"--std takes positive numbers, no more than {_LARGE:g} and no less than {1 / _LARGE:g}"
+        )
     return PictureSpec((wanted[0], wanted[-1]), means, deviations, "bgr" if color is Color.BGR else "rgb")
 
 
@@ -160,8 +171,11 @@ def quantize(
     """
     shapes = [parse_shape(text) for text in example]
     spec = picture_spec(size, mean, std, color, shapes[0][0])
+    for path in (calibration, weights, recipe):
+        if path is not None:
+            options.check_regular(path)
     chosen = make_recipe(bits, wide, target_sqnr, effort, recipe)
-    options.check_writable(out)
+    options.check_writable(out, calibration, weights, recipe)
     model = build_model(target, weights)
     if calibration is None:
         if limit is not None or golden:

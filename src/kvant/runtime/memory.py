@@ -21,12 +21,18 @@ def block(size: int) -> npt.NDArray[np.uint8]:
     """``size`` bytes straight from the system, at the start of a page; they go back when nothing refers to them.
 
     From malloc, blocks of ever new sizes would leave holes that only smaller ones fit into, and memory would grow.
+
+    Raises:
+        MemoryError: the system has not so many.
     """
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         storage = np.empty(size + ALIGNMENT, np.uint8)
         return storage[-storage.ctypes.data % ALIGNMENT :][:size]
     # Private: a forked child must not write into its parent's activations.
-    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"the activations need {size:,} bytes, which the system does not give") from error
     if size >= 2 * _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, size)
