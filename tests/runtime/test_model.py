@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -340,3 +344,64 @@ def test_without_the_library_the_default_is_the_reference_with_a_warning(tmp_pat
         check=True,
         env={"KVANT_LIBRARY": str(tmp_path / "none.so"), "PYTHONPATH": ":".join(sys.path)},
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_forked_child_finds_locks_open(backend):
+    """Another thread that was in the middle of a call when its process forked does not exist in the child."""
+    model = kvant.QuantizedModel(small_network(), backend=backend)
+    x = image((2, 3, 16, 24))
+    expected = model(x)["heat"]
+    held = [each._lock for each in (model._frames, model._planner, model._backend) if hasattr(each, "_lock")]
+    for lock in held:
+        lock.acquire()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if np.array_equal(model(x)["heat"], expected) else 1)
+    for lock in held:
+        lock.release()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("again", [lambda model: pickle.loads(pickle.dumps(model)), copy.copy, copy.deepcopy])
+def test_models_can_be_copied_and_sent_to_other_processes(backend, again):
+    model = kvant.QuantizedModel(small_network(), backend=backend, metadata={"a": "b"}, memory_budget="speed")
+    x = image((2, 3, 16, 24))
+    model.add_golden(x)
+    other = again(model)
+    assert (other.backend, other.metadata, other.verify()) == (backend, {"a": "b"}, 1)
+    np.testing.assert_array_equal(other(x)["heat"], model(x)["heat"])
+    other.metadata["a"] = "c"
+    assert model.metadata == {"a": "b"}
+    with pytest.raises(kvant.InputError, match="limit"):
+        again(kvant.QuantizedModel(small_network(), backend=backend, memory_limit=1000))(image((2, 3, 64, 64)))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"memory_limit": None},
+        {"memory_limit": "1"},
+        {"memory_limit": -1},
+        {"memory_limit": 1.5},
+        {"memory_budget": 1.5},
+    ],
+)
+def test_limits_that_are_none(limits):
+    with pytest.raises(kvant.BackendError, match="expected a number of bytes"):
+        kvant.QuantizedModel(small_network(), **limits)
+    assert kvant.QuantizedModel(small_network(), memory_budget=np.int64(5), memory_limit=np.int64(2**30)).graph
+
+
+@pytest.mark.parametrize("count", [-1, 1025, 2**40, 1.5, "2", None])
+def test_numbers_of_threads_that_are_none(count):
+    with pytest.raises(kvant.BackendError, match=f"cannot use {count!r} threads; give 1 to 1024"):
+        kvant.set_num_threads(count)
+
+
+def test_run_all_takes_inputs_by_name():
+    with pytest.raises(InputError, match="a dict of inputs by name, got a ndarray"):
+        kvant.QuantizedModel(small_network()).run_all(image())

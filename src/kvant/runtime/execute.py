@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.graph import Graph
+from kvant.runtime.guarded import Guarded
 from kvant.runtime.memory import block
 from kvant.runtime.native.methods import Choice
 from kvant.runtime.plan import CACHED_PLANS, Placement, Plan
@@ -143,14 +143,14 @@ def view_of(placement: Placement, storage: npt.NDArray[np.uint8]) -> Array:
     return np.ndarray(placement.shape, placement.dtype, storage.data, placement.column * item, strides[::-1])
 
 
-class FramePool:
+class FramePool(Guarded):
     """Frames that are idle, so that the next call of the same size finds its memory mapped and its steps bound."""
 
     def __init__(self, graph: Graph, backend: Backend) -> None:
+        super().__init__()
         self._graph = graph
         self._backend = backend
         self._idle: list[Frame] = []
-        self._lock = threading.Lock()
 
     def take(self, plan: Plan) -> Frame:
         """An idle frame of ``plan``, or a new one."""

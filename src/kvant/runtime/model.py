@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import BackendError, InputError, VerificationError
-from kvant.format import Golden, write_file
+from kvant.format import Golden, from_bytes, to_bytes, write_file
 from kvant.graph import Graph, example_shapes
 from kvant.runtime.decisions import Decision, from_metadata
 from kvant.runtime.execute import Backend, FramePool
@@ -33,8 +33,9 @@ _ROOM = 32 << 20
 class QuantizedModel:
     """A quantized graph that can be called, saved, and verified.
 
-    It may be called from several threads at once. Any input size that the graph allows runs; the work of planning a
-    size is done on its first use.
+    It may be called from several threads at once, and in forked processes. Copied and pickled, for other processes, it
+    travels as the bytes of its file, and is prepared anew. Any input size that the graph allows runs; the work of
+    planning a size is done on its first use.
 
     Args:
         graph: validated, with integer activations.
@@ -47,7 +48,7 @@ class QuantizedModel:
 
     Raises:
         GraphError: a node has no integer arithmetic (AccumulatorOverflowError: its sums could overflow).
-        BackendError: ``backend`` is unknown or not built.
+        BackendError: ``backend`` is unknown or not built, or a budget or limit is none.
 
     >>> model = kvant.load("pose.kvant")  # doctest: +SKIP
     >>> paf, heat = model(image)  # doctest: +SKIP
@@ -67,6 +68,7 @@ class QuantizedModel:
         self.metadata = dict(metadata or {})
         self.golden = list(golden)
         self._to_check = not_quantized(graph)
+        self._limits = memory_budget, _checked(memory_limit)
         self._planner = Planner(graph, memory_limit)
         self._backend = _make_backend(backend)
         self._backend.prepare(self._example_steps(), _bytes(graph, memory_budget))
@@ -142,7 +144,12 @@ class QuantizedModel:
 
         Args:
             inputs: an array for every graph input, by name.
+
+        Raises:
+            InputError: an input is missing, or has the wrong rank, shape, dtype or value.
         """
+        if not isinstance(inputs, Mapping):
+            raise InputError(f"run_all takes a dict of inputs by name, got a {type(inputs).__name__}")
         names = list(self.graph.activations())
         found = self._computed(collect(self.graph, (), inputs), names, keep_all=True)
         return dict(zip(names, found, strict=True))
@@ -183,6 +190,10 @@ class QuantizedModel:
         """Multiply-accumulates of every node that has them, at the size that the model was captured with."""
         return count_macs(self.graph)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        content = to_bytes(self.graph, golden=self.golden, metadata=self.metadata)
+        return _restored, (content, self.backend, *self._limits)
+
     def __repr__(self) -> str:
         inputs = ", ".join(entry.name for entry in self.graph.inputs)
         return f"QuantizedModel(inputs={inputs}, nodes={len(self.graph.nodes)}, backend={self.backend!r})"
@@ -195,9 +206,30 @@ def _bytes(graph: Graph, budget: int | Literal["speed"] | None) -> float:
         return min(max(_DEFAULT_BUDGET * size, size + _ROOM), _LARGEST_DEFAULT_BUDGET * size)
     if budget == "speed":
         return math.inf
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+    if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 0:
         raise BackendError(f'memory_budget={budget!r}: expected a number of bytes, "speed" or None')
     return budget
+
+
+def _checked(limit: int) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 0:
+        raise BackendError(f"memory_limit={limit!r}: expected a number of bytes")
+    return limit
+
+
+def _restored(
+    content: bytes, backend: str, memory_budget: int | Literal["speed"] | None, memory_limit: int
+) -> QuantizedModel:
+    """A model as it was pickled; the native back end is taken where it is built."""
+    found = from_bytes(content)
+    return QuantizedModel(
+        found.graph,
+        backend=None if backend == NativeBackend.name else backend,
+        metadata=found.metadata,
+        golden=found.golden,
+        memory_budget=memory_budget,
+        memory_limit=memory_limit,
+    )
 
 
 def _check_same(label: str, backend: str, expected: Array, found: Array) -> None:

@@ -7,7 +7,6 @@ kept for the sizes used last.
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from kvant.errors import InputError, ShapeError
 from kvant.graph import Graph, TensorType, bind, infer_shapes
 from kvant.runtime.fuse import fuse
+from kvant.runtime.guarded import Guarded
 from kvant.runtime.inplace import Home, find_homes
 from kvant.runtime.inputs import takes_pixels
 from kvant.runtime.lower import Context, lower, prepare
@@ -74,7 +74,7 @@ class Plan:
     pixels: str | None = None
 
 
-class Planner:
+class Planner(Guarded):
     """Makes plans of one graph and keeps the latest ones. Safe to use from several threads.
 
     Args:
@@ -86,11 +86,11 @@ class Planner:
     """
 
     def __init__(self, graph: Graph, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
+        super().__init__()
         self.graph = graph
         self.memory_limit = memory_limit
         self.weights = prepare(graph)
         self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
-        self._lock = threading.Lock()
 
     def plan(self, shapes: Mapping[str, Shape], keep_all: bool = False) -> Plan:
         """The plan for inputs of these shapes; with ``keep_all`` every activation is written, and no memory used again.

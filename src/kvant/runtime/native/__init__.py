@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_int64, c_void_p
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from kvant.errors import InputError
 from kvant.runtime import steps
+from kvant.runtime.guarded import Guarded
 from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
 from kvant.runtime.native.filters import Filter, resample
@@ -50,7 +50,7 @@ _LARGE_BATCH = 8
 _BAD_INDEX, _NOT_FINITE = 5, 6
 
 
-class NativeBackend:
+class NativeBackend(Guarded):
     """Runs steps in the C library. Weights are laid out for the machine on their first use.
 
     Raises:
@@ -60,12 +60,12 @@ class NativeBackend:
     name = "native"
 
     def __init__(self) -> None:
+        super().__init__()
         self._library = library.load_library()
         self._layers: dict[steps.Weights, steps.Conv] = {}
         self._chosen: dict[steps.Weights, Choice] = {}
         self._of_large_batches: dict[steps.Weights, str] = {}  # where that is another algorithm
         self._packed: dict[tuple[steps.Weights, str], Packed] = {}
-        self._lock = threading.Lock()
 
     @property
     def choices(self) -> Sequence[Choice]:

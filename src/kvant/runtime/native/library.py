@@ -8,6 +8,8 @@ from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from kvant.errors import BackendError
 from kvant.runtime.native.processors import available_processors
 
@@ -201,9 +203,10 @@ def set_num_threads(count: int) -> None:
     Raises:
         BackendError: the count is not within 0 to 1024, or the native library is missing.
     """
-    wanted = _default_threads() if count == 0 else count
-    if load_library().kvant_set_num_threads(c_int32(wanted) if -1 < wanted <= _MOST_THREADS else c_int32(-1)) != 0:
-        raise BackendError(f"cannot use {count} threads; give 1 to {_MOST_THREADS}, or 0 for the default")
+    known = isinstance(count, int | np.integer) and -1 < count <= _MOST_THREADS
+    wanted = -1 if not known else _default_threads() if count == 0 else int(count)
+    if load_library().kvant_set_num_threads(c_int32(wanted)) != 0:
+        raise BackendError(f"cannot use {count!r} threads; give 1 to {_MOST_THREADS}, or 0 for the default")
 
 
 def stay_on_thread(alone: bool = True) -> None:
