@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kvant
@@ -102,6 +103,34 @@ def test_a_reader_that_stops(model_file: Path) -> None:
     done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("info", "--help"), ("info", "a.kvant")])
+def test_a_disk_that_is_full(arguments: tuple[str, ...], model_file: Path) -> None:
+    line = [sys.executable, "-m", "kvant.cli", *(str(model_file) if each == "a.kvant" else each for each in arguments)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "kvant: error: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [(0, 1, 2), (1,), (2,)])
+def test_standard_streams_that_are_closed(closed: tuple[int, ...], model_file: Path, tmp_path: Path) -> None:
+    """The file that is written would get the number of one otherwise, and take what is said there."""
+    np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
+    closing = " ".join(f"{number}>&-" for number in closed)
+    arguments = f"run {model_file} {tmp_path}/in.npz -o {tmp_path}/out.npz"
+    done = subprocess.run(
+        f"{sys.executable} -m kvant.cli {arguments} {closing}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with np.load(tmp_path / "out.npz") as out:
+        assert out.files == ["output"]
+    done = subprocess.run(
+        f"{sys.executable} -m kvant.cli info missing {closing}", shell=True, capture_output=True, text=True, check=False
+    )
+    wanted = "" if 2 in closed else "kvant: error: missing: No such file or directory\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", wanted)
 
 
 def test_a_bug_is_not_hidden(run: Kvant, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ class TestMistakes:
 
     def test_of_usage(self, run: Kvant, factory: str, samples: Path, tmp_path: Path) -> None:
         good = arguments(factory, samples, tmp_path / "a.kvant")
-        for wrong in (["--std", "inf"], ["--std", "1e-300"], ["--mean", "nan"]):
+        for wrong in (["--golden", "1025"], ["--std", "inf"], ["--std", "1e-300"], ["--mean", "nan"]):
             assert run(*good, *wrong).exit_code == 2
         for wrong in (["--std", "0"], ["--mean", "a"], ["--size", "1,2,3"], ["--bits", "4"], ["--limit", "0"]):
             assert run(*good, *wrong).exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -11,6 +12,7 @@ _NEEDS = ("typer", "rich")
 
 def main() -> None:
     """Entry point of the ``kvant`` command. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 Ctrl-C."""
+    _open_standard_streams()
     try:
         from kvant.cli.app import app
     except ModuleNotFoundError as error:
@@ -20,4 +22,23 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    app(prog_name="kvant")
+    try:
+        app(prog_name="kvant")
+    except OSError as error:  # of what is printed before a command begins: its help, the version
+        print(f"kvant: error: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """Where the caller closed some, /dev/null takes their place.
+
+    The next file that is opened would get the number otherwise, and whatever is said on standard error stand in it.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is this one, as all below it are open.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 (for good)

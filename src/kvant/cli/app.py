@@ -47,6 +47,8 @@ def _words(error: Exception) -> object:
         return f"not enough memory: {str(error) or 'less of it is free than this takes'}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    if type(error) is OSError and error.strerror:
+        return error.strerror
     return error
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from kvant import InputError, SaveError
+from kvant.format import MAX_GOLDEN
 
 
 class Backend(StrEnum):
@@ -67,6 +68,7 @@ GoldenCount = Annotated[
     typer.Option(
         "--golden",
         min=0,
+        max=MAX_GOLDEN,
         metavar="N",
         help="Keep N calibration inputs and their outputs in the file for `kvant verify`.",
     ),
