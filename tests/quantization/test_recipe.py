@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         Recipe.load(path)
     with pytest.raises(kvant.SaveError):
         Recipe().save(tmp_path / "nowhere" / "recipe.toml")
+
+
+def test_a_file_that_begins_with_a_mark(tmp_path: Path) -> None:
+    """As editors of Windows write them."""
+    (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbfeffort = 'fast'\r\n")
+    assert Recipe.load(tmp_path / "recipe.toml") == Recipe(effort="fast")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
+def test_a_file_without_an_end() -> None:
+    with pytest.raises(kvant.RecipeError, match="'/dev/zero' is a device, a pipe or a socket"):
+        Recipe.load("/dev/zero")
 
 
 @pytest.mark.parametrize("observer", ["minmax", "moving_average"])

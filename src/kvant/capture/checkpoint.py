@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from kvant.errors import CheckpointError
+from kvant.format import check_regular
 
 _PREFIX = "module."  # what `DataParallel` leaves
 # How files of torch.save begin: zip archives, and pickles of old.
@@ -36,6 +37,7 @@ def read_checkpoint(path: str | PathLike[str], network: torch.nn.Module) -> dict
 
 
 def _read(path: str | PathLike[str]) -> Mapping[str, torch.Tensor]:
+    check_regular(path, CheckpointError)
     try:
         with Path(path).open("rb") as file:
             start = file.read(16)

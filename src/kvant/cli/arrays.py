@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from kvant import InputError
-from kvant.cli import options
-from kvant.format import write_atomically
+from kvant.format import check_regular, write_atomically
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -22,7 +21,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         InputError: it is neither, or holds Python objects, which are never read.
         MemoryError: it says that it holds more than there is memory for.
     """
-    options.check_regular(path)
+    check_regular(path, InputError)
     with path.open("rb") as file:
         try:
             content = np.load(file, allow_pickle=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvant import InputError, SaveError
+from kvant import SaveError
 from kvant.format import MAX_GOLDEN
 
 
@@ -100,9 +100,3 @@ def check_writable(path: Path, *others: Path | None) -> None:
         raise SaveError(f"the folder {str(folder)!r} does not exist")
     if path.is_dir():
         raise SaveError(f"{str(path)!r} is a folder; give the name of a file")
-
-
-def check_regular(path: Path) -> None:
-    """Refuse what could be waited for without an end; what does not exist is another's to name."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{str(path)!r} is a device, a pipe or a socket, not a file")

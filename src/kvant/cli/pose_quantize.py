@@ -55,8 +55,6 @@ def quantize(
         raise typer.BadParameter(f"{network} comes without weights; give a checkpoint with --weights")
     recipe = make_recipe(bits, wide, target_sqnr, effort)
     options.check_writable(out, weights)
-    if weights is not None:
-        options.check_regular(weights)
     prepare = partial(pose.calibration_inputs, spec=spec, height=height, scales=parse_scales(scales))
     pictures = CalibrationPictures(pose.find_pictures(calibration)[:limit], prepare)
     need_torch()

@@ -171,9 +171,6 @@ def quantize(
     """
     shapes = [parse_shape(text) for text in example]
     spec = picture_spec(size, mean, std, color, shapes[0][0])
-    for path in (calibration, weights, recipe):
-        if path is not None:
-            options.check_regular(path)
     chosen = make_recipe(bits, wide, target_sqnr, effort, recipe)
     options.check_writable(out, calibration, weights, recipe)
     model = build_model(target, weights)

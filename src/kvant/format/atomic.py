@@ -1,4 +1,4 @@
-"""Writing a file so that there is always the old one or the new one, never half of one."""
+"""Writing a file so that there is always the old one or the new one, never half of one; and what is no file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kvant.errors import SaveError
+from kvant.errors import KvantError, SaveError
 
 
 def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
@@ -66,6 +66,16 @@ def explained(
         failure = SaveError(f"could not save {os.fspath(path)!r}: {error.strerror or error}. {state}")
         failure.errno = error.errno
         raise failure from error
+
+
+def check_regular(path: str | os.PathLike[str], error: type[KvantError]) -> None:
+    """Raise ``error`` for what could be waited for, or read, without an end; opening names what does not exist."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise error(f"{os.fspath(path)!r} is a device, a pipe or a socket, not a file")
 
 
 def _create_beside(target: Path, suffix: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import msgspec
 from kvant import __version__
 from kvant.errors import FormatError, GraphError, KvantError, UnsupportedVersionError
 from kvant.format import layout
-from kvant.format.atomic import write_atomically
+from kvant.format.atomic import check_regular, write_atomically
 from kvant.format.contents import Contents, Golden, assemble, check, half_constants, packed_constants, tensors_of
 from kvant.format.packing import Packed
 from kvant.format.records import Gate, Header, NodeRecord, Version, to_header
@@ -121,9 +120,7 @@ def read_file(path: str | os.PathLike[str]) -> Contents:
         FormatError: it is no sound .kvant file (ChecksumError, UnsupportedVersionError: see kvant.errors).
         OSError: it does not exist or may not be read.
     """
-    mode = Path(path).stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise FormatError(f"{os.fspath(path)!r} is a device, a pipe or a socket, not a file")
+    check_regular(path, FormatError)
     with Path(path).open("rb") as file:
         # An empty file cannot be mapped.
         empty = os.fstat(file.fileno()).st_size == 0

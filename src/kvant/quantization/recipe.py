@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvant.errors import RecipeError
-from kvant.format import write_atomically
+from kvant.format import check_regular, write_atomically
 from kvant.graph import Graph, Node, ops
 from kvant.quantization.schemes import (
     INT8_WEIGHTS,
@@ -274,8 +274,9 @@ class Recipe:
             RecipeError: the file is no recipe.
             OSError: it does not exist or may not be read.
         """
+        check_regular(path, RecipeError)
         try:
-            return cls.from_toml(Path(path).read_text("utf-8"))
+            return cls.from_toml(Path(path).read_text("utf-8-sig"))  # some editors begin files with a mark
         except UnicodeDecodeError as error:
             raise RecipeError(f"{os.fspath(path)!r} is no TOML file: {error}") from error
         except RecipeError as error:
