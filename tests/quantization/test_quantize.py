@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -143,6 +144,32 @@ def test_dicts_are_read_by_name() -> None:
         one, other = (kvant.quantize(model, example, calibration=data) for data in (inputs, turned))
         assert to_bytes(one.graph) == to_bytes(other.graph)
         assert sqnr_db(model(*example) if isinstance(example, tuple) else model(**example), one(inputs[0])) > 30
+
+
+def test_threads_take_turns() -> None:
+    """torch.export in two threads gave errors from within torch, or other weights than the model's."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    data = images(4, 3, 16, 16)
+
+    def quantize(_: int) -> bytes:
+        return to_bytes(kvant.quantize(model, data[0], calibration=data, recipe=kvant.Recipe(effort="fast")).graph)
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(quantize, range(6))
+    assert all(each == first for each in others) and first == quantize(0)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_calibration_data_may_quantize() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    data = images(2, 3, 16, 16)
+    recipe = kvant.Recipe(effort="fast")
+
+    def nested():
+        kvant.quantize(model, data[0], calibration=data, recipe=recipe)
+        yield from data
+
+    assert kvant.quantize(model, data[0], calibration=nested(), recipe=recipe).backend
 
 
 def test_sixteen_bits_everywhere_is_nearly_exact(mixed: nn.Module) -> None:

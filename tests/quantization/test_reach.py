@@ -75,8 +75,9 @@ def test_outputs_that_are_mostly_noise_are_said_loudly() -> None:
         effort="fast", weights=kvant.WeightScheme(bits=1), activations=kvant.ActivationScheme(bits=1),
         target_sqnr=None, correct_bias=False,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"dB of signal to noise: they are mostly noise"):
+    with pytest.warns(UserWarning, match=r"dB of signal to noise: they are mostly noise") as caught:
         kvant.quantize(model, data[0], calibration=data, recipe=ternary)
+    assert [each.filename for each in caught if "mostly noise" in str(each.message)] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kvant.quantize(model, data[0], calibration=data, recipe=FAST)

@@ -22,6 +22,7 @@ from kvant.quantization.generate import generate
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import FEW_SAMPLES, Recipe
 from kvant.quantization.statistics import Statistics, collect, is_made_of_samples
+from kvant.quantization.turns import in_turn
 from kvant.quantization.types import check_reach
 from kvant.quantization.workers import one_thread_each
 from kvant.runtime import DECISIONS, QuantizedModel, count_macs, to_metadata
@@ -34,6 +35,7 @@ LOUD_DB = 3.0
 QUICK_MACS = 1e9
 
 
+@in_turn
 def quantize(
     model: torch.nn.Module,
     example_inputs: Any,
@@ -43,7 +45,7 @@ def quantize(
     progress: bool | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> QuantizedModel:
-    """Quantize a trained float32 model to integers.
+    """Quantize a trained float32 model to integers. Threads that call this at once take turns.
 
     Args:
         model: a module in evaluation mode, on the CPU. It is not changed.
@@ -130,7 +132,7 @@ def _warn(measured: float | None) -> None:
         warnings.warn(
             f"the outputs of the quantized model have {measured:.1f} dB of signal to noise: they are mostly noise. Its "
             "decisions say which step lost what; more bits, effort='best' or more calibration data may help",
-            stacklevel=3,
+            stacklevel=4,  # past `in_turn`, to who called `quantize`
         )
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from kvant.format import read_file
 from kvant.runtime import native
 from kvant.runtime.decisions import DECISIONS, Decision, from_metadata, to_metadata
+from kvant.runtime.guarded import Guarded
 from kvant.runtime.inputs import by_name
 from kvant.runtime.macs import Multiplications, count_macs
 from kvant.runtime.model import QuantizedModel
@@ -20,6 +21,7 @@ from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT
 __all__ = [
     "DECISIONS",
     "Decision",
+    "Guarded",
     "Multiplications",
     "QuantizedModel",
     "by_name",
