@@ -73,6 +73,19 @@ class TestRun:
         with np.load(tmp_path / "out.npz") as out:
             np.testing.assert_array_equal(out["output"], kvant.load(model_file, backend="reference")(x))
 
+    def test_outputs_of_any_name(self, run: Kvant, tmp_path: Path) -> None:
+        """numpy.savez takes some for its parameters; of two that would be called the same one was lost."""
+        graph = build_small_graph()
+        graph.outputs = ("y", "y", "y", "y")
+        graph.structure = {"file": 0, "rest": [1], "rest_0": 2, "../é": 3}
+        write_file(tmp_path / "a.kvant", graph)
+        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 5, 7), np.float32))
+        result = run("run", tmp_path / "a.kvant", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+        assert result.exit_code == 0, result.output
+        with np.load(tmp_path / "out.npz") as out:
+            assert out.files == ["file", "rest_0", "rest_0_", "../é"]
+            assert {out[name].shape for name in out.files} == {(1, 4, 5, 7)}
+
     def test_unnamed_arrays_are_taken_in_order(self, run: Kvant, model_file: Path, tmp_path: Path) -> None:
         x = np.zeros((1, 2, 3, 3), np.float32)
         np.savez(tmp_path / "in.npz", x)

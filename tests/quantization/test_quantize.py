@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_threads_take_turns() -> None:
         first, *others = pool.map(quantize, range(6))
     assert all(each == first for each in others) and first == quantize(0)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("around", [torch.autocast("cpu"), torch.device("meta")])
+def test_what_torch_is_set_to_changes_nothing(around: AbstractContextManager[object]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    data = images(4, 3, 16, 16)
+    plain = to_bytes(kvant.quantize(model, data[0], calibration=data).graph)
+    with around:
+        assert to_bytes(kvant.quantize(model, data[0], calibration=data).graph) == plain
 
 
 def test_calibration_data_may_quantize() -> None:

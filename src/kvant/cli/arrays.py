@@ -55,5 +55,9 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
         SaveError: it could not be written.
     """
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    # Not numpy.savez, of which some names are parameters.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, value, allow_pickle=False)
     write_atomically(path, [buffer.getbuffer()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,17 +107,29 @@ def name_outputs(structure: Structure, outputs: Any, path: str = "output") -> di
 
     >>> name_outputs({"heat": 0, "rest": [1, 2]}, {"heat": "a", "rest": ("b", "c")})
     {'heat': 'a', 'rest_0': 'b', 'rest_1': 'c'}
+
+    Where that gives two the same name, the later one has a line more.
+
+    >>> name_outputs({"rest": [0], "rest_0": 1}, {"rest": ("a",), "rest_0": "b"})
+    {'rest_0': 'a', 'rest_0_': 'b'}
     """
-    if isinstance(structure, int):
-        return {path: outputs}
     named: dict[str, Array] = {}
-    if isinstance(structure, dict):
+    for name, value in _named(structure, outputs, path):
+        while name in named:
+            name += "_"
+        named[name] = value
+    return named
+
+
+def _named(structure: Structure, outputs: Any, path: str) -> Iterator[tuple[str, Array]]:
+    if isinstance(structure, int):
+        yield path, outputs
+    elif isinstance(structure, dict):
         for key, child in structure.items():
-            named |= name_outputs(child, outputs[key], key if path == "output" else f"{path}_{key}")
+            yield from _named(child, outputs[key], key if path == "output" else f"{path}_{key}")
     else:
         for index, child in enumerate(structure):
-            named |= name_outputs(child, outputs[index], f"{path}_{index}")
-    return named
+            yield from _named(child, outputs[index], f"{path}_{index}")
 
 
 def verify(file: options.File, backend: options.BackendOption = None) -> None:
