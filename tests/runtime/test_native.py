@@ -289,3 +289,23 @@ def test_the_binding_mirrors_the_header(lib):
     assert lib.kvant_abi_version() == library.ABI_VERSION
     assert native.isa() in ("portable", "neondot", "avx2", "avxvnni", "avx512vnni")
     assert c_int32(lib.kvant_num_threads()).value >= 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"KVANT_ISA": "avx512"}, "KVANT_ISA='avx512' is none of portable"),
+        ({"KVANT_NUM_THREADS": "two"}, "KVANT_NUM_THREADS='two' is no number from 0 to 1024"),
+        ({"KVANT_NUM_THREADS": "-1"}, "is no number"),
+        ({"KVANT_NUM_THREADS": "1025"}, "is no number"),
+        ({"KVANT_ISA": "portable", "KVANT_NUM_THREADS": "0"}, ""),
+        ({"KVANT_ISA": "", "KVANT_NUM_THREADS": ""}, ""),
+    ],
+)
+def test_settings_without_a_meaning_are_warned_of(setting, words):
+    code = "import kvant; print(kvant.num_threads())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, **setting}, capture_output=True, text=True
+    )
+    assert int(done.stdout) >= 1
+    assert words in done.stderr and bool(words) == bool(done.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from kvant.errors import BackendError
 from kvant.runtime.native.processors import available_processors
 
 ABI_VERSION = 8
+_ISAS = ("portable", "neondot", "avx2", "avxvnni", "avx512vnni")
 DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
 _MOST_THREADS = 1024
@@ -132,13 +134,30 @@ def _candidates() -> list[Path]:
     return [Path(folder) / FILE_NAME for folder in kvant.runtime.__path__]
 
 
+def _check_environment() -> None:
+    """Say which settings mean nothing: the library goes by its defaults then."""
+    asked, threads = os.environ.get("KVANT_ISA"), os.environ.get("KVANT_NUM_THREADS")
+    if asked and asked not in _ISAS:
+        warnings.warn(f"KVANT_ISA={asked!r} is none of {', '.join(_ISAS)}: it is ignored", RuntimeWarning, stacklevel=3)
+    if threads and not (threads.isdecimal() and int(threads) <= _MOST_THREADS):
+        warnings.warn(
+            f"KVANT_NUM_THREADS={threads!r} is no number from 0 to {_MOST_THREADS}, such as 4",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 @lru_cache(maxsize=1)
 def load_library() -> ctypes.CDLL:
     """The C library, loaded once.
 
     Raises:
         BackendError: it is not built, cannot be loaded, or belongs to another version of kvant.
+
+    Warns:
+        RuntimeWarning: KVANT_ISA or KVANT_NUM_THREADS mean nothing.
     """
+    _check_environment()
     candidates = _candidates()
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
