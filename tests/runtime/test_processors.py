@@ -74,7 +74,9 @@ def test_no_more_than_the_process_may_run_on(tmp_path: Path, monkeypatch: pytest
     assert available_processors(machine(tmp_path, "0::/", **{"cpu.max": "800000 100000"})) == 1
 
 
-@pytest.mark.parametrize(("asked", "wanted"), [("3", "3 2 3"), ("", "1 2 1"), (None, "1 2 1")])
+@pytest.mark.parametrize(
+    ("asked", "wanted"), [("3", "3 2 3"), ("", "1 2 1"), ("0", "1 2 1"), ("2000", "1 2 1"), (None, "1 2 1")]
+)
 def test_the_default_of_a_process(asked: str | None, wanted: str) -> None:
     """One that may run on a single processor; what the environment asks for counts more, what is set counts most."""
     script = (

@@ -139,7 +139,7 @@ def _check_environment() -> None:
     asked, threads = os.environ.get("KVANT_ISA"), os.environ.get("KVANT_NUM_THREADS")
     if asked and asked not in _ISAS:
         warnings.warn(f"KVANT_ISA={asked!r} is none of {', '.join(_ISAS)}: it is ignored", RuntimeWarning, stacklevel=3)
-    if threads and not (threads.isdecimal() and int(threads) <= _MOST_THREADS):
+    if threads and not _is_count(threads):
         warnings.warn(
             f"KVANT_NUM_THREADS={threads!r} is no number from 0 to {_MOST_THREADS}, such as 4",
             RuntimeWarning,
@@ -180,8 +180,13 @@ def load_library() -> ctypes.CDLL:
 
 
 def _default_threads() -> int:
-    """As many as there are processors; 0 if the environment says how many: the library asks it."""
-    return 0 if os.environ.get("KVANT_NUM_THREADS") else min(available_processors(), _MOST_THREADS)
+    """As many as the environment says, or else as there are processors."""
+    asked = os.environ.get("KVANT_NUM_THREADS", "")
+    return (int(asked) if _is_count(asked) else 0) or min(available_processors(), _MOST_THREADS)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and int(text) <= _MOST_THREADS
 
 
 def refusal(what: str, status: int) -> BackendError:
