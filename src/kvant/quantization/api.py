@@ -19,6 +19,7 @@ from kvant.quantization.datafree import MOST_SAMPLES, unclipped, without_data
 from kvant.quantization.decide import make_plan
 from kvant.quantization.embeddings import split_tables
 from kvant.quantization.generate import generate
+from kvant.quantization.leaving import join, without_joins
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import FEW_SAMPLES, Recipe
 from kvant.quantization.statistics import Statistics, collect, is_made_of_samples
@@ -83,7 +84,8 @@ def quantize(
     kept = _checked(metadata, recipe)
     args, kwargs = _call(example_inputs)
     captured = capture(model, args, kwargs)
-    graph = split_tables(prepare(captured))
+    whole = split_tables(prepare(captured))
+    graph, leaving = without_joins(whole)
     recipe = _settled(recipe or Recipe(), graph)
     given = None if calibration is None else batches(graph, calibration)
     with one_thread_each():
@@ -94,7 +96,7 @@ def quantize(
         check_reach(graph, seen.observers)
         plan = make_plan(graph, seen, recipe, show)
     _warn(plan.decisions[-1].after)
-    quantized = convert(plan)
+    quantized = join(convert(plan), graph, whole, leaving)
     validate(quantized)
     return QuantizedModel(quantized, metadata=kept | to_metadata(plan.decisions))
 
