@@ -52,3 +52,72 @@ def test_sizes_stay_free_where_the_code_does_not_ask() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2))
     graph = capture(model.eval(), [torch.rand(1, 3, 32, 32)])
     assert graph.inputs[0].shape == (("batch",), 3, ("height",), ("width",))
+
+
+class Same(nn.Module):
+    """A convolution that pads as TensorFlow does: by as much as its input's size needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [max((-(size // -2) - 1) * 2 + 3 - size, 0) for size in x.shape[2:]]
+        pads = [side for size in reversed(missing) for side in (size // 2, size - size // 2)]
+        return self.conv(nn.functional.pad(x, pads))
+
+
+def test_sizes_that_grow_from_layer_to_layer_are_fixed_in_time() -> None:
+    """Each is several times as long as the one before."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), *[Same() for _ in range(5)]).eval()
+    graph = capture(model, [torch.rand(1, 3, 128, 128)])
+    assert graph.inputs[0].shape == (("batch",), 3, 128, 128)
+    x = torch.rand(2, 3, 128, 128)
+    torch.testing.assert_close(Executor(graph).run([x])[0], model(x))
+
+
+class Unfolds(nn.Module):
+    """Cut into patches that are as high as a quarter of the map, which a tiny map has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = x.shape[2] // 24
+        return x.reshape(x.shape[0], 3, side, x.shape[2] // side, x.shape[3])
+
+
+def test_sizes_by_which_a_shape_divides_by_zero_are_not_taken() -> None:
+    graph = capture(Unfolds().eval(), [torch.rand(1, 3, 48, 32)])
+    executor = Executor(graph)
+    assert executor.run([torch.rand(1, 3, 48, 32)])[0].shape == (1, 3, 2, 24, 32)
+    with pytest.raises((ShapeError, InputError)):
+        executor.run([torch.rand(1, 3, 16, 32)])
+
+
+class Anchors(nn.Module):
+    """A detector's head as YOLO has it: places are computed anew when the size changes, and kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: torch.Size | None = None
+        self.places = torch.empty(0)
+        self.tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != x.shape:
+            self.shape, self.places = x.shape, torch.arange(x.shape[2] * x.shape[3]).reshape(x.shape[2:]).to(x)
+            self.tables[0] = self.places
+        return x * self.places
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_what_a_model_keeps_of_the_last_size_is_left_as_it_was(used: bool) -> None:
+    model, x = Anchors().eval(), torch.rand(1, 3, 32, 24)
+    if used:
+        model(x)
+    before = (model.shape, model.places, dict(model.tables))
+    graph = capture(model, [x])
+    assert graph.inputs[0].shape == (("batch",), 3, 32, 24)
+    assert model.shape == before[0]
+    assert model.places is before[1]
+    assert model.tables == before[2]
+    more = torch.rand(2, 3, 32, 24)
+    torch.testing.assert_close(Executor(graph).run([more])[0], model(more))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kvant.capture.execute import Executor
+from kvant.capture.model import unchanged
 from kvant.capture.structure import Arguments, flatten_outputs
 from kvant.errors import InputError, ShapeError
 from kvant.graph import Graph, evaluate, infer_shapes
@@ -94,7 +95,7 @@ def _outputs(model: nn.Module, arguments: Arguments, tensors: Sequence[Tensor]) 
     """What the model returns, or None where it refuses these sizes."""
     args, kwargs = arguments.rebuild([tensor.clone() for tensor in tensors])
     try:
-        with torch.inference_mode():
+        with unchanged(model), torch.inference_mode():
             return flatten_outputs(model(*args, **kwargs))[0]
     except Exception:  # a forward may refuse a size in any way it likes
         return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvant.capture.kernels import KERNELS, Kernel, dequantizer
-from kvant.errors import InputError, ShapeError
+from kvant.errors import GraphError, InputError, ShapeError
 from kvant.graph import Graph, Node, bind, ops, show_shape
 
 Observe = Callable[[str, Tensor], Tensor | None]
@@ -82,7 +82,7 @@ class Executor:
         for (kernel, node), dead in zip(self._steps, self._dead, strict=True):
             try:
                 value = kernel([values[name] for name in node.inputs], bindings)
-            except (RuntimeError, IndexError) as error:
+            except (RuntimeError, IndexError, GraphError) as error:
                 raise ShapeError(f"{node.describe()} cannot run: {error}") from error
             values[node.output] = _seen(observe, node.output, value)
             for name in dead:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.overrides import TorchFunctionMode
 
+from kvant.capture.model import unchanged
 from kvant.capture.structure import Arguments, flatten_outputs
+from kvant.capture.tracing import traced
 from kvant.errors import CaptureError
 from kvant.graph import Structure
 
@@ -83,7 +83,7 @@ def export(model: nn.Module, arguments: Arguments, level: Level) -> Export:
         tensors = _traced_tensors(arguments.tensors, level)
     shapes = None if level == "none" else (tuple(dynamic_dims(tensor, level) for tensor in tensors),)
     try:
-        with _quiet(), _slow_attention(), _SymbolicPooling(), torch.inference_mode(False), torch.enable_grad():
+        with _quiet(), unchanged(model), traced(), torch.inference_mode(False), torch.enable_grad():
             program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
     except CaptureError:
         raise
@@ -138,36 +138,6 @@ def levels(arguments: Arguments, dynamic: Dynamic) -> list[Level]:
     return list(kept.values())
 
 
-class _SymbolicPooling(TorchFunctionMode):
-    """torch.max_pool1d fixes the length that it sees in an export; max_pool2d does not, so it takes over."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = kwargs or {}
-        if func in (torch.max_pool1d, F.max_pool1d) and not given.get("return_indices"):
-            return _max_pool1d(*args, **given)
-        return func(*args, **given)
-
-
-def _max_pool1d(
-    input: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:
-    kernel, step, pad, gap = (_only(value) for value in (kernel_size, stride or kernel_size, padding, dilation))
-    pooled = torch.max_pool2d(input.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), ceil_mode)
-    return pooled.squeeze(-2)
-
-
-def _only(value: int | Sequence[int]) -> int:
-    return value if isinstance(value, int) else value[0]
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's warnings and log lines: what matters of them is in kvant's errors."""
@@ -180,17 +150,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """With the fused inference path of nn.MultiheadAttention switched off: it is one opaque operator."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def decompose(program: ExportedProgram, operators: Sequence[Any]) -> ExportedProgram:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -74,3 +76,27 @@ def _check_elements(name: str, kind: str, value: Tensor) -> None:
             f"{kind} {name!r} holds {nans} NaN and {infinities} infinite of {value.numel()} values; "
             "the checkpoint is damaged or training diverged"
         )
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what runs of ``model`` within this context leave in its attributes.
+
+    Detectors keep the anchors of the last size, others masks or tables. What a trace leaves there are tensors without
+    values and sizes without numbers, with which neither another trace nor the model itself could go on.
+    """
+    modules = [module.__dict__ for module in model.modules()]
+    kept = [(attributes, dict(attributes)) for attributes in modules]
+    kept += [(value, dict(value)) for each in modules for value in each.values() if type(value) in _DICTS]
+    lists = [(value, list(value)) for each in modules for value in each.values() if type(value) is list]
+    try:
+        yield
+    finally:
+        for mapping, entries in kept:
+            mapping.clear()
+            mapping.update(entries)
+        for sequence, items in lists:
+            sequence[:] = items
+
+
+_DICTS = (dict, OrderedDict)

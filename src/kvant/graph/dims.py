@@ -12,7 +12,6 @@ from kvant.errors import GraphError
 
 Dim = int | tuple[int | str, ...]
 OPERATORS = ("+", "-", "*", "//", "%", "min", "max")
-MAX_TOKENS = 256
 MAX_VALUE = 2**40
 
 
