@@ -194,3 +194,22 @@ def test_the_list_of_operators_that_the_message_points_to_is_complete() -> None:
     text = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
     listed = re.findall(r"`(\w+(?:\.\w+)?)`", text.partition("\n## ")[2])
     assert sorted(listed) == sorted(name.removesuffix(".default") for name in registry.supported())
+
+
+def test_a_join_of_indices_and_numbers_is_refused() -> None:
+    """SAM joins labels of points to a -1 of float32."""
+
+    def forward(x: Tensor, labels: Tensor) -> Tensor:
+        return x * torch.cat([labels, -torch.ones(labels.shape[0], 1)], 1)
+
+    with pytest.raises(UnsupportedOperatorError, match=r"cat.*a join of float32 and int64"):
+        capture(Function(forward).eval(), [torch.rand(2, 4), torch.randint(0, 9, (2, 3))])
+
+
+class KeyValueCache:
+    pass
+
+
+def test_a_cache_that_is_returned_is_named_with_what_to_do() -> None:
+    with pytest.raises(CaptureError, match=r"returns a KeyValueCache.*use_cache=False"):
+        capture(Function(lambda x: (x * 2, KeyValueCache())).eval(), [torch.rand(2, 4)])

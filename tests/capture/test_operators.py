@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kvant.errors import UnsupportedOperatorError
+
 from .compare import check, example
 
 IMAGE, OTHER_IMAGE = (1, 4, 12, 16), (3, 4, 20, 24)
@@ -314,3 +316,61 @@ def test_embedding() -> None:
     model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 3))
     graph = check(model, [torch.tensor([[1, 2, 10, 0]])], [torch.tensor([[5, 5], [0, 9], [3, 3]])])
     assert graph.inputs[0].type.dtype == "int64"
+
+
+class Registers(nn.Module):
+    """A vision transformer's tokens: it may have registers beside the class token, and has none."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.randn(1, count, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], self.registers.expand(x.shape[0], -1, -1), x[:, 1:]], 1)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_constant_tokens_may_be_none(count: int) -> None:
+    agree(Registers(count), TOKENS, OTHER_TOKENS)
+
+
+def test_integer_constants_join_numbers() -> None:
+    check(lambda x: torch.cat([x, torch.ones(1, 1, 8, dtype=torch.int64)], 1), [example(TOKENS)])
+
+
+@pytest.mark.parametrize("options", [
+    {"kernel_size": 2, "stride": 2}, {"kernel_size": (4, 2), "stride": (4, 2)}, {"kernel_size": 3},
+    {"kernel_size": (3, 2), "stride": 2, "padding": 1, "dilation": (1, 2)}, {"kernel_size": (9, 1), "padding": (4, 0)},
+])  # fmt: skip
+def test_patches_side_by_side(options: dict[str, int]) -> None:
+    agree(nn.Unfold(**options), IMAGE, OTHER_IMAGE)
+
+
+def test_patches_joined_to_a_map() -> None:
+    check(lambda x: F.fold(F.unfold(x, 2, stride=2).relu(), (12, 16), 2, stride=2), [example(IMAGE)])
+
+
+def test_a_sum_of_patches_that_overlap_is_refused() -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"col2im.*patches that overlap"):
+        check(lambda x: F.fold(F.unfold(x, 3, padding=1), (12, 16), 3, padding=1), [example(IMAGE)])
+
+
+@pytest.mark.parametrize(("dimension", "size", "step"), [(1, 2, 2), (-1, 4, 4), (2, 5, 3), (3, 4, 1), (2, 5, 5)])
+def test_windows_side_by_side(dimension: int, size: int, step: int) -> None:
+    check(lambda x: x.unfold(dimension, size, step), [example(IMAGE)])
+
+
+def test_an_assignment_to_every_third_element() -> None:
+    """Pose networks of the YOLO family make probabilities of the third number of each key point so."""
+
+    def forward(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, 2::3] = y[:, 2::3].sigmoid()
+        y[..., 1:-1:2] = 0.5
+        return y
+
+    check(forward, [example((2, 6, 5))], [example((3, 6, 5), 1)])
+
+
+def test_constants_take_the_type_of_what_is_computed() -> None:
+    agree(lambda x: x * torch.arange(4).type_as(x)[:, None, None], IMAGE, OTHER_IMAGE)

@@ -183,9 +183,12 @@ def _graph_type(dtype: torch.dtype) -> TensorType:
 
 
 def _require_alike(operands: Sequence[Operand]) -> None:
-    kinds = {operand.dtype for operand in operands if isinstance(operand, Activation)}
-    if len(kinds) > 1 and kinds & set(NUMBERS):
-        raise UnsupportedError(f"a join of {' and '.join(sorted(map(_short, kinds)))}; convert with .float() first")
+    """Refuse a join of what the graph keeps in different types."""
+    kinds = {_graph_type(operand.dtype).dtype: operand.dtype for operand in operands}
+    if len(kinds) > 1:
+        raise UnsupportedError(
+            f"a join of {' and '.join(sorted(map(_short, kinds.values())))}; convert with .float() first"
+        )
 
 
 def _short(dtype: torch.dtype) -> str:

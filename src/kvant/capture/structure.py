@@ -129,9 +129,10 @@ def _flatten_output(value: Any, tensors: list[Tensor]) -> Structure:
         }  # fmt: skip
     if isinstance(value, tuple | list):
         return [_flatten_output(entry, tensors) for entry in value]
+    cache = "; a language model returns none if called with use_cache=False" if "Cache" in type(value).__name__ else ""
     raise CaptureError(
         f"the model returns a {type(value).__name__}; kvant takes tensors, and tuples, lists, dicts and dataclasses "
-        "of them. Return only tensors from forward()"
+        f"of them. Return only tensors from forward(){cache}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Convolutions and transposed convolutions over one or two axes."""
+"""Convolutions and transposed convolutions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kvant.capture.builder import Activation, Builder, Operand, ints, need_activation, need_constant
+from kvant.capture.operators.volumes import conv3d, conv_transpose3d
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 
@@ -14,8 +15,6 @@ from kvant.graph import ops
 def _check(x: Operand, weight: Operand, bias: Operand | None) -> tuple[Activation, Tensor, list[Tensor]]:
     x, weight = need_activation(x, "the convolution's input"), need_constant(weight, "the convolution's weight")
     rank = weight.dim() - 2
-    if rank not in (1, 2):
-        raise UnsupportedError(f"a convolution over {rank} axes")
     if x.rank != rank + 2:
         raise UnsupportedError(f"an input without a batch axis, of shape {tuple(x.shape)}")
     return x, weight, [] if bias is None else [need_constant(bias, "the convolution's bias")]
@@ -35,7 +34,12 @@ def conv(
     x, weight, biases = _check(x, weight, bias)
     rank = weight.dim() - 2
     pads = ints(padding, rank)
-    op = ops.Conv(ints(stride, rank), pads, pads, ints(dilation, rank), groups)
+    return _conv(t, x, weight, biases, ops.Conv(ints(stride, rank), pads, pads, ints(dilation, rank), groups))
+
+
+def _conv(t: Builder, x: Activation, weight: Tensor, biases: list[Tensor], op: ops.Conv) -> Activation:
+    if len(op.strides) == 3:
+        return conv3d(t, x, weight, biases, op)
     return t.emit(op, x, weight, *biases)
 
 
@@ -58,7 +62,7 @@ def conv_padding(
         totals = tuple(d * (size - 1) for d, size in zip(dilations, weight.shape[2:], strict=True))
     begin = tuple(total // 2 for total in totals)
     end = tuple(total - first for total, first in zip(totals, begin, strict=True))
-    return t.emit(ops.Conv(ints(stride, rank), begin, end, dilations, groups), x, weight, *biases)
+    return _conv(t, x, weight, biases, ops.Conv(ints(stride, rank), begin, end, dilations, groups))
 
 
 @handles("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
@@ -79,6 +83,8 @@ def conv_transpose(
     op = ops.ConvTranspose(
         ints(stride, rank), pads, pads, ints(output_padding, rank), ints(dilation, rank), groups
     )  # fmt: skip
+    if rank == 3:
+        return conv_transpose3d(t, x, _outputs_first(weight, groups), biases, op)
     return t.emit(op, x, _outputs_first(weight, groups), *biases)
 
 

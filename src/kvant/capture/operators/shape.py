@@ -28,7 +28,8 @@ def identity(t: Builder, x: Operand, train: bool = False) -> Operand:
 
 @handles("to", "_to_copy.default", "type_as.default")
 def convert(t: Builder, x: Operand, other: Operand | None = None) -> Operand:
-    x = need_activation(x, "the operand")
+    if isinstance(x, Tensor):
+        return x.to(t.dtype)
     return x if t.dtype == x.dtype else converted(t, x, t.dtype)
 
 
@@ -127,6 +128,8 @@ def expand(t: Builder, x: Operand) -> Operand:
     sizes = t.dims(t.shape)
     if isinstance(x, Tensor) and all(isinstance(size, int) for size in sizes):
         return x.expand(sizes)  # type: ignore[arg-type]
+    if isinstance(x, Tensor) and 0 in sizes:
+        return x  # of no elements, such as tokens that a model may have and has not; `cat` leaves them out
     if isinstance(x, Tensor) and x.dtype == torch.bool:
         return x  # what reads masks broadcasts them itself
     return t.emit(ops.Expand(sizes), x)
@@ -260,10 +263,12 @@ def split(t: Builder, x: Activation, dim: int) -> list[Operand]:
 
 @handles("cat.default", "concat.default", "concatenate.default")
 def cat(t: Builder, tensors: Sequence[Operand], dim: int) -> Operand:
-    # torch lets an empty vector take part in any cat.
+    # Among them the empty vector that torch lets take part in any cat.
     parts = [part for part in tensors if not (isinstance(part, Tensor) and part.numel() == 0)]
     if len(parts) == 1:
         return parts[0]
+    if t.dtype == torch.float32:
+        parts = [part.float() if isinstance(part, Tensor) else part for part in parts]
     return t.emit(ops.Concat(dim % len(t.shape)), *parts)
 
 
@@ -329,10 +334,11 @@ def channel_shuffle(t: Builder, x: Activation, groups: int) -> Operand:
 def slice_scatter(
     t: Builder, x: Operand, src: Operand, dim: int, start: Size | None, end: Size | None, step: int
 ) -> Operand:
+    axis = dim % len(x.shape)
     if step != 1:
-        raise UnsupportedError("an assignment to every n-th element")
+        return _overwrite_every(t, x, src, axis, slice(start, end, step))
     first, last = _bound(t, start) or 0, _bound(t, end)
-    return _overwrite(t, x, src, dim % len(x.shape), first, last)
+    return _overwrite(t, x, src, axis, first, last)
 
 
 @handles("select_scatter.default")
@@ -354,6 +360,17 @@ def _overwrite(t: Builder, x: Operand, part: Operand, axis: int, first: Dim, las
     if last is not None and not (isinstance(size, int) and last >= size):
         pieces.append(_piece(t, x, axis, last, None))
     return part if len(pieces) == 1 else t.emit(ops.Concat(axis), *pieces)
+
+
+def _overwrite_every(t: Builder, x: Operand, part: Operand, axis: int, places: slice) -> Operand:
+    """``x`` with ``part`` in every n-th place along ``axis``: of both, side by side, what counts in each place."""
+    size = x.shape[axis]
+    if not isinstance(size, int):
+        raise UnsupportedError("an assignment to every n-th element along a size that is free", static=True)
+    taken = torch.arange(size)
+    taken[places] = size + torch.arange(len(taken[places]))
+    both = (*x.shape[:axis], size + part.shape[axis], *x.shape[axis + 1 :])
+    return t.emit(ops.Gather(axis), t.emit(ops.Concat(axis), x, part, shape=both), taken)
 
 
 def _piece(t: Builder, x: Operand, axis: int, start: int, stop: int | None) -> Operand:
