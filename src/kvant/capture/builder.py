@@ -66,6 +66,8 @@ class Builder:
         dtype: its type.
         shapes: the traced shapes of all outputs of an operator that returns several.
         masks: integer tensors that hold nothing but 0 and 1 in the example.
+        overwritten: of tensors in which every n-th element was overwritten, what they were, along which axis, and
+            where (bool).
     """
 
     def __init__(self, graph: Graph, symbols: Symbols) -> None:
@@ -73,6 +75,7 @@ class Builder:
         self.symbols = symbols
         self.shapes: list[tuple[Size, ...]] = []
         self.masks: set[str] = set()
+        self.overwritten: dict[str, tuple[Operand, int, Tensor]] = {}
         self.dtype = torch.float32
         self._source = Source()
         self._name = ""

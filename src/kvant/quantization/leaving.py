@@ -49,7 +49,9 @@ def _leaving(graph: Graph) -> list[Node]:
     consumers = graph.consumers()
     last: set[str] = set()
     for node in reversed(graph.nodes):
-        moves = isinstance(node.op, ops.Concat | ops.Transpose | ops.Reshape)
+        moves = isinstance(node.op, ops.Concat | ops.Transpose | ops.Reshape | ops.Slice) or (
+            isinstance(node.op, ops.Gather) and node.inputs[1] in graph.constants
+        )
         real = graph.types[node.output].dtype == "float32"
         if moves and real and all(reader.output in last for reader in consumers[node.output]):
             last.add(node.output)

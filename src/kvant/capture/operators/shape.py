@@ -217,6 +217,8 @@ def slice_tensor(t: Builder, x: Operand, dim: int, start: Size | None, end: Size
     first, last = _bound(t, start) or 0, _bound(t, end)
     if (first == 0 and last is None and step == 1) or _covers(x.shape[axis], first, last, step):
         return x
+    if isinstance(first, int) and (last is None or isinstance(last, int)):
+        x = _before(t, x, axis, slice(first, last, step))
     return slice_axis(t, x, axis, first, last, t.shape[axis], step)
 
 
@@ -370,7 +372,23 @@ def _overwrite_every(t: Builder, x: Operand, part: Operand, axis: int, places: s
     taken = torch.arange(size)
     taken[places] = size + torch.arange(len(taken[places]))
     both = (*x.shape[:axis], size + part.shape[axis], *x.shape[axis + 1 :])
-    return t.emit(ops.Gather(axis), t.emit(ops.Concat(axis), x, part, shape=both), taken)
+    result = t.emit(ops.Gather(axis), t.emit(ops.Concat(axis), x, part, shape=both), taken)
+    t.overwritten[result.name] = (x, axis, taken >= size)
+    return result
+
+
+def _before(t: Builder, x: Operand, axis: int, places: slice) -> Operand:
+    """What ``places`` of ``x`` were read from, where assignments to every n-th element left them alone.
+
+    Code that decodes key points overwrites one kind of numbers after the other, and reads others in between: these
+    need not share the scale of what was written.
+    """
+    while is_activation(x) and x.name in t.overwritten:
+        before, along, written = t.overwritten[x.name]
+        if along != axis or bool(written[places].any()):
+            break
+        x = before
+    return x
 
 
 def _piece(t: Builder, x: Operand, axis: int, start: int, stop: int | None) -> Operand:
