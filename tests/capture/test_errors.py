@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,13 @@ class KeyValueCache:
 def test_a_cache_that_is_returned_is_named_with_what_to_do() -> None:
     with pytest.raises(CaptureError, match=r"returns a KeyValueCache.*use_cache=False"):
         capture(Function(lambda x: (x * 2, KeyValueCache())).eval(), [torch.rand(2, 4)])
+
+
+@pytest.mark.parametrize(("function", "advice"), [
+    (lambda x: x.topk(3)[0], "chosen outside the model"),
+    (lambda x: x.sort()[0], "chosen outside the model"),
+    (lambda x: nn.functional.grid_sample(x[:, None, None], x[:, None, :, None] + torch.zeros(2, 1, 8, 2)), "sampling"),
+])  # fmt: skip
+def test_operators_of_whole_families_are_refused_with_advice(function: Callable[[Tensor], Tensor], advice: str) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=advice):
+        capture(Function(function).eval(), [torch.rand(2, 8)])

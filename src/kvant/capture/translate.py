@@ -28,6 +28,11 @@ from kvant.graph import Graph
 # Checks of the program on itself; the graph has its own.
 _IGNORED = ("aten._assert", "aten.sym_constrain_range", "aten._assert_tensor_metadata", "aten._assert_async")
 _READ_OUT = ("aten.item", "aten._local_scalar_dense")
+# What to do about operators that models of whole families have and graphs cannot.
+_CHOOSES = "what is chosen by its value, such as the best boxes, must be chosen outside the model"
+_ADVICE = dict.fromkeys(("topk", "sort", "argsort", "nonzero"), _CHOOSES) | {
+    "grid_sampler_2d": "sampling at places that are computed, as deformable attention does, stays outside the model",
+}
 _MAX_DECOMPOSITIONS = 4
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _NUMBERS = (*_SYMBOLIC, int, float, bool)
@@ -225,7 +230,7 @@ class _Translation:
         if _holds_type(Ramp, (args, kwargs)):
             handler = partial(of_ramps, name=name)
         if handler is None or random:
-            return self._refuse(node, name, "its result is random" if random else "")
+            return self._refuse(node, name, "its result is random" if random else _ADVICE.get(_base(name), ""))
         if _holds(_MISSING, (args, kwargs)):
             return _MISSING
         try:
@@ -268,6 +273,11 @@ def _evaluate(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
         args = [value.clone() if isinstance(value, Tensor) else value for value in args]
     with torch.no_grad():
         return target(*args, **kwargs)
+
+
+def _base(name: str) -> str:
+    """``topk`` of ``aten.topk.default``."""
+    return name.split(".")[1]
 
 
 def _size(size: Any) -> Size:
