@@ -374,3 +374,21 @@ def test_an_assignment_to_every_third_element() -> None:
 
 def test_constants_take_the_type_of_what_is_computed() -> None:
     agree(lambda x: x * torch.arange(4).type_as(x)[:, None, None], IMAGE, OTHER_IMAGE)
+
+
+def test_maps_of_no_channels_and_maps_that_are_filled_later() -> None:
+    def forward(x: Tensor) -> Tensor:
+        none = torch.empty(x.shape[0], 0, x.shape[2], x.shape[3])
+        filled = torch.empty_like(x)
+        filled[:] = x * 2
+        return torch.cat([x, none, filled], 1)
+
+    agree(forward, IMAGE, OTHER_IMAGE)
+
+
+def test_constants_by_unknown_operators_leave_the_batch_free() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x * torch.empty_strided((x.shape[3],), (1,)).fill_(2.0)
+
+    graph = check(forward, [example(IMAGE)], [example((3, *IMAGE[1:]), 1)])
+    assert graph.inputs[0].shape == (("batch",), *IMAGE[1:])

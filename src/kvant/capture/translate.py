@@ -230,6 +230,8 @@ class _Translation:
         if _holds_type(Ramp, (args, kwargs)):
             handler = partial(of_ramps, name=name)
         if handler is None or random:
+            # What is made of sizes alone is a constant once they are fixed.
+            self._static_helps |= not random and not _holds_type(Activation, (args, kwargs))
             return self._refuse(node, name, "its result is random" if random else _ADVICE.get(_base(name), ""))
         if _holds(_MISSING, (args, kwargs)):
             return _MISSING

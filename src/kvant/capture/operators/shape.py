@@ -129,7 +129,8 @@ def expand(t: Builder, x: Operand) -> Operand:
     if isinstance(x, Tensor) and all(isinstance(size, int) for size in sizes):
         return x.expand(sizes)  # type: ignore[arg-type]
     if isinstance(x, Tensor) and 0 in sizes:
-        return x  # of no elements, such as tokens that a model may have and has not; `cat` leaves them out
+        # Of no elements, such as tokens that a model may have and has not: `cat` leaves them out, whatever their shape.
+        return x.new_zeros([size if isinstance(size, int) else 1 for size in sizes])
     if isinstance(x, Tensor) and x.dtype == torch.bool:
         return x  # what reads masks broadcasts them itself
     return t.emit(ops.Expand(sizes), x)
@@ -143,7 +144,10 @@ def full(t: Builder, first: object, fill_value: float) -> Operand:
     return expand(t, constant)
 
 
-@handles("zeros.default", "new_zeros.default", "zeros_like.default")
+@handles(
+    "zeros.default", "new_zeros.default", "zeros_like.default", "empty.memory_format", "new_empty.default",
+    "empty_like.default",
+)  # fmt: skip
 def zeros(t: Builder, first: object) -> Operand:
     return full(t, first, 0.0)
 
