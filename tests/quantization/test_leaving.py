@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import kvant
 from kvant import Recipe
+from kvant.errors import CalibrationError
 from kvant.format import from_bytes, to_bytes
 from kvant.graph import Graph, ops
 from kvant.runtime import QuantizedModel
@@ -123,3 +124,17 @@ def test_key_points_and_their_probabilities() -> None:
     np.testing.assert_array_equal(got, QuantizedModel(found.graph, backend="reference")(x))
     for kind in range(3):
         assert sqnr_db(wanted[:, kind::3], got[:, kind::3]) > 28
+
+
+def test_parts_that_reach_alike_stay_one_output() -> None:
+    """Heat maps and fields of a pose network: one scale suits both, and the noise of both counts as one."""
+    model = Detector(lambda box, score: torch.cat([box / 200, score], 1)).eval()
+    graph = quantized(model, images(8)).graph
+    assert [type(node.op) for node in graph.nodes].count(ops.Dequantize) == 1
+
+
+def test_data_that_do_not_fit_are_refused_as_ever() -> None:
+    model = Detector(lambda box, score: torch.cat([box, score], 1)).eval()
+    for data, match in (([torch.zeros(1, 4, 33, 33)], "shape"), ([], "empty|no calibration|nothing")):
+        with pytest.raises(CalibrationError, match=match):
+            kvant.quantize(model, images(1)[0], calibration=data)

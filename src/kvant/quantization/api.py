@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from kvant.quantization.datafree import MOST_SAMPLES, unclipped, without_data
 from kvant.quantization.decide import make_plan
 from kvant.quantization.embeddings import split_tables
 from kvant.quantization.generate import generate
-from kvant.quantization.leaving import join, without_joins
+from kvant.quantization.leaving import join, reaches, without_joins
 from kvant.quantization.progress import Progress
 from kvant.quantization.recipe import FEW_SAMPLES, Recipe
-from kvant.quantization.statistics import Statistics, collect, is_made_of_samples
+from kvant.quantization.statistics import Sample, Statistics, collect, is_made_of_samples
 from kvant.quantization.turns import in_turn
 from kvant.quantization.types import check_reach
 from kvant.quantization.workers import one_thread_each
@@ -85,9 +86,10 @@ def quantize(
     args, kwargs = _call(example_inputs)
     captured = capture(model, args, kwargs)
     whole = split_tables(prepare(captured))
-    graph, leaving = without_joins(whole)
-    recipe = _settled(recipe or Recipe(), graph)
-    given = None if calibration is None else batches(graph, calibration)
+    recipe = _settled(recipe or Recipe(), whole)
+    given = None if calibration is None else batches(whole, calibration)
+    first, given = (flatten(whole, _tensors(example_inputs)), None) if given is None else _peeked(given)
+    graph, leaving = without_joins(whole, lambda: reaches(whole, first))
     with one_thread_each():
         if given is None:
             seen, recipe, kept["calibration"] = _level_1(captured, graph, example_inputs, recipe, show)
@@ -143,10 +145,19 @@ def _level_1(
 ) -> tuple[Statistics, Recipe, str]:
     """Statistics on inputs that are generated, the recipe adapted to how little they tell, and what was done."""
     recipe = unclipped(recipe)
-    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
-    samples, what = generate(captured, flatten(graph, tensors), min(recipe.kept_samples, MOST_SAMPLES), show)
+    samples, what = generate(captured, flatten(graph, _tensors(example)), min(recipe.kept_samples, MOST_SAMPLES), show)
     seen = collect(graph, samples, recipe.observer, len(samples), show)
     return seen, without_data(captured, graph, seen, recipe), f"no data; {what}"
+
+
+def _peeked(given: Iterator[Sample]) -> tuple[Sample | None, Iterator[Sample]]:
+    """The first sample, if there is one, and all of them."""
+    first = next(given, None)
+    return first, given if first is None else chain([first], given)
+
+
+def _tensors(example: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
 
 
 def _call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

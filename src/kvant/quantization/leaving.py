@@ -7,18 +7,34 @@ is joined last is quantized as outputs of their own, each with its scale and its
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
+from torch import Tensor
+
+from kvant.capture import Executor
+from kvant.errors import InputError, ShapeError
 from kvant.graph import Graph, Node, ops
+from kvant.quantization.joins import MUCH_LARGER
+from kvant.quantization.statistics import Sample
+
+Reaches = Mapping[str, float]
 
 
-def without_joins(graph: Graph) -> tuple[Graph, list[Node]]:
-    """``graph`` that returns what its last concatenations would join, and those nodes, in order, for ``join``."""
+def without_joins(graph: Graph, measure: Callable[[], Reaches]) -> tuple[Graph, list[Node]]:
+    """``graph`` that returns what its last concatenations would join, and those nodes, in order, for ``join``.
+
+    Args:
+        graph: float graph.
+        measure: how far activations reach; called if there are such nodes. Only where some parts reach much further
+            than others are they taken off: others lose little by a scale in common, and are one output to their users.
+    """
     leaving = _leaving(graph)
-    if not leaving:
-        return graph, []
     made = {node.output for node in leaving}
-    read = (name for node in leaving for name in node.inputs)
+    read = [name for node in leaving for name in node.inputs if name not in made]
+    if not leaving or not _differ(graph, read, measure()):
+        return graph, []
     parts = [name for name in (*graph.outputs, *read) if name not in made and name not in graph.constants]
     kept = [name for name in graph.outputs if name in graph.constants]
     apart = replace(graph.copy(), outputs=tuple(dict.fromkeys((*parts, *kept))))
@@ -42,6 +58,29 @@ def join(quantized: Graph, apart: Graph, whole: Graph, leaving: list[Node]) -> G
         )  # fmt: skip
     joined.outputs = tuple(names[name] for name in whole.outputs)
     return joined
+
+
+def reaches(graph: Graph, sample: Sample | None) -> Reaches:
+    """The largest magnitude of every activation on one sample; nothing of one that the graph does not take."""
+    found: dict[str, float] = {}
+    if sample is None:
+        return found
+
+    def note(name: str, value: Tensor) -> None:
+        if value.is_floating_point() and value.numel():
+            found[name] = float(value.abs().max())
+
+    try:
+        Executor(graph).run(sample, note)
+    except (InputError, ShapeError):  # whoever calibrates on it says so
+        return {}
+    return found
+
+
+def _differ(graph: Graph, parts: list[str], reach: Reaches) -> bool:
+    held = (float(np.abs(graph.constants[name]).max(initial=0)) for name in parts if name in graph.constants)
+    known = [value for value in (*held, *(reach.get(name, 0.0) for name in parts)) if value > 0]
+    return bool(known) and MUCH_LARGER * min(known) < max(known)
 
 
 def _leaving(graph: Graph) -> list[Node]:
