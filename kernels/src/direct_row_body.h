@@ -43,9 +43,11 @@ struct Place {
 // The compiler leaves these values where they are computed, in registers. Otherwise it moves conversions away from where they
 // are written, reads weights anew for each product, and then has too few registers for the sums.
 template <typename T, int64_t V>
-__attribute__((always_inline)) inline void keep(T (&values)[V]) {
+__attribute__((always_inline)) inline void keep([[maybe_unused]] T (&values)[V]) {
+#if defined(__x86_64__)  // the only processor that needs it, and whose registers are called so
 #pragma GCC unroll 4
   for (int64_t v = 0; v < V; ++v) __asm__ volatile("" : "+v"(values[v]));
+#endif
 }
 
 // The pixels kFrom to kTo of a tile.

@@ -36,11 +36,14 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def replay(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command that repeats recorded runs on aarch64."""
+@pytest.fixture(scope="module", params=[COMPILER, "clang++"])
+def replay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that repeats recorded runs on aarch64, with the library built by a compiler."""
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
     folder = tmp_path_factory.mktemp("aarch64")
-    build(folder, COMPILER, "-DCMAKE_BUILD_TYPE=Release", *TARGET)
+    target = [] if request.param == COMPILER else ["-DCMAKE_CXX_COMPILER_TARGET=aarch64-linux-gnu"]
+    build(folder, request.param, "-DCMAKE_BUILD_TYPE=Release", *TARGET, *target)
     program, library = folder / "replay", folder / "kernels"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kernels' / 'include'}"]
     source = Path(__file__).with_name("replay.cpp")
