@@ -89,7 +89,7 @@ def quantize(
     recipe = _settled(recipe or Recipe(), whole)
     given = None if calibration is None else batches(whole, calibration)
     first, given = (flatten(whole, _tensors(example_inputs)), None) if given is None else _peeked(given)
-    graph, leaving = without_joins(whole, lambda: reaches(whole, first))
+    graph, leaving = without_joins(whole, lambda names: reaches(whole, first, names))
     with one_thread_each():
         if given is None:
             seen, recipe, kept["calibration"] = _level_1(captured, graph, example_inputs, recipe, show)

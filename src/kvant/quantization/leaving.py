@@ -7,7 +7,7 @@ is joined last is quantized as outputs of their own, each with its scale and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -22,18 +22,19 @@ from kvant.quantization.statistics import Sample
 Reaches = Mapping[str, float]
 
 
-def without_joins(graph: Graph, measure: Callable[[], Reaches]) -> tuple[Graph, list[Node]]:
+def without_joins(graph: Graph, measure: Callable[[Collection[str]], Reaches]) -> tuple[Graph, list[Node]]:
     """``graph`` that returns what its last concatenations would join, and those nodes, in order, for ``join``.
 
     Args:
         graph: float graph.
-        measure: how far activations reach; called if there are such nodes. Only where some parts reach much further
-            than others are they taken off: others lose little by a scale in common, and are one output to their users.
+        measure: how far activations reach, by their names; called if there are such nodes. Only where some parts reach
+            much further than others are they taken off: others lose little by a scale in common, and are one output to
+            their users.
     """
     leaving = _leaving(graph)
     made = {node.output for node in leaving}
     read = [name for node in leaving for name in node.inputs if name not in made]
-    if not leaving or not _differ(graph, read, measure()):
+    if not leaving or not _differ(graph, read, measure(read)):
         return graph, []
     parts = [name for name in (*graph.outputs, *read) if name not in made and name not in graph.constants]
     kept = [name for name in graph.outputs if name in graph.constants]
@@ -60,14 +61,14 @@ def join(quantized: Graph, apart: Graph, whole: Graph, leaving: list[Node]) -> G
     return joined
 
 
-def reaches(graph: Graph, sample: Sample | None) -> Reaches:
-    """The largest magnitude of every activation on one sample; nothing of one that the graph does not take."""
+def reaches(graph: Graph, sample: Sample | None, names: Collection[str]) -> Reaches:
+    """The largest magnitude of activations on one sample; nothing of one that the graph does not take."""
     found: dict[str, float] = {}
     if sample is None:
         return found
 
     def note(name: str, value: Tensor) -> None:
-        if value.is_floating_point() and value.numel():
+        if name in names and value.is_floating_point() and value.numel():
             found[name] = float(value.abs().max())
 
     try:

@@ -206,13 +206,17 @@ def _bytes(graph: Graph, budget: int | Literal["speed"] | None) -> float:
         return min(max(_DEFAULT_BUDGET * size, size + _ROOM), _LARGEST_DEFAULT_BUDGET * size)
     if budget == "speed":
         return math.inf
-    if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 0:
+    if not _is_size(budget):
         raise BackendError(f'memory_budget={budget!r}: expected a number of bytes, "speed" or None')
     return budget
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 0
+
+
 def _checked(limit: int) -> int:
-    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 0:
+    if not _is_size(limit):
         raise BackendError(f"memory_limit={limit!r}: expected a number of bytes")
     return limit
 
