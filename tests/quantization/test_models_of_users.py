@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import kvant
 from kvant.format import from_bytes, to_bytes
-from kvant.quantization import Recipe
+from kvant.quantization import ActivationScheme, Recipe
 from kvant.runtime import QuantizedModel
 from networks import sqnr_db
 
@@ -33,9 +33,11 @@ class Function(nn.Module):
         return self.function(self, *args)
 
 
-def check(model: nn.Module, data: list[tuple[Any, ...]], *others: tuple[Any, ...], least: float = 25) -> QuantizedModel:
+def check(
+    model: nn.Module, data: list[tuple[Any, ...]], *others: tuple[Any, ...], least: float = 25, recipe: Recipe = FAST
+) -> QuantizedModel:
     """Quantize, save, load, and run on the first input and on ``others``."""
-    quantized = kvant.quantize(model, data[0], calibration=data, recipe=FAST)
+    quantized = kvant.quantize(model, data[0], calibration=data, recipe=recipe)
     graph = from_bytes(to_bytes(quantized.graph)).graph
     native, reference = (QuantizedModel(graph, backend=name) for name in ("native", "reference"))
     for inputs in (data[0], *others):
@@ -285,3 +287,13 @@ def test_logarithms_of_probabilities_that_are_tiny(confidence: float) -> None:
         return m.head(m.conv(x).relu().flatten(1) * confidence).log_softmax(1)
 
     check(Function(forward, conv=nn.Conv2d(3, 8, 3), head=nn.Linear(8 * 14 * 14, 20)), images(8), least=22)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_slopes_of_channels_take_no_tables_of_16_bits(rank: int) -> None:
+    prelu = nn.PReLU(5)
+    with torch.no_grad():
+        prelu.weight.copy_(torch.tensor([0.25, -0.5, 1.0, 3.0, 0.0]))
+    data = [(2 * torch.randn(2, 5, *(6, 7)[: rank - 2], generator=torch.Generator().manual_seed(n)),) for n in range(4)]
+    quantized = check(prelu.eval(), data, least=60, recipe=Recipe(activations=ActivationScheme(16)))
+    assert sum(value.size for value in quantized.graph.constants.values()) < 100

@@ -15,11 +15,12 @@ from kvant.graph.graph import (
     TensorType,
 )
 from kvant.graph.infer import bind, example_shapes, infer_node, infer_shapes, slice_bounds, window_count
+from kvant.graph.pointwise import PRELU
 from kvant.graph.pointwise import evaluate as evaluate_program
 from kvant.graph.validate import validate
 
 __all__ = [
-    "DTYPES", "FLOAT32", "DType", "Dim", "Graph", "Input", "Node", "Quantization", "Source", "Structure", "TensorType",
-    "bind", "combine", "evaluate", "evaluate_program", "example_shapes", "infer_node", "infer_shapes", "is_symbol",
-    "ops", "show", "show_shape", "slice_bounds", "symbols", "validate", "window_count",
+    "DTYPES", "FLOAT32", "PRELU", "DType", "Dim", "Graph", "Input", "Node", "Quantization", "Source", "Structure",
+    "TensorType", "bind", "combine", "evaluate", "evaluate_program", "example_shapes", "infer_node", "infer_shapes",
+    "is_symbol", "ops", "show", "show_shape", "slice_bounds", "symbols", "validate", "window_count",
 ]  # fmt: skip

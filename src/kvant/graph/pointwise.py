@@ -17,6 +17,8 @@ from kvant.graph.ops import Step
 
 Array = NDArray[np.float64]
 SOURCES = ("x", "const", "param")
+PRELU = (Step("x"), Step("param"), Step("prelu"))
+"""A slope for each channel, below 0."""
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 
 from kvant.errors import QuantizationError
-from kvant.graph import FLOAT32, Graph, Node, Quantization, TensorType, ops
+from kvant.graph import FLOAT32, PRELU, Graph, Node, Quantization, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.ranges import activation_type
 from kvant.quantization.simulate import Plan
 from kvant.quantization.tables import pointwise_table, quantize_array, softmax_table
@@ -114,8 +115,7 @@ class _Converter:
             return self._integers(name)
         if value.dtype != np.float32:
             return self._constant(name, value, None)
-        largest = float(np.abs(value).max(initial=0.0))
-        return self._quantized_constant(name, activation_type((-largest, largest), 16))
+        return self._quantized_constant(name, _symmetric16(1.0, value))
 
     def _moving(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
         """Constants that move among activations take the activations' type."""
@@ -170,6 +170,8 @@ class _Converter:
             raise QuantizationError(f"{node.describe()} is no pointwise function")
         param = self.source.constants[node.inputs[1]] if len(node.inputs) > 1 else None
         source = self._activation_type(node, node.inputs[0])
+        if param is not None and source.dtype == "int16" and node.op.program == PRELU:
+            return self._prelu(node, param)
         op = self.tables.get(node.output, node.op)
         table = pointwise_table(op, source, self.types[node.output], param)
         axis = node.op.axis if param is not None else None
@@ -177,6 +179,27 @@ class _Converter:
             self._integers(node.inputs[0]),
             self._constant(f"{node.output}.table", table, None),
         ]
+
+    def _prelu(self, node: Node, slopes: np.ndarray) -> tuple[ops.AnyOp, list[str]]:
+        """x + (slope - 1) min(x, 0): a table of 16 bits would have 65536 entries for every channel."""
+        x, name, source = self._integers(node.inputs[0]), node.output, self.types[node.inputs[0]]
+        trailing = (1,) * (len(self._shapes[node.inputs[0]]) - 2)
+        below = (slopes - 1).reshape(-1, *trailing)
+        zero = self._constant(f"{name}.zero", np.zeros(1, np.int16), source.quantization)
+        factors = _symmetric16(1.0, below)
+        weights = self._constant(f"{name}.slope", quantize_array(below, factors), factors.quantization)
+        product = _symmetric16(32768 * _scale(source), below)
+        negative = self.target.add_node(
+            ops.Binary("min"), [x, zero], self._free(f"{name}.negative"), source, node.source
+        )
+        bent = self._free(f"{name}.bent")
+        self.target.add_node(ops.Binary("mul"), [negative, weights], bent, product, node.source)
+        return ops.Binary("add"), [x, bent]
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor at the example size."""
+        return infer_shapes(self.source, example_shapes(self.source))
 
     def _requantized(self, node: Node) -> tuple[ops.AnyOp, list[str]]:
         """An input's integers where they need another scale, to be joined with others or because a scheme says so."""
@@ -203,6 +226,12 @@ class _Converter:
             taken = name in self.source.types and name not in self.source.constants
             self.shared[key] = self.target.add_constant(f"{name}.constant" if taken else name, value, quantization)
         return self.shared[key]
+
+
+def _symmetric16(factor: float, values: np.ndarray) -> TensorType:
+    """int16 for `factor` times each of `values`."""
+    largest = factor * float(np.abs(values).max(initial=0.0))
+    return activation_type((-largest, largest), 16)
 
 
 def _scale(type: TensorType) -> float:

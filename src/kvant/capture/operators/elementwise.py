@@ -20,7 +20,7 @@ from kvant.capture.builder import (
 )
 from kvant.capture.operators.masks import as_float, invert
 from kvant.capture.registry import Handler, UnsupportedError, handles
-from kvant.graph import ops
+from kvant.graph import PRELU, ops
 from kvant.graph.ops import BinaryFunction, Step
 
 Scalar = float | int | bool
@@ -135,8 +135,7 @@ def prelu(t: Builder, x: Operand, weight: Operand) -> Activation:
     x, slope = need_activation(x, "the operand"), need_constant(weight, "the slope")
     if slope.numel() == 1:
         return t.pointwise(x, Step("leaky_relu", float(slope.detach())))
-    program = (Step("x"), Step("param"), Step("prelu"))
-    return t.emit(ops.Pointwise(program, axis=1), x, slope)
+    return t.emit(ops.Pointwise(PRELU, axis=1), x, slope)
 
 
 @handles("pow.Tensor_Scalar")
