@@ -12,7 +12,7 @@ from kvant.errors import FormatError
 from kvant.format.layout import Parts, Stored
 from kvant.format.limits import MAX_GOLDEN, MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, check_planned_memory
 from kvant.format.names import Names, storage_names
-from kvant.format.packing import Packed, pack, unpack
+from kvant.format.packing import Packed, pack, pack_table, unpack
 from kvant.format.records import ConstantRecord, Header, constant_order, to_graph
 from kvant.graph import DTYPES, Graph, example_shapes, infer_shapes, ops, validate
 
@@ -129,7 +129,8 @@ def packed_constants(graph: Graph) -> dict[str, Packed]:
     found = {}
     for name, value in graph.constants.items():
         quantization = graph.types[name].quantization
-        if quantization is not None and (packed := pack(value, quantization.group)) is not None:
+        packed = pack_table(value) if quantization is None else pack(value, quantization.group)
+        if packed is not None:
             found[name] = packed
     return found
 
@@ -226,7 +227,7 @@ def _widened(record: ConstantRecord, value: np.ndarray) -> np.ndarray:
 
 
 def _unpack(record: ConstantRecord, packed: Packed) -> np.ndarray:
-    if record.dtype not in ("int8", "int16"):
+    if record.dtype not in (("uint8", "int16") if packed.packing.by == "step" else ("int8", "int16")):
         raise FormatError(f"constant {record.name!r} is packed, but {record.dtype}")
     try:
         values = unpack(packed.packing, packed.codes, packed.table, np.dtype(record.dtype), record.group)

@@ -22,9 +22,9 @@ VERSION = Version(1, 1)
 # What files without features say: they say nothing that 1.0 did not know.
 _PLAIN_VERSION = Version(1, 0)
 # Features that a file may require of its reader: weights of few bits are packed; activations have fewer than 8 bits;
-# weights have a factor for each group of input channels.
+# weights have a factor for each group of input channels; tables of functions are packed by their steps.
 # Some weighted layers take and give float32, and some of those keep their weights as float16.
-FEATURES = frozenset({"packed", "narrow", "groups", "reals", "halves"})
+FEATURES = frozenset({"packed", "narrow", "groups", "reals", "halves", "steps"})
 
 _UPGRADE = "Install a newer kvant: pip install --upgrade kvant"
 _ODD_VALUES = (KvantError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
@@ -82,11 +82,12 @@ def _features(graph: Graph, packed: Mapping[str, Packed], halves: Collection[str
         "groups": any(entry.group is not None for entry in quantizations),
         "halves": bool(halves),
         "narrow": any(entry.bits is not None for entry in quantizations),
-        "packed": bool(packed),
+        "packed": any(entry.packing.by != "step" for entry in packed.values()),
         "reals": bool(quantizations)
         and any(
             isinstance(node.op, ops.WEIGHTED) and graph.types[node.inputs[0]].dtype == "float32" for node in graph.nodes
         ),
+        "steps": any(entry.packing.by == "step" for entry in packed.values()),
     }
     return tuple(name for name, used in present.items() if used)
 

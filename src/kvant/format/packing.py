@@ -1,7 +1,7 @@
-"""Weights of few bits: as small in the file as their bits say, widened to int8 or int16 when the file is read.
+"""Weights of few bits, and tables of functions: as small in the file as they need be, widened when the file is read.
 
 Packing changes no integer. It is chosen from the values alone: codes of 1 to 8 bits, and a small table that says which
-integer each code stands for. docs/file-format.md describes the three tables.
+integer each code stands for. docs/file-format.md describes the four tables.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ class Packing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     Attributes:
         by: what the table holds. "level": the integer of each code. "row": the smallest integer of each row of axis 0,
-            codes count from there. "factor": what the centred codes of each run are multiplied by.
+            codes count from there. "factor": what the centred codes of each run are multiplied by. "step": the first
+            integer and the smallest step; codes are what each step from one integer to the next is above that.
         bits: of a code.
         shape: of the constant.
     """
 
-    by: Literal["level", "row", "factor"]
+    by: Literal["level", "row", "factor", "step"]
     bits: int
     shape: tuple[int, ...]
 
@@ -63,9 +64,29 @@ def pack(values: Array, group: int | None = None) -> Packed | None:
         ways.append(lambda: _by_factor(values, group))
     packed = [found for way in ways if (found := way()) is not None]
     best = min(packed, key=lambda found: found.codes.nbytes + found.table.nbytes, default=None)
-    if best is None or best.codes.nbytes + best.table.nbytes + _WORTH_BYTES > values.nbytes:
+    return best if best is not None and _is_worth(best, values) else None
+
+
+def pack_table(values: Array) -> Packed | None:
+    """Pack the table of a function, whose neighbours differ by little, or None if it is not worth it.
+
+    Args:
+        values: uint8 or int16, rank 1.
+    """
+    if values.dtype not in (np.uint8, np.int16) or values.ndim != 1:
         return None
-    return best
+    steps = np.diff(values.astype(np.int32), prepend=values[:1].astype(np.int32))  # the first one is 0
+    least = int(steps.min())
+    bits = _narrowest(int(steps.max()) - least + 1, values.itemsize)
+    if bits is None:
+        return None
+    codes = to_bits((steps - least).astype(np.uint8), bits)
+    packed = Packed(Packing("step", bits, values.shape), codes, np.array([values[0], least], np.int16))
+    return packed if _is_worth(packed, values) else None
+
+
+def _is_worth(packed: Packed, values: Array) -> bool:
+    return packed.codes.nbytes + packed.table.nbytes + _WORTH_BYTES <= values.nbytes
 
 
 def _narrowest(count: int, itemsize: int) -> int | None:
@@ -125,16 +146,16 @@ def _spread(factors: Array, group: int, count: int) -> Array:
 
 
 def unpack(
-    packing: Packing, codes: Codes, table: Array, dtype: np.dtype[np.signedinteger], group: int | None = None
+    packing: Packing, codes: Codes, table: Array, dtype: np.dtype[np.integer], group: int | None = None
 ) -> Array:
-    """The constant that was packed, of int8 or int16; ``group`` elements have a factor together.
+    """The constant that was packed, of ``dtype``; ``group`` elements have a factor together.
 
     Raises:
         FormatError: sizes do not fit, bits behind the last code are set, or a code stands for nothing.
     """
     count = _count(packing, codes)
     wanted = _table_shape(packing, count, group)
-    kind = np.dtype(np.uint8) if packing.by == "factor" else dtype
+    kind = {"factor": np.dtype(np.uint8), "step": np.dtype(np.int16)}.get(packing.by, dtype)
     if table.dtype != kind or (table.shape != wanted if packing.by != "level" else table.ndim != 1):
         raise FormatError(f"packed weights have a table of {table.dtype} {table.shape}, expected {kind} {wanted}")
     numbers = from_bits(codes, packing.bits, count)
@@ -143,6 +164,8 @@ def unpack(
     rows = numbers.reshape(packing.shape[0], -1).astype(np.int32)
     if packing.by == "row":
         values = rows + table.reshape(-1, 1)
+    elif packing.by == "step":
+        values = _curve(numbers, int(table[0]), int(table[1]))
     else:
         centred = 2 * rows - 1 if packing.bits == 1 else rows - _centre(packing.bits)
         values = centred * _spread(table.astype(np.int32), group or 1, rows.shape[1])
@@ -150,6 +173,13 @@ def unpack(
     if values.min() < info.min or values.max() > info.max:
         raise FormatError(f"packed weights stand for {values.min()}..{values.max()}, beyond {dtype}")
     return values.astype(dtype).reshape(packing.shape)
+
+
+def _curve(numbers: Codes, first: int, least: int) -> npt.NDArray[np.int64]:
+    steps = numbers.astype(np.int64) + least
+    if steps[0] != 0:
+        raise FormatError("a packed table does not begin with its first entry")
+    return first + np.cumsum(steps)
 
 
 def _levels(numbers: Codes, table: Array) -> Array:
@@ -167,7 +197,8 @@ def _count(packing: Packing, codes: Codes) -> int:
     if codes.dtype != np.uint8 or codes.ndim != 1:
         raise FormatError(f"packed weights are {codes.dtype} of rank {codes.ndim}, expected a vector of uint8")
     most = codes.size * 8
-    if not 2 <= len(packing.shape) <= 8 or not all(1 <= size <= most for size in packing.shape):
+    fits = len(packing.shape) == 1 if packing.by == "step" else 2 <= len(packing.shape) <= 8
+    if not fits or not all(1 <= size <= most for size in packing.shape):
         raise FormatError("packed weights have a shape that is empty, of another rank, or larger than their bytes")
     count = math.prod(packing.shape)
     if -(-count * packing.bits // 8) != codes.size:
@@ -181,7 +212,7 @@ def _table_shape(packing: Packing, count: int, group: int | None) -> tuple[int, 
         if group is None or group < 1:
             raise FormatError(f"weights are packed by factors of groups of {group}")
         return (rows, -(-(count // rows) // group))
-    return (rows,) if packing.by == "row" else (2**packing.bits,)
+    return {"row": (rows,), "step": (2,)}.get(packing.by, (2**packing.bits,))
 
 
 def to_bits(codes: Codes, bits: int) -> Codes:
