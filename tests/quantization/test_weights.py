@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 
 from kvant.errors import AccumulatorOverflowError
+from kvant.graph import Quantization, TensorType
 from kvant.quantization import WeightScheme
-from kvant.quantization.weights import QuantizedWeight, fit_bias, network_scales, quantize_bias, quantize_weight
+from kvant.quantization.weights import (
+    QuantizedWeight,
+    fine_weight,
+    fit_bias,
+    fit_sums,
+    network_scales,
+    quantize_bias,
+    quantize_weight,
+)
+from kvant.runtime.arithmetic import INT32_MAX, accumulator_bound
 
 rng = np.random.default_rng(0)
 
@@ -48,6 +58,39 @@ def test_a_bias_that_dwarfs_its_weights_coarsens_the_scale() -> None:
     values = quantize_bias(bias, 1e-3, fitted.scale, "uint8")
     assert values[0] * 1e-3 * fitted.scale[0] == pytest.approx(5.0, rel=1e-6)
     assert fitted.scale[1] == quantized.scale[1]
+
+
+SHORTS, BYTES = TensorType("int16", Quantization((0.01,))), TensorType("uint8", Quantization((0.01,), 3))
+
+
+def bound(weight: QuantizedWeight, bias: np.ndarray, source: TensorType) -> int:
+    values = quantize_bias(bias, 0.01, weight.scale, source.dtype)
+    return accumulator_bound(source, weight.values, values.astype(np.int64))
+
+
+@pytest.mark.parametrize(("channels", "bias"), [(32, 0.0), (16, 50.0), (40, -3.0), (160, 1.0)])
+def test_fine_weights_lose_no_more_than_sums_within_int32_need(channels: int, bias: float) -> None:
+    weight = np.random.default_rng(1).normal(size=(5, channels, 1, 1)).astype(np.float32)
+    weight[0] *= np.arange(channels).reshape(-1, 1, 1) == 0  # needs nothing
+    biases, quantized = np.full(5, bias, np.float32), fine_weight(weight)
+    before = bound(quantized, biases, SHORTS)
+    fitted = fit_sums(weight, quantized, biases, SHORTS)
+    after = bound(fitted, biases, SHORTS)
+    assert 0.99 * INT32_MAX < after <= INT32_MAX < before
+    assert fitted.scale[0] == quantized.scale[0]
+    assert (fitted.scale <= 8 * quantized.scale).all()
+    step = fitted.scale.reshape(-1, 1, 1, 1)
+    assert (np.abs(fitted.dequantize() - weight) <= 0.5001 * step).all()
+
+
+def test_fine_weights_stay_where_fitting_would_cost_too_much_or_is_not_needed() -> None:
+    own = np.random.default_rng(1)
+    many, few = (own.normal(size=(5, channels, 3, 3)).astype(np.float32) for channels in (400, 2))
+    for weight, source in ((many, SHORTS), (few, BYTES), (few[:, :1, :1], SHORTS)):
+        quantized = fine_weight(weight)
+        assert fit_sums(weight, quantized, None, source) is quantized
+    asked = quantize_weight(few, None, WeightScheme(16))
+    assert fit_sums(few, asked, None, SHORTS) is asked
 
 
 def test_bias_is_rounded_half_to_even() -> None:

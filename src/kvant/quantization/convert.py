@@ -14,7 +14,7 @@ from kvant.quantization.ranges import activation_type
 from kvant.quantization.simulate import Plan
 from kvant.quantization.tables import pointwise_table, quantize_array, softmax_table
 from kvant.quantization.ties import moved_inputs, moves
-from kvant.quantization.weights import fit_bias, quantize_bias
+from kvant.quantization.weights import fit_bias, fit_sums, quantize_bias
 
 
 def convert(plan: Plan) -> Graph:
@@ -142,6 +142,7 @@ class _Converter:
         scale = _scale(source)
         if bias is not None:
             weight = fit_bias(self.source.constants[node.inputs[1]], weight, bias, scale)
+        weight = fit_sums(self.source.constants[node.inputs[1]], weight, bias, source)
         inputs = [self._integers(node.inputs[0]), self._constant(node.inputs[1], weight.values, weight.quantization())]
         if bias is not None:
             values = quantize_bias(bias, scale, weight.scale, source.dtype)

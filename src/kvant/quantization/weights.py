@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kvant.errors import AccumulatorOverflowError, RecipeError
-from kvant.graph import Node, Quantization
+from kvant.graph import Node, Quantization, TensorType
 from kvant.quantization.grids import FINE, INT8, Grid, grid_of
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
 from kvant.quantization.scales import (
@@ -24,9 +24,14 @@ from kvant.quantization.scales import (
     shift_at,
 )
 from kvant.quantization.schemes import INT8_WEIGHTS, WeightScheme
+from kvant.runtime.arithmetic import INT32_MAX, furthest, scale_of
 
 # The part of an int32 accumulator that a bias may take: half.
 _BIAS_LIMIT = 2.0**30
+# Sums beyond int32 take up to four times as long. To stay within it, fine weights may lose three of their 14 bits: what
+# is left is 18 dB finer than int8.
+_MOST_COARSER = 8.0
+_MOST_ROUNDS = 4
 # Weights of a whole network that its one scale is judged by.
 _NETWORK_WEIGHTS = 1 << 20
 # Not the default, so that nothing tries to improve it.
@@ -178,12 +183,44 @@ def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, i
     if not short.any():
         return quantized
     scale = np.where(short, np.nextafter(needed.astype(np.float32), np.float32(np.inf)), quantized.scale)
+    return _coarsened(weight, quantized, scale)
+
+
+def fit_sums(
+    weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray | None, source: TensorType
+) -> QuantizedWeight:
+    """Coarsen fine weights by as much as keeps the sums of each channel within int32, if that is little."""
+    if quantized.grid is not FINE or quantized.values.dtype == np.float32:
+        return quantized
+    fitted = quantized
+    for _ in range(_MOST_ROUNDS):
+        needed = _sums(fitted, bias, source) / INT32_MAX
+        if needed.max() <= 1:
+            return fitted
+        scale = (fitted.scale * np.maximum(1.001 * needed, 1)).astype(np.float32)
+        if (scale > _MOST_COARSER * quantized.scale).any():
+            break
+        fitted = _coarsened(weight, quantized, scale)
+    return quantized
+
+
+def _sums(weight: QuantizedWeight, bias: np.ndarray | None, source: TensorType) -> np.ndarray:
+    """What the sums of each channel cannot exceed."""
+    sums = furthest(source) * np.abs(weight.values.reshape(len(weight.values), -1).astype(np.float64)).sum(axis=1)
+    if bias is not None:
+        sums += np.abs(bias.astype(np.float64)) / (scale_of(source) * weight.scale.astype(np.float64))
+    return np.asarray(sums)
+
+
+def _coarsened(weight: np.ndarray, quantized: QuantizedWeight, scale: np.ndarray) -> QuantizedWeight:
+    """Round channels anew whose scales have changed."""
+    changed = scale != quantized.scale
     scale = np.clip(scale, MIN_SCALE, MAX_SCALE).astype(np.float32)
     if quantized.scheme.form == "power_of_two":
         scale = power_of_two(torch.from_numpy(scale)).numpy()
     rows = torch.from_numpy(weight.reshape(len(weight), -1) / scale[:, None])
     anew = _integers(quantized.grid.nearest(rows), weight, quantized.grid)
-    column = short.reshape(-1, *[1] * (weight.ndim - 1))
+    column = changed.reshape(-1, *[1] * (weight.ndim - 1))
     return replace(quantized, values=np.where(column, anew, quantized.values), scale=scale)
 
 
