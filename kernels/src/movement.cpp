@@ -37,19 +37,57 @@ void copy_strided(int64_t count, const T *from, int64_t stride, T *to) {
   }
 }
 
+// Axes of what is copied, sizes in elements. Read by reference only while its call runs.
+struct Movement {
+  int64_t rank, element_size, offset;
+  int64_t shape[kMostAxes], strides[kMostAxes];
+
+  int64_t count(int64_t axes) const {
+    int64_t result = 1;
+    for (int64_t axis = 0; axis < axes; ++axis) result *= shape[axis];
+    return result;
+  }
+
+  // Where in x an index of the first `axes` axes begins.
+  int64_t offset_of(int64_t index, int64_t axes) const {
+    int64_t result = 0;
+    for (int64_t axis = axes - 1; axis >= 0; --axis) {
+      result += index % shape[axis] * strides[axis];
+      index /= shape[axis];
+    }
+    return result;
+  }
+};
+
+// A last axis of two, four or eight elements side by side is one larger element, where it lies so.
+void join_runs(const void *x, const void *y, Movement *movement) {
+  while (movement->rank >= 2) {
+    const int64_t last = movement->rank - 1, run = movement->shape[last], size = run * movement->element_size;
+    const auto addresses = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y);
+    if (movement->strides[last] != 1 || run < 2 || !valid_element_size(size) || addresses % size != 0) return;
+    bool even = movement->offset % run == 0;
+    for (int64_t axis = 0; axis < last; ++axis) even = even && movement->strides[axis] % run == 0;
+    if (!even) return;
+    for (int64_t axis = 0; axis < last; ++axis) movement->strides[axis] /= run;
+    movement->offset /= run;
+    movement->element_size = size;
+    movement->rank = last;
+  }
+}
+
 // Rows of the output, all axes but the last; where the last but one is dense in x instead, square tiles keep both
 // sides in the cache.
 template <typename T>
-int32_t copy_rows(int64_t rank, const int64_t *shape, const int64_t *strides, int64_t rows, const T *x, T *y) {
-  const int64_t width = shape[rank - 1], stride = strides[rank - 1];
-  return parallel(rows, divide_up(kGrain, std::max<int64_t>(1, width)), [=](int64_t begin, int64_t end) -> int32_t {
-    for (int64_t row = begin; row < end; ++row) {
-      int64_t offset = 0, rest = row;
-      for (int64_t axis = rank - 2; axis >= 0; --axis) {
-        offset += rest % shape[axis] * strides[axis];
-        rest /= shape[axis];
-      }
-      copy_strided(width, x + offset, stride, y + row * width);
+int32_t copy_rows(const Movement &movement, const T *x, T *y) {
+  const int64_t last = movement.rank - 1, width = movement.shape[last], stride = movement.strides[last];
+  const int64_t rows = movement.count(last), grain = divide_up(kGrain, std::max<int64_t>(1, width));
+  // An axis of rows that follow one another in x evenly.
+  const int64_t height = last > 0 ? movement.shape[last - 1] : 1, step = last > 0 ? movement.strides[last - 1] : 0;
+  return parallel(rows, grain, [=, &movement](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t row = begin; row < end;) {
+      const int64_t plane = row / height, first = row - plane * height, stop = std::min(end, row - first + height);
+      const T *from = x + movement.offset_of(plane, last - 1) + first * step;
+      for (; row < stop; ++row, from += step) copy_strided(width, from, stride, y + row * width);
     }
     return KVANT_OK;
   });
@@ -72,18 +110,13 @@ void transpose_tiles(int64_t height, int64_t width, int64_t stride, const T *x, 
 
 // The last two axes of the output swapped in x: (height, width) with strides (1, stride).
 template <typename T>
-int32_t copy_transposed(int64_t rank, const int64_t *shape, const int64_t *strides, int64_t rows, const T *x, T *y) {
-  const int64_t height = shape[rank - 2], width = shape[rank - 1], stride = strides[rank - 1];
-  const int64_t planes = height == 0 ? 0 : rows / height;
+int32_t copy_transposed(const Movement &movement, const T *x, T *y) {
+  const int64_t outer = movement.rank - 2, height = movement.shape[outer], width = movement.shape[outer + 1];
+  const int64_t stride = movement.strides[outer + 1];
   const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, height * width));
-  return parallel(planes, grain, [=](int64_t begin, int64_t end) -> int32_t {
+  return parallel(movement.count(outer), grain, [=, &movement](int64_t begin, int64_t end) -> int32_t {
     for (int64_t plane = begin; plane < end; ++plane) {
-      int64_t offset = 0, rest = plane;
-      for (int64_t axis = rank - 3; axis >= 0; --axis) {
-        offset += rest % shape[axis] * strides[axis];
-        rest /= shape[axis];
-      }
-      transpose_tiles(height, width, stride, x + offset, y + plane * height * width);
+      transpose_tiles(height, width, stride, x + movement.offset_of(plane, outer), y + plane * height * width);
     }
     return KVANT_OK;
   });
@@ -162,14 +195,20 @@ extern "C" int32_t kvant_copy(int64_t rank, const int64_t *shape, const int64_t 
   KVANT_REQUIRE(shape && strides && x && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(rank >= 1 && rank <= kMostAxes && offset >= 0 && valid_element_size(element_size),
                 KVANT_BAD_ARGUMENT);
-  int64_t rows, count;
-  KVANT_REQUIRE(product(shape, rank - 1, &rows) && product(shape, rank, &count), KVANT_OVERFLOW);
-  const bool swapped = rank >= 2 && strides[rank - 2] == 1 && strides[rank - 1] > 1;
-  return with_element(element_size, [=](auto element) {
+  int64_t count;
+  KVANT_REQUIRE(product(shape, rank, &count), KVANT_OVERFLOW);
+  if (count == 0) return KVANT_OK;
+  Movement movement{rank, element_size, offset, {}, {}};
+  std::copy_n(shape, rank, movement.shape);
+  std::copy_n(strides, rank, movement.strides);
+  join_runs(x, y, &movement);
+  const int64_t last = movement.rank - 1;
+  const bool swapped = last > 0 && movement.strides[last - 1] == 1 && movement.strides[last] > 1;
+  return with_element(movement.element_size, [x, y, swapped, &movement](auto element) {
     using T = decltype(element);
-    const T *from = static_cast<const T *>(x) + offset;
-    return swapped ? copy_transposed(rank, shape, strides, rows, from, static_cast<T *>(y))
-                   : copy_rows(rank, shape, strides, rows, from, static_cast<T *>(y));
+    const T *from = static_cast<const T *>(x) + movement.offset;
+    return swapped ? copy_transposed(movement, from, static_cast<T *>(y))
+                   : copy_rows(movement, from, static_cast<T *>(y));
   });
 }
 

@@ -79,17 +79,23 @@ def test_16_bit_results_equal_integer_arithmetic(dtype, outputs):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
 @pytest.mark.parametrize(
-    ("stride", "pad", "extra", "dilation", "groups"), [(2, 1, 1, 1, 1), (3, 0, 2, 2, 2), (1, 1, 0, 1, 4)]
-)
-def test_conv_transpose_equals_torch_float64_sums(dtype, stride, pad, extra, dilation, groups):
+    ("kernel", "stride", "pad", "extra", "dilation", "groups"),
+    [
+        ((3, 2), 2, 1, 1, 1, 1), ((3, 2), 3, 0, 2, 2, 2), ((3, 2), 1, 1, 0, 1, 4), ((2, 2), 2, 0, 0, 1, 1),
+        ((3, 3), 2, 1, 1, 1, 1), ((4, 4), 2, 1, 0, 1, 1), ((5, 5), 3, 1, 0, 1, 1), ((2, 4), 4, 0, 2, 1, 1),
+        ((3, 3), 2, 1, 0, 1, 1), ((3, 3), 1, 1, 0, 1, 1), ((1, 1), 2, 0, 1, 1, 1),
+    ],
+)  # fmt: skip
+def test_conv_transpose_equals_torch_float64_sums(dtype, kernel, stride, pad, extra, dilation, groups):
     rng = np.random.default_rng(1)
     x_type, y_type = typed(dtype), typed("int16", 0.001)
     x = random_integers(rng, (2, 4, 5, 6), dtype)
-    weight = random_integers(rng, (8, 4 // groups, 3, 2), "int8")
+    weight = random_integers(rng, (8, 4 // groups, *kernel), "int8")
     op = ops.ConvTranspose((stride,) * 2, (pad,) * 2, (pad,) * 2, (extra,) * 2, (dilation,) * 2, groups)
     result = run(weighted_graph(op, x.shape, x_type, weight, None, y_type), x)
     # PyTorch wants (C, O / groups, KH, KW).
-    grouped = weight.reshape(groups, 8 // groups, 4 // groups, 3, 2).swapaxes(1, 2).reshape(4, 8 // groups, 3, 2)
+    parts = weight.reshape(groups, 8 // groups, 4 // groups, *kernel)
+    grouped = parts.swapaxes(1, 2).reshape(4, 8 // groups, *kernel)
     sums = torch.nn.functional.conv_transpose2d(
         torch.from_numpy(x.astype(np.float64) - x_type.quantization.zero_point),
         torch.from_numpy(grouped.astype(np.float64)), None, stride, pad, extra, groups, dilation,

@@ -23,6 +23,7 @@ from kvant.runtime.arithmetic import (
     zero_of,
 )
 from kvant.runtime.lower.context import Context, channels_last, natural
+from kvant.runtime.lower.transposed import Axis, axes_of, grown_weights, to_rows_and_columns
 from kvant.runtime.steps import AnyWeights, DynamicWeights, FloatWeights, Pair, Weights
 
 Scales = npt.NDArray[np.float64]
@@ -60,8 +61,9 @@ def _weights(graph: Graph, node: Node) -> Weights:
     largest = furthest(x) * (128 if values.dtype == np.int8 else int(np.abs(values.astype(np.int32)).max(initial=0)))
     groups = getattr(node.op, "groups", 1)
     multipliers = _multipliers(x, weight.quantization.scales().astype(np.float64), output, len(bias))
-    signs = _are_signs(graph, node, values)
-    return Weights(values, bias, multipliers, bound, exact_terms(largest), groups, x.dtype, zero_of(x), signs)
+    signs, axes = _are_signs(graph, node, values), _grows(graph, node)
+    weights = Weights(values, bias, multipliers, bound, exact_terms(largest), groups, x.dtype, zero_of(x), signs)
+    return weights if axes is None else grown_weights(weights, axes)
 
 
 def _float_weights(graph: Graph, node: Node) -> FloatWeights | DynamicWeights:
@@ -120,7 +122,35 @@ def conv(context: Context, node: Node, op: ops.Conv) -> None:
 
 
 def conv_transpose(context: Context, node: Node, op: ops.ConvTranspose) -> None:
-    _emit_conv(context, node, op, transposed=True)
+    axes, weights = _grows(context.graph, node), context.weights[node.output]
+    if axes is None:
+        _emit_conv(context, node, op, transposed=True)
+        return
+    if not isinstance(weights, Weights):
+        raise GraphError("it takes float32; quantize the graph before running it")
+    order = channels_last(len(context.shapes[node.output]))
+    source = context.read(node, node.inputs[0], order)
+    x, y = context.shapes[source], context.shapes[node.output]
+    size = tuple(each // axis.stride for each, axis in zip(_pair(y[2:], 1), axes, strict=True))
+    geometry = steps.Geometry(
+        batch=x[0], channels=x[1], size=_pair(x[2:], 1), output_channels=len(weights.values),
+        output_size=_pair(size, 1), kernel=_pair(weights.values.shape[2:], 1), strides=(1, 1),
+        pads=(-axes[0].first, -axes[1].first), dilations=(1, 1),
+    )  # fmt: skip
+    work = _work(context, node, weights, geometry, op.clamp)
+    if len(weights.values) == y[1]:
+        context.emit(node, work, (source,), order=order)
+        return
+    grown = context.add_temporary(node, context.type(node.output), (x[0], len(weights.values), *size))
+    context.emit(node, work, (source,), grown, channels_last(4))
+    context.emit(node, to_rows_and_columns(x[0], _pair(size, 1), axes, y[1]), (grown,), order=order)
+
+
+def _grows(graph: Graph, node: Node) -> tuple[Axis, Axis] | None:
+    """How a transposed convolution is computed as a convolution; None: it is not one, or is computed as it is."""
+    if not isinstance(node.op, ops.ConvTranspose):
+        return None
+    return axes_of(node.op, _pair(graph.constants[node.inputs[1]].shape[2:], 1))
 
 
 def _emit_conv(context: Context, node: Node, op: ops.Conv | ops.ConvTranspose, transposed: bool) -> None:
