@@ -57,6 +57,18 @@ struct Movement {
     }
     return result;
   }
+
+  // Call `call(index, offset)` for each index of the first `axes` axes from begin to end: along the last of these axes the
+  // offset goes on evenly.
+  template <typename Call>
+  void for_each(int64_t axes, int64_t begin, int64_t end, Call call) const {
+    const int64_t length = axes > 0 ? shape[axes - 1] : 1, step = axes > 0 ? strides[axes - 1] : 0;
+    for (int64_t index = begin; index < end;) {
+      const int64_t line = index / length, first = index - line * length, stop = std::min(end, index - first + length);
+      int64_t at = offset_of(line, axes - 1) + first * step;
+      for (; index < stop; ++index, at += step) call(index, at);
+    }
+  }
 };
 
 // A last axis of two, four or eight elements side by side is one larger element, where it lies so.
@@ -80,27 +92,34 @@ void join_runs(const void *x, const void *y, Movement *movement) {
 template <typename T>
 int32_t copy_rows(const Movement &movement, const T *x, T *y) {
   const int64_t last = movement.rank - 1, width = movement.shape[last], stride = movement.strides[last];
-  const int64_t rows = movement.count(last), grain = divide_up(kGrain, std::max<int64_t>(1, width));
-  // An axis of rows that follow one another in x evenly.
-  const int64_t height = last > 0 ? movement.shape[last - 1] : 1, step = last > 0 ? movement.strides[last - 1] : 0;
-  return parallel(rows, grain, [=, &movement](int64_t begin, int64_t end) -> int32_t {
-    for (int64_t row = begin; row < end;) {
-      const int64_t plane = row / height, first = row - plane * height, stop = std::min(end, row - first + height);
-      const T *from = x + movement.offset_of(plane, last - 1) + first * step;
-      for (; row < stop; ++row, from += step) copy_strided(width, from, stride, y + row * width);
-    }
+  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, width));
+  return parallel(movement.count(last), grain, [=, &movement](int64_t begin, int64_t end) -> int32_t {
+    movement.for_each(last, begin, end, [=](int64_t row, int64_t offset) {
+      copy_strided(width, x + offset, stride, y + row * width);
+    });
     return KVANT_OK;
   });
 }
 
 constexpr int64_t kTile = 16;
 
+// A few rows, side by side: channels of two or four groups, for example.
+template <int kWidth, typename T>
+void interleave(int64_t height, int64_t stride, const T *__restrict x, T *__restrict y) {
+  for (int64_t i = 0; i < height; ++i) {
+    for (int j = 0; j < kWidth; ++j) y[i * kWidth + j] = x[j * stride + i];
+  }
+}
+
+// Columns begin to end of a plane.
 template <typename T>
-void transpose_tiles(int64_t height, int64_t width, int64_t stride, const T *x, T *y) {
-  for (int64_t top = 0; top < height; top += kTile) {
-    const int64_t bottom = std::min(height, top + kTile);
-    for (int64_t left = 0; left < width; left += kTile) {
-      const int64_t right = std::min(width, left + kTile);
+void transpose_tiles(int64_t height, int64_t width, int64_t begin, int64_t end, int64_t stride, const T *x, T *y) {
+  if (width == 2) return interleave<2>(height, stride, x, y);
+  if (width == 4) return interleave<4>(height, stride, x, y);
+  for (int64_t left = begin; left < end; left += kTile) {
+    const int64_t right = std::min(end, left + kTile);
+    for (int64_t top = 0; top < height; top += kTile) {
+      const int64_t bottom = std::min(height, top + kTile);
       for (int64_t i = top; i < bottom; ++i) {
         for (int64_t j = left; j < right; ++j) y[i * width + j] = x[j * stride + i];
       }
@@ -113,10 +132,22 @@ template <typename T>
 int32_t copy_transposed(const Movement &movement, const T *x, T *y) {
   const int64_t outer = movement.rank - 2, height = movement.shape[outer], width = movement.shape[outer + 1];
   const int64_t stride = movement.strides[outer + 1];
-  const int64_t grain = divide_up(kGrain, std::max<int64_t>(1, height * width));
-  return parallel(movement.count(outer), grain, [=, &movement](int64_t begin, int64_t end) -> int32_t {
-    for (int64_t plane = begin; plane < end; ++plane) {
-      transpose_tiles(height, width, stride, x + movement.offset_of(plane, outer), y + plane * height * width);
+  const int64_t planes = movement.count(outer);
+  if (width <= kTile) {
+    return parallel(planes, divide_up(kGrain, height * width), [=, &movement](int64_t begin, int64_t end) -> int32_t {
+      movement.for_each(outer, begin, end, [=](int64_t plane, int64_t offset) {
+        transpose_tiles(height, width, 0, width, stride, x + offset, y + plane * height * width);
+      });
+      return KVANT_OK;
+    });
+  }
+  // A plane may be all there is: its columns are shared, too.
+  const int64_t parts = std::min(divide_up(width, kTile), divide_up(height * width, kGrain));
+  return parallel(planes * parts, 1, [=, &movement](int64_t begin, int64_t end) -> int32_t {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t plane = item / parts, part = item % parts;
+      transpose_tiles(height, width, width * part / parts, width * (part + 1) / parts, stride,
+                      x + movement.offset_of(plane, outer), y + plane * height * width);
     }
     return KVANT_OK;
   });

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from kvant.errors import InputError
-from kvant.graph import FLOAT32, Graph, TensorType, ops
+from kvant.graph import FLOAT32, Graph, Quantization, TensorType, ops
+from kvant.runtime.plan import Planner
 
-from .graphs import one_op, run, typed
+from .graphs import one_op, random_integers, run, typed
 
 TYPES = [FLOAT32, TensorType("int64"), typed("uint8"), typed("int16")]
 
@@ -31,6 +32,38 @@ def test_views_of_every_dtype(type):
     np.testing.assert_array_equal(moved(ops.Slice(3, -3, -1), x, type), x[..., -3:-1])
     row = values((3, 1), type)
     np.testing.assert_array_equal(moved(ops.Expand((2, 3, 4)), row, type), np.broadcast_to(row, (2, 3, 4)))
+
+
+# Few and many planes, tiles that are whole and not, more than one thread's work.
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.dtype)
+@pytest.mark.parametrize(
+    "shape", [(1, 19, 9001), (1, 9001, 19), (700, 16, 2), (700, 2, 16), (33, 48, 4), (3, 130, 131)]
+)
+def test_planes_are_transposed(type, shape):
+    x = values(shape, type)
+    graph = one_op(ops.Transpose((0, 2, 1)), {"x": (x.shape, type)}, type)
+    graph.outputs = (graph.add_node(ops.Reshape((-1,)), list(graph.outputs), "flat", type),)
+    np.testing.assert_array_equal(run(graph, x), x.transpose(0, 2, 1).reshape(-1))
+
+
+# What is shuffled lies as convolutions left it, channels last: that is how the next one wants it.
+def test_shuffled_channels_stay_where_convolutions_want_them():
+    graph, kind = Graph(structure=0), typed("uint8")
+    graph.add_input("x", (1, 8, 5, 6), kind)
+    rng = np.random.default_rng(0)
+    for name in ("first", "second"):
+        graph.add_constant(name, rng.integers(-127, 128, (8, 8, 1, 1)).astype(np.int8), Quantization((0.01,) * 8, 0, 0))
+    conv = ops.Conv((1, 1), (0, 0), (0, 0), (1, 1))
+    graph.add_node(conv, ["x", "first"], "y", kind)
+    graph.add_node(ops.Reshape((1, 2, 4, 5, 6)), ["y"], "parted", kind)
+    graph.add_node(ops.Transpose((0, 2, 1, 3, 4)), ["parted"], "swapped", kind)
+    graph.add_node(ops.Reshape((1, 8, 5, 6)), ["swapped"], "shuffled", kind)
+    graph.add_node(conv, ["shuffled", "second"], "z", kind)
+    graph.outputs = ("z",)
+    run(graph, random_integers(rng, (1, 8, 5, 6), "uint8"))
+    works = [type(step.work).__name__ for step in Planner(graph).plan({"x": (1, 8, 5, 6)}).steps]
+    first, second = (at for at, name in enumerate(works) if name == "Conv")
+    assert works[first + 1 : second] == ["Copy"]
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.dtype)

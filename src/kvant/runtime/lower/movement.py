@@ -15,12 +15,24 @@ from kvant.runtime.lower.context import Context, Order, Shape, join_axes, natura
 
 
 def reshape(context: Context, node: Node, op: ops.Reshape) -> None:
-    source, shape = node.inputs[0], context.shapes[node.output]
-    order = _reshaped_order(context.shapes[source], shape, context.order(source))
+    source, before, after = node.inputs[0], context.shapes[node.inputs[0]], context.shapes[node.output]
+    order = _reshaped_order(before, after, context.order(source))
     if order is None:
-        source, order = context.read(node, source), natural(len(shape))
+        together = _order_for_reshape(before, after, context.order(source))
+        source, order = context.read(node, source, together), _reshaped_order(before, after, together)
     context.aliases[node.output] = source
-    context.set_order(node.output, order)
+    context.set_order(node.output, order or natural(len(after)))
+
+
+def _order_for_reshape(before: Shape, after: Shape, order: Order) -> Order:
+    """The order nearest to the one a tensor has of those in which it can be reshaped as it lies.
+
+    >>> _order_for_reshape((2, 3, 8, 5, 7), (2, 24, 5, 7), (0, 3, 4, 2, 1))
+    (0, 3, 4, 1, 2)
+    """
+    runs = [tuple(old) for old, _ in _matching_runs(before, after) if old]
+    runs.sort(key=lambda run: min(order.index(axis) for axis in run))
+    return tuple(axis for run in runs for axis in run)
 
 
 def _reshaped_order(before: Shape, after: Shape, order: Order) -> Order | None:
