@@ -222,6 +222,13 @@ extern "C" int32_t kvant_table(int64_t outer, int64_t channels, int64_t inner, c
       return KVANT_OK;
     });
   }
+  if (inner == 1) {
+    return parallel(outer, divide_up(kGrain, channels), [=](int64_t begin, int64_t end) -> int32_t {
+      const int64_t first = begin * channels;
+      loops().tables(end - begin, channels, at(x, first), x->dtype, tables, element_size, out + first * element_size);
+      return KVANT_OK;
+    });
+  }
   return parallel(rows, divide_up(kGrain, std::max<int64_t>(1, inner)), [=](int64_t begin, int64_t end) -> int32_t {
     for (int64_t row = begin; row < end; ++row) {
       const uint8_t *own = tables + row % channels * entries * element_size;

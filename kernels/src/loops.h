@@ -73,6 +73,9 @@ struct Loops {
   void (*binary_alike)(bool product, int64_t count, const void *a, const void *b, const Operands &operands,
                        const kvant_target *target, void *y);
   void (*table)(int64_t count, const void *x, int32_t dtype, const void *entries, int64_t element_size, void *y);
+  // The same of pixels whose channels have a table each, one after the other.
+  void (*tables)(int64_t pixels, int64_t channels, const void *x, int32_t dtype, const void *entries,
+                 int64_t element_size, void *y);
   // best[i] = max or min(best[i], x[i]).
   void (*extreme)(int64_t count, bool largest, int32_t dtype, const void *x, void *best);
   // The largest element of each window's pixels. x is the first row's first pixel.

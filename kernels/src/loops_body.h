@@ -223,14 +223,37 @@ void binary_alike(bool product, int64_t count, const void *a, const void *b, con
   function(product, count, a, b, operands, target, y);
 }
 
+int32_t lowest_of(int32_t dtype) { return dtype == KVANT_UINT8 ? 0 : dtype == KVANT_INT8 ? -128 : -32768; }
+
 template <typename Entry>
 void table_all(int64_t count, const void *x, int32_t dtype, const void *entries, void *y) {
   const Entry *from = static_cast<const Entry *>(entries);
   Entry *to = static_cast<Entry *>(y);
-  const int32_t lowest = dtype == KVANT_UINT8 ? 0 : dtype == KVANT_INT8 ? -128 : -32768;
+  const int32_t lowest = lowest_of(dtype);
   with_type(dtype, x, [=](const auto *typed) {
     for (int64_t i = 0; i < count; ++i) to[i] = from[typed[i] - lowest];
   });
+}
+
+template <typename Entry>
+void tables_of(int64_t pixels, int64_t channels, const void *x, int32_t dtype, const void *entries, void *y) {
+  const int64_t size = dtype == KVANT_INT16 ? 65536 : 256;
+  const Entry *first = static_cast<const Entry *>(entries) - lowest_of(dtype);
+  Entry *to = static_cast<Entry *>(y);
+  with_type(dtype, x, [=](const auto *typed) {
+    for (int64_t i = 0; i < pixels; ++i) {
+      const auto *pixel = typed + i * channels;
+      for (int64_t c = 0; c < channels; ++c) to[i * channels + c] = first[c * size + pixel[c]];
+    }
+  });
+}
+
+void tables(int64_t pixels, int64_t channels, const void *x, int32_t dtype, const void *entries, int64_t element_size,
+            void *y) {
+  if (element_size == 1) return tables_of<uint8_t>(pixels, channels, x, dtype, entries, y);
+  if (element_size == 2) return tables_of<uint16_t>(pixels, channels, x, dtype, entries, y);
+  if (element_size == 4) return tables_of<uint32_t>(pixels, channels, x, dtype, entries, y);
+  tables_of<uint64_t>(pixels, channels, x, dtype, entries, y);
 }
 
 void table_to_bytes(int64_t count, const void *x, int32_t dtype, const void *entries, void *y) {
@@ -343,6 +366,7 @@ const Loops kLoops = {
     binary,
     binary_alike,
     table,
+    tables,
     extreme,
     max_row,
     accumulate32,

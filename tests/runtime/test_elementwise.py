@@ -110,6 +110,19 @@ def test_table_looks_up_by_distance_from_the_lowest(dtype, entries, size):
     np.testing.assert_array_equal(run(graph, x), expected)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+@pytest.mark.parametrize("entry", ["uint8", "int16"])
+@pytest.mark.parametrize("channels", [2, 37])
+def test_tables_of_channels_that_lie_side_by_side(dtype, entry, channels):
+    rng = np.random.default_rng(3)
+    x = random_integers(rng, (5, 301, channels), dtype)
+    low, entries = int(np.iinfo(dtype).min), 2 ** np.iinfo(dtype).bits
+    tables = random_integers(rng, (channels, entries), entry)
+    graph = one_op(ops.Table(2), {"x": (x.shape, typed(dtype))}, typed(entry), {"t": (tables, None)})
+    expected = np.stack([tables[c][x[..., c].astype(int) - low] for c in range(channels)], 2)
+    np.testing.assert_array_equal(run(graph, x), expected)
+
+
 def test_a_table_of_the_wrong_length_is_refused():
     graph = one_op(ops.Table(), {"x": ((4,), typed("uint8"))}, typed("uint8"), {"t": (np.zeros(255, np.uint8), None)})
     with pytest.raises(GraphError, match="256"):
