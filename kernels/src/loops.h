@@ -83,7 +83,8 @@ struct Loops {
   // sums[i] += x[i] - zero_point.
   void (*accumulate32)(int64_t count, const void *x, int32_t dtype, int32_t zero_point, int32_t *sums);
   // out[i] = lower[i] * (one - weight) + upper[i] * weight.
-  void (*blend)(int64_t count, const int64_t *lower, const int64_t *upper, int64_t weight, int64_t one, int64_t *out);
+  void (*blend32)(int64_t count, const int32_t *lower, const int32_t *upper, int64_t weight, int64_t one, int32_t *out);
+  void (*blend64)(int64_t count, const int64_t *lower, const int64_t *upper, int64_t weight, int64_t one, int64_t *out);
 };
 
 // The loops for this machine.

@@ -336,9 +336,11 @@ void accumulate32(int64_t count, const void *x, int32_t dtype, int32_t zero_poin
   });
 }
 
-void blend(int64_t count, const int64_t *__restrict lower, const int64_t *__restrict upper, int64_t weight,
-           int64_t one, int64_t *__restrict out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = lower[i] * (one - weight) + upper[i] * weight;
+template <typename Sum>
+void blend(int64_t count, const Sum *__restrict lower, const Sum *__restrict upper, int64_t weight, int64_t one,
+           Sum *__restrict out) {
+  const Sum share = static_cast<Sum>(weight), rest = static_cast<Sum>(one - weight);
+  for (int64_t i = 0; i < count; ++i) out[i] = lower[i] * rest + upper[i] * share;
 }
 
 }  // namespace
@@ -370,7 +372,8 @@ const Loops kLoops = {
     extreme,
     max_row,
     accumulate32,
-    blend,
+    blend<int32_t>,
+    blend<int64_t>,
 };
 
 }  // namespace KVANT_ISA

@@ -101,7 +101,15 @@ int32_t copy_rows(const Movement &movement, const T *x, T *y) {
   });
 }
 
-constexpr int64_t kTile = 16;
+// Part of a plane whose last two axes are swapped in x: out[i * width + j] = x[j * stride + i].
+struct Plane {
+  int64_t width, stride;
+  int64_t top, bottom, left, right;
+};
+
+constexpr int64_t kTile = 16;  // rows
+// Whole cache lines: rows whose distance is a power of two share few places of the cache.
+constexpr int64_t kTileColumns = 64;
 
 // A few rows, side by side: channels of two or four groups, for example.
 template <int kWidth, typename T>
@@ -111,17 +119,61 @@ void interleave(int64_t height, int64_t stride, const T *__restrict x, T *__rest
   }
 }
 
-// Columns begin to end of a plane.
+typedef uint8_t Bytes __attribute__((vector_size(kTile)));
+
+#if defined(__clang__)
+#define KVANT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define KVANT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bytes{__VA_ARGS__})
+#endif
+
+// Columns of 16 bytes become rows: pairing up rows 8 apart four times brings each byte to its place.
+void transpose_bytes(const uint8_t *x, int64_t stride, uint8_t *y, int64_t width) {
+  Bytes a[kTile], b[kTile];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i) std::memcpy(&a[i], x + i * stride, kTile);
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; ++round) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      b[2 * i] = KVANT_SHUFFLE(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      b[2 * i + 1] = KVANT_SHUFFLE(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) a[i] = b[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i) std::memcpy(y + i * width, &a[i], kTile);
+}
+
+// 16 rows of a tile's columns at a time, which are written line by line; the last ones with some of those before.
+void transpose_tile_bytes(const Plane &plane, int64_t left, const uint8_t *x, uint8_t *y) {
+  for (int64_t row = plane.top; row < plane.bottom; row += kTile) {
+    const int64_t top = std::min(row, plane.bottom - kTile);
+    uint8_t lines[kTile * kTileColumns];
+    for (int64_t j = 0; j < kTileColumns; j += kTile) {
+      transpose_bytes(x + (left + j) * plane.stride + top, plane.stride, lines + j, kTileColumns);
+    }
+    for (int64_t i = 0; i < kTile; ++i) {
+      std::memcpy(y + (top + i) * plane.width + left, lines + i * kTileColumns, kTileColumns);
+    }
+  }
+}
+
 template <typename T>
-void transpose_tiles(int64_t height, int64_t width, int64_t begin, int64_t end, int64_t stride, const T *x, T *y) {
-  if (width == 2) return interleave<2>(height, stride, x, y);
-  if (width == 4) return interleave<4>(height, stride, x, y);
-  for (int64_t left = begin; left < end; left += kTile) {
-    const int64_t right = std::min(end, left + kTile);
-    for (int64_t top = 0; top < height; top += kTile) {
-      const int64_t bottom = std::min(height, top + kTile);
+void transpose(const Plane &plane, const T *x, T *y) {
+  for (int64_t left = plane.left; left < plane.right; left += kTileColumns) {
+    const int64_t right = std::min(plane.right, left + kTileColumns);
+    if constexpr (sizeof(T) == 1) {
+      if (right - left == kTileColumns && plane.bottom - plane.top >= kTile) {
+        transpose_tile_bytes(plane, left, x, y);
+        continue;
+      }
+    }
+    for (int64_t top = plane.top; top < plane.bottom; top += kTile) {
+      const int64_t bottom = std::min(plane.bottom, top + kTile);
       for (int64_t i = top; i < bottom; ++i) {
-        for (int64_t j = left; j < right; ++j) y[i * width + j] = x[j * stride + i];
+        for (int64_t j = left; j < right; ++j) y[i * plane.width + j] = x[j * plane.stride + i];
       }
     }
   }
@@ -131,23 +183,28 @@ void transpose_tiles(int64_t height, int64_t width, int64_t begin, int64_t end, 
 template <typename T>
 int32_t copy_transposed(const Movement &movement, const T *x, T *y) {
   const int64_t outer = movement.rank - 2, height = movement.shape[outer], width = movement.shape[outer + 1];
-  const int64_t stride = movement.strides[outer + 1];
-  const int64_t planes = movement.count(outer);
-  if (width <= kTile) {
+  const int64_t stride = movement.strides[outer + 1], planes = movement.count(outer);
+  if (width == 2 || width == 4) {
     return parallel(planes, divide_up(kGrain, height * width), [=, &movement](int64_t begin, int64_t end) -> int32_t {
       movement.for_each(outer, begin, end, [=](int64_t plane, int64_t offset) {
-        transpose_tiles(height, width, 0, width, stride, x + offset, y + plane * height * width);
+        const auto function = width == 2 ? interleave<2, T> : interleave<4, T>;
+        function(height, stride, x + offset, y + plane * height * width);
       });
       return KVANT_OK;
     });
   }
-  // A plane may be all there is: its columns are shared, too.
-  const int64_t parts = std::min(divide_up(width, kTile), divide_up(height * width, kGrain));
-  return parallel(planes * parts, 1, [=, &movement](int64_t begin, int64_t end) -> int32_t {
+  // A plane may be all there is: its longer side is shared.
+  const bool by_rows = height > width;
+  const int64_t tiles = divide_up(by_rows ? height : width, kTileColumns);
+  const int64_t parts = std::min(tiles, divide_up(height * width, kGrain));
+  const int64_t grain = divide_up(kGrain, divide_up(height * width, parts));
+  return parallel(planes * parts, grain, [=, &movement](int64_t begin, int64_t end) -> int32_t {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t plane = item / parts, part = item % parts;
-      transpose_tiles(height, width, width * part / parts, width * (part + 1) / parts, stride,
-                      x + movement.offset_of(plane, outer), y + plane * height * width);
+      const int64_t number = item / parts, part = item % parts;
+      const int64_t first = tiles * part / parts * kTileColumns, last = tiles * (part + 1) / parts * kTileColumns;
+      const Plane plane = by_rows ? Plane{width, stride, first, std::min(height, last), 0, width}
+                                  : Plane{width, stride, 0, height, first, std::min(width, last)};
+      transpose(plane, x + movement.offset_of(number, outer), y + number * height * width);
     }
     return KVANT_OK;
   });

@@ -30,7 +30,8 @@ bool sound(const kvant_taps *taps, int64_t size) {
 }
 
 // One row of interpolated columns: (one - weight) * x[lower] + weight * x[upper].
-void blend_columns(const kvant_taps *taps, int64_t inner, const int32_t *row, int64_t *out) {
+template <typename Sum>
+void blend_columns(const kvant_taps *taps, int64_t inner, const int32_t *row, Sum *out) {
   for (int64_t i = 0; i < taps->count; ++i, out += inner) {
     const int32_t *lower = row + taps->lower[i] * inner, *upper = row + taps->upper[i] * inner;
     // 16 bits times 11: both products and their sum fit 32.
@@ -40,11 +41,12 @@ void blend_columns(const kvant_taps *taps, int64_t inner, const int32_t *row, in
 }
 
 // Interpolated columns of the two input rows that an output row lies between; a row that stays is not done twice.
+template <typename Sum>
 struct RowPair {
-  int64_t *sums[2];
+  Sum *sums[2];
   int64_t have[2] = {-1, -1};
 
-  const int64_t *get(int64_t row, int64_t other, const kvant_taps *columns, int64_t inner, const uint8_t *image,
+  const Sum *get(int64_t row, int64_t other, const kvant_taps *columns, int64_t inner, const uint8_t *image,
                      const kvant_source *x, int64_t width, int32_t *centred) {
     for (int side = 0; side < 2; ++side) {
       if (have[side] == row) return sums[side];
@@ -57,6 +59,47 @@ struct RowPair {
     return sums[side];
   }
 };
+
+void blend(int64_t count, const int32_t *lower, const int32_t *upper, int64_t weight, int64_t one, int32_t *out) {
+  loops().blend32(count, lower, upper, weight, one, out);
+}
+
+void blend(int64_t count, const int64_t *lower, const int64_t *upper, int64_t weight, int64_t one, int64_t *out) {
+  loops().blend64(count, lower, upper, weight, one, out);
+}
+
+void settle(int64_t count, const int32_t *sums, float multiplier, const kvant_target *target, void *y) {
+  loops().settle32(count, sums, multiplier, target, y);
+}
+
+void settle(int64_t count, const int64_t *sums, float multiplier, const kvant_target *target, void *y) {
+  loops().settle64(count, sums, multiplier, target, y);
+}
+
+// Of checked arguments. Sum: bytes need 8 bits and twice 11, 16-bit integers more than 32 bits.
+template <typename Sum>
+int32_t resize(int64_t outer, int64_t height, int64_t width, int64_t inner, const kvant_taps *rows,
+               const kvant_taps *columns, const kvant_source *x, float multiplier, const kvant_target *target, void *y) {
+  const int64_t count = columns->count * inner, grain = divide_up(kGrain, std::max<int64_t>(1, count));
+  return parallel(outer * rows->count, grain, [=](int64_t begin, int64_t end) -> int32_t {
+    int32_t *centred = scratch_array<int32_t>(0, width * inner);
+    Sum *buffers = scratch_array<Sum>(1, 3 * count);
+    KVANT_REQUIRE(centred && buffers, KVANT_NO_MEMORY);
+    RowPair<Sum> pair{{buffers, buffers + count}};
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / rows->count, i = item % rows->count;
+      if (i == 0) pair.have[0] = pair.have[1] = -1;
+      const uint8_t *from = static_cast<const uint8_t *>(x->data) + image * height * width * inner * size_of(x->dtype);
+      const int64_t low = rows->lower[i], high = rows->upper[i];
+      const Sum *lower = pair.get(low, high, columns, inner, from, x, width, centred);
+      const Sum *upper = pair.get(high, low, columns, inner, from, x, width, centred);
+      blend(count, lower, upper, rows->weight[i], rows->one, buffers + 2 * count);
+      settle(count, buffers + 2 * count, multiplier, target,
+             static_cast<uint8_t *>(y) + item * count * size_of(target->dtype));
+    }
+    return KVANT_OK;
+  });
+}
 
 }  // namespace
 }  // namespace kvant
@@ -134,23 +177,6 @@ extern "C" int32_t kvant_resize(int64_t outer, int64_t height, int64_t width, in
   KVANT_REQUIRE(product({outer, height, width, inner, 8}, &given), KVANT_OVERFLOW);
   KVANT_REQUIRE(product({outer, rows->count, columns->count, inner, 8}, &written), KVANT_OVERFLOW);
   KVANT_REQUIRE(valid(x) && valid(target) && sound(rows, height) && sound(columns, width), KVANT_BAD_ARGUMENT);
-  const int64_t count = columns->count * inner, grain = divide_up(kGrain, std::max<int64_t>(1, count));
-  return parallel(outer * rows->count, grain, [=](int64_t begin, int64_t end) -> int32_t {
-    int32_t *centred = scratch_array<int32_t>(0, width * inner);
-    int64_t *buffers = scratch_array<int64_t>(1, 3 * count);
-    KVANT_REQUIRE(centred && buffers, KVANT_NO_MEMORY);
-    RowPair pair{{buffers, buffers + count}};
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / rows->count, i = item % rows->count;
-      if (i == 0) pair.have[0] = pair.have[1] = -1;
-      const uint8_t *from = static_cast<const uint8_t *>(x->data) + image * height * width * inner * size_of(x->dtype);
-      const int64_t low = rows->lower[i], high = rows->upper[i];
-      const int64_t *lower = pair.get(low, high, columns, inner, from, x, width, centred);
-      const int64_t *upper = pair.get(high, low, columns, inner, from, x, width, centred);
-      loops().blend(count, lower, upper, rows->weight[i], rows->one, buffers + 2 * count);
-      loops().settle64(count, buffers + 2 * count, multiplier, target,
-                       static_cast<uint8_t *>(y) + item * count * size_of(target->dtype));
-    }
-    return KVANT_OK;
-  });
+  const auto function = x->dtype == KVANT_INT16 ? resize<int64_t> : resize<int32_t>;
+  return function(outer, height, width, inner, rows, columns, x, multiplier, target, y);
 }
