@@ -38,6 +38,18 @@ struct WindowRow {
 
 // Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
 // a[pair][row][2], v[pair][column][2]; tile[row][column].
+struct Moments {
+  int64_t sum, squares;
+};
+
+// A line of a norm, channel after channel: values = ((size * q - sum) * factor * gamma + beta) / output_scale.
+struct Line {
+  int64_t size, inner;  // elements of the line, and of a channel
+  int64_t sum;
+  float factor, output_scale;
+  bool narrow;  // size * q - sum fits int32
+};
+
 struct Loops {
   int64_t rows;     // most rows that `multiply` takes: a power of two
   int64_t lanes;    // columns of one vector
@@ -76,6 +88,11 @@ struct Loops {
   // The same of pixels whose channels have a table each, one after the other.
   void (*tables)(int64_t pixels, int64_t channels, const void *x, int32_t dtype, const void *entries,
                  int64_t element_size, void *y);
+  // Softmax of a line: exponentials[largest q - q[i]], which replaces q[i], over the sum of all, times `inverse_scale`.
+  void (*softmax)(int64_t size, int32_t *q, const int32_t *exponentials, float inverse_scale, float *shares);
+  // Add up a stretch: its squares fit int32 together if they are those of bytes.
+  void (*add_moments)(int64_t count, const int32_t *q, bool bytes, Moments *moments);
+  void (*normalize)(const Line &line, const int32_t *q, const float *gamma, const float *beta, float *values);
   // best[i] = max or min(best[i], x[i]).
   void (*extreme)(int64_t count, bool largest, int32_t dtype, const void *x, void *best);
   // The largest element of each window's pixels. x is the first row's first pixel.

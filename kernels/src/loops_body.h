@@ -124,14 +124,12 @@ void widen_add(int64_t count, const int32_t *__restrict values, int64_t *__restr
   for (int64_t i = 0; i < count; ++i) sums[i] += values[i];
 }
 
-// Whole vectors, so that there is no remainder loop.
+// One plain loop: the compiler takes a loop over the lanes of each vector apart into single elements.
 template <typename Sum, typename Out>
 void finish_row(int64_t width, const Sum *__restrict sums, float multiplier, const Bounds &bounds,
                 Out *__restrict y) {
-  for (int64_t i = 0; i < width; i += kLanes) {
-    for (int64_t j = i; j < i + kLanes; ++j) {
-      y[j] = static_cast<Out>(settle(static_cast<float>(sums[j]) * multiplier, bounds));
-    }
+  for (int64_t i = 0; i < width; ++i) {
+    y[i] = static_cast<Out>(settle(static_cast<float>(sums[i]) * multiplier, bounds));
   }
 }
 
@@ -313,6 +311,57 @@ void max_blocks(const WindowRow &windows, const T *x, T *y) {
   }
 }
 
+void softmax(int64_t size, int32_t *__restrict q, const int32_t *exponentials, float inverse_scale,
+             float *__restrict shares) {
+  int32_t largest = q[0];
+  for (int64_t i = 1; i < size; ++i) largest = largest > q[i] ? largest : q[i];
+  int64_t total = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    q[i] = exponentials[largest - q[i]];
+    total += q[i];
+  }
+  const float sum = static_cast<float>(total);
+  for (int64_t i = 0; i < size; ++i) shares[i] = static_cast<float>(q[i]) / sum * inverse_scale;
+}
+
+template <typename Sum>
+void add_moments_of(int64_t count, const int32_t *q, Moments *moments) {
+  Sum sum = 0, squares = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sum += q[i];
+    squares += static_cast<Sum>(q[i]) * q[i];
+  }
+  moments->sum += sum;
+  moments->squares += squares;
+}
+
+void add_moments(int64_t count, const int32_t *q, bool bytes, Moments *moments) {
+  const auto function = bytes ? add_moments_of<int32_t> : add_moments_of<int64_t>;
+  function(count, q, moments);
+}
+
+template <typename Sum>
+void normalize_of(const Line &line, const int32_t *__restrict q, const float *gamma, const float *beta,
+                  float *__restrict values) {
+  const Sum size = static_cast<Sum>(line.size), sum = static_cast<Sum>(line.sum);
+  if (line.inner == 1) {
+    for (int64_t i = 0; i < line.size; ++i) {
+      values[i] = (static_cast<float>(size * q[i] - sum) * line.factor * gamma[i] + beta[i]) / line.output_scale;
+    }
+    return;
+  }
+  for (int64_t first = 0; first < line.size; first += line.inner, ++gamma, ++beta) {
+    for (int64_t i = first; i < first + line.inner; ++i) {
+      values[i] = (static_cast<float>(size * q[i] - sum) * line.factor * *gamma + *beta) / line.output_scale;
+    }
+  }
+}
+
+void normalize(const Line &line, const int32_t *q, const float *gamma, const float *beta, float *values) {
+  const auto function = line.narrow ? normalize_of<int32_t> : normalize_of<int64_t>;
+  function(line, q, gamma, beta, values);
+}
+
 template <typename T>
 void max_row_of(const WindowRow &windows, const T *x, T *y) {
   constexpr int64_t kVectorBytes = kLanes * 4, kSmallBytes = 16;
@@ -369,6 +418,9 @@ const Loops kLoops = {
     binary_alike,
     table,
     tables,
+    softmax,
+    add_moments,
+    normalize,
     extreme,
     max_row,
     accumulate32,

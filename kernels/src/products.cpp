@@ -1,6 +1,7 @@
 #include "products.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace kvant {
 
@@ -34,11 +35,14 @@ int64_t panel_vectors(int64_t count) {
 }
 
 void pack_block(int64_t rows, int64_t present, int64_t pairs, const int16_t *values, int16_t *block) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t p = 0; p < pairs; ++p) {
-      int16_t *to = block + 2 * (p * rows + r);
-      to[0] = r < present ? values[2 * (r * pairs + p)] : int16_t{0};
-      to[1] = r < present ? values[2 * (r * pairs + p) + 1] : int16_t{0};
+  constexpr int64_t kTile = 16;  // pairs: a row of them is a cache line, and so many rows of the block stay near
+  for (int64_t first = 0; first < pairs; first += kTile) {
+    const int64_t last = std::min(pairs, first + kTile);
+    for (int64_t r = 0; r < present; ++r) {
+      for (int64_t p = first; p < last; ++p) std::memcpy(block + 2 * (p * rows + r), values + 2 * (r * pairs + p), 4);
+    }
+    for (int64_t r = present; r < rows; ++r) {
+      for (int64_t p = first; p < last; ++p) std::memset(block + 2 * (p * rows + r), 0, 4);
     }
   }
 }

@@ -16,6 +16,10 @@ __extension__ typedef __int128 Int128;
 constexpr int64_t kGrain = 16384;
 // So many 16-bit integers surely sum up within int32.
 constexpr int64_t kNarrowTerms = 65535;
+// So many squares of centred bytes surely do.
+constexpr int64_t kNarrowSquares = 32768;
+// Lines of a norm whose size times an integer, less their sum, surely fits int32: centred bytes, 16-bit integers.
+constexpr int64_t kMostNarrowBytes = int64_t{1} << 22, kMostNarrowShorts = 32767;
 
 const uint8_t *at(const kvant_source *x, int64_t index) {
   return static_cast<const uint8_t *>(x->data) + index * size_of(x->dtype);
@@ -72,18 +76,6 @@ void extreme_rows(bool largest, int64_t begin, int64_t end, int64_t size, const 
   }
 }
 
-// Softmax of one line of integers; `e` and `shares` have room for `size` elements.
-void softmax_line(int64_t size, int32_t *q, const int32_t *exponentials, float inverse_scale, float *shares) {
-  const int32_t largest = extreme_of(true, size, q);
-  int64_t total = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    q[i] = exponentials[largest - q[i]];
-    total += q[i];
-  }
-  const float sum = static_cast<float>(total);
-  for (int64_t i = 0; i < size; ++i) shares[i] = static_cast<float>(q[i]) / sum * inverse_scale;
-}
-
 template <typename T>
 void scatter(int64_t count, const void *from, int64_t stride, void *to) {
   for (int64_t i = 0; i < count; ++i) static_cast<T *>(to)[i * stride] = static_cast<const T *>(from)[i];
@@ -100,22 +92,17 @@ float norm_factor(const kvant_norm *norm, int64_t a, int64_t b) {
 
 void normalize_row(const kvant_norm *norm, const kvant_source *x, int64_t row, const float *gamma, const float *beta,
                    const kvant_target *target, uint8_t *y, int32_t *q, float *values) {
-  const int64_t n = norm->size, inner = norm->inner;
+  const int64_t n = norm->size, first = row % norm->groups * (n / norm->inner);
   loops().centre32(n, at(x, row * n), x->dtype, 1, x->zero_point, q);
-  int64_t a = 0, b = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    a += q[i];
-    b += static_cast<int64_t>(q[i]) * q[i];
+  const bool bytes = x->dtype != KVANT_INT16;
+  Moments moments{};
+  for (int64_t i = 0; i < n; i += kNarrowSquares) {
+    loops().add_moments(std::min(kNarrowSquares, n - i), q + i, bytes, &moments);
   }
-  const float factor = norm_factor(norm, a, b);
-  const int64_t first = row % norm->groups * (n / inner);
-  for (int64_t c = 0; c < n / inner; ++c) {
-    const float g = gamma[first + c], offset = beta[first + c];
-    for (int64_t i = c * inner; i < (c + 1) * inner; ++i) {
-      const float t = static_cast<float>(n * q[i] - a) * factor;
-      values[i] = (t * g + offset) / norm->output_scale;
-    }
-  }
+  const float factor = norm_factor(norm, moments.sum, moments.squares);
+  const bool narrow = n <= (bytes ? kMostNarrowBytes : kMostNarrowShorts);
+  const Line line{n, norm->inner, moments.sum, factor, norm->output_scale, narrow};
+  loops().normalize(line, q, gamma + first, beta + first, values);
   loops().settle_float(n, values, target, y + row * n * size_of(target->dtype));
 }
 
@@ -206,7 +193,7 @@ extern "C" int32_t kvant_softmax(int64_t outer, int64_t size, int64_t inner, con
       const int64_t first = line / inner * size * inner + line % inner;
       uint8_t *to = static_cast<uint8_t *>(y) + first * element;
       loops().centre32(size, at(x, first), x->dtype, inner, 0, q);
-      softmax_line(size, q, exponentials, inverse_scale, shares);
+      loops().softmax(size, q, exponentials, inverse_scale, shares);
       loops().settle_float(size, shares, target, inner == 1 ? to : line_y);
       if (inner != 1 && element == 1) scatter<uint8_t>(size, line_y, inner, to);
       if (inner != 1 && element == 2) scatter<int16_t>(size, line_y, inner, to);
