@@ -171,6 +171,16 @@ def test_bad_inputs_are_refused_by_name(make, message):
         model(*make())
 
 
+def test_masked_elements_are_not_read():
+    """NumPy's masked arrays keep some number below the mask, and asarray gives it."""
+    model = QuantizedModel(small_network(), backend="reference")
+    x = np.ma.masked_greater(image(), 1e9)
+    np.testing.assert_array_equal(model(x)["heat"], model(image())["heat"])
+    x[0, 0, 0, 0] = np.ma.masked
+    with pytest.raises(InputError, match=r"'image'.*masked; fill them first: x.filled\(0\)"):
+        model(x)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_call_like_the_last_one_is_checked_as_the_first_was(backend):
     """Inputs like those of the last call take a shorter way, others must not."""

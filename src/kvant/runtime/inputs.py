@@ -154,6 +154,10 @@ def _check(graph: Graph, entry: Input, value: object) -> Array:
 
 
 def _to_numpy(entry: Input, value: object) -> Array:
+    if np.ma.is_masked(value):
+        raise InputError(
+            f"input {entry.name!r} is an array some of whose elements are masked; fill them first: x.filled(0)"
+        )
     try:
         return value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[attr-defined]
     except (TypeError, ValueError, RuntimeError) as error:
