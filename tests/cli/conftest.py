@@ -15,6 +15,8 @@ from kvant.cli.app import app
 from samples import Kvant, build_small_graph
 
 FACTORY = """
+import sys
+
 import torch
 
 
@@ -34,6 +36,10 @@ def broken():
 
 def build_number():
     return 3
+
+
+def leave():
+    sys.exit(0)
 """
 
 

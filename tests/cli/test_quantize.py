@@ -119,6 +119,7 @@ class TestMistakes:
         assert "gave a int" in message(f"{factory}:build_number")
         assert not (tmp_path / "a.kvant").exists()
 
+        assert f"{factory}:leave: SystemExit: 0 ({tmp_path / factory}.py:" in message(f"{factory}:leave")
     def test_of_the_weights(self, fail: Callable[..., str], factory: str, samples: Path, tmp_path: Path) -> None:
         def message(content: object) -> str:
             torch.save(content, tmp_path / "w.pth")
