@@ -40,6 +40,8 @@ class TestInfo:
         assert wrong.exit_code == 2
         assert "neither a number of bytes nor the word speed" in wrong.stderr
 
+        for budget in ("-1", "9" * 5000):
+            assert run("info", "--plan", "--memory-budget", budget, model_file).exit_code == 2
     def test_json(self, run: Kvant, model_file: Path) -> None:
         facts = json.loads(run("info", "--json", model_file).stdout)
         assert facts["operators"] == {"conv": 1, "dequantize": 1, "quantize": 1}

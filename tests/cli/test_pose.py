@@ -234,6 +234,7 @@ class TestVideo:
         assert "not a video" in fail("pose", "video", file, file, *out)
         assert "camera 987 cannot be opened" in fail("pose", "video", file, "987", *out)
         assert "9 cannot be opened: there are not so many" in fail("pose", "video", file, "9" * 20, *out)
+        assert "is not a file" in fail("pose", "video", file, "9" * 200, *out)
         both = ("--json", tmp_path / "out.mp4")
         assert "cannot be both the drawn video and the lines" in fail("pose", "video", file, walk, *out, *both)
         assert "must end in" in fail("pose", "video", file, walk, "-o", tmp_path / "out.txt", *NETWORK)

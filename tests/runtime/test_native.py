@@ -298,6 +298,7 @@ def test_the_binding_mirrors_the_header(lib):
         ({"KVANT_NUM_THREADS": "two"}, "KVANT_NUM_THREADS='two' is no number from 0 to 1024"),
         ({"KVANT_NUM_THREADS": "-1"}, "is no number"),
         ({"KVANT_NUM_THREADS": "1025"}, "is no number"),
+        ({"KVANT_NUM_THREADS": "9" * 5000}, "is no number"),
         ({"KVANT_ISA": "portable", "KVANT_NUM_THREADS": "0"}, ""),
         ({"KVANT_ISA": "", "KVANT_NUM_THREADS": ""}, ""),
     ],

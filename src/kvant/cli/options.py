@@ -83,8 +83,8 @@ def to_budget(text: str | None) -> int | Literal["speed"] | None:
     """
     if text is None or text == "speed":
         return text  # type: ignore[return-value]
-    if not text.isdecimal():
-        raise typer.BadParameter(f"{text!r} is neither a number of bytes nor the word speed")
+    if not text.isdecimal() or len(text) > 18:
+        raise typer.BadParameter(f"{text[:40]!r} is neither a number of bytes nor the word speed")
     return int(text)
 
 

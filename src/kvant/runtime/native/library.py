@@ -187,7 +187,7 @@ def _default_threads() -> int:
 
 
 def _is_count(text: str) -> bool:
-    return text.isdecimal() and int(text) <= _MOST_THREADS
+    return text.isdecimal() and len(text) < 10 and int(text) <= _MOST_THREADS  # Python reads no endless numbers
 
 
 def refusal(what: str, status: int) -> BackendError:
