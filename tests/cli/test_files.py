@@ -126,6 +126,15 @@ class TestRun:
         (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
         message = fail("run", model_file, tmp_path / "huge.npy", "-o", tmp_path / "out.npz")
         assert "not enough memory: " in message and "huge.npy cannot be read: Unable to allocate" in message
+        os.mkfifo(tmp_path / "pipe")
+        for out in (tmp_path / "pipe", tmp_path / ("a" * 300), "/proc/out.npz"):
+            assert "could not save" in fail("run", model_file, tmp_path / "in.npz", "-o", out)
+
+    def test_an_output_of_the_longest_name(self, run: Kvant, model_file: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
+        out = tmp_path / ("a" * 255)
+        assert run("run", model_file, tmp_path / "in.npz", "-o", out).exit_code == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "in.npz", "small.kvant"]
 
     def test_a_pipe_is_not_waited_for(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")

@@ -243,6 +243,7 @@ class TestMistakes:
         assert "is a folder" in fail("quantize", "nothing:here", *options, "-o", tmp_path)
 
 
+        assert "could not save" in fail("quantize", "nothing:here", *options, "-o", "/proc/a.kvant")
 class TestPictureSpec:
     def test_values(self) -> None:
         picture = np.zeros((10, 20, 3), np.uint8)

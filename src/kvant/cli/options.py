@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from kvant import SaveError
-from kvant.format import MAX_GOLDEN
+from kvant.format import MAX_GOLDEN, check_replaceable
 
 
 class Backend(StrEnum):
@@ -98,5 +98,4 @@ def check_writable(path: Path, *others: Path | None) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise SaveError(f"the folder {str(folder)!r} does not exist")
-    if path.is_dir():
-        raise SaveError(f"{str(path)!r} is a folder; give the name of a file")
+    check_replaceable(path)
