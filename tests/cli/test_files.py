@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import kvant
-from kvant.cli.output import clean
+from kvant.cli import arrays
+from kvant.cli.output import clean, print_table
 from kvant.format import Golden, write_file
 from samples import Kvant, build_small_graph
 
@@ -130,11 +131,21 @@ class TestRun:
         for out in (tmp_path / "pipe", tmp_path / ("a" * 300), "/proc/out.npz"):
             assert "could not save" in fail("run", model_file, tmp_path / "in.npz", "-o", out)
 
-    def test_an_output_of_the_longest_name(self, run: Kvant, model_file: Path, tmp_path: Path) -> None:
-        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
-        out = tmp_path / ("a" * 255)
-        assert run("run", model_file, tmp_path / "in.npz", "-o", out).exit_code == 0
-        assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "in.npz", "small.kvant"]
+    def test_a_file_that_unpacks_to_more_than_memory(
+        self, fail: Callable[..., str], model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        np.savez_compressed(tmp_path / "in.npz", x=np.zeros((1, 2, 1000, 1000), np.float32))
+        (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  7000 kB\n")
+        monkeypatch.setattr(arrays, "_MEMORY", tmp_path / "meminfo")
+        message = fail("run", model_file, tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+        assert "in.npz cannot be read: it unpacks to 8,000,128 bytes, and 7,168,000 are free" in message
+
+    def test_a_file_of_other_names_is_not_unpacked(
+        self, fail: Callable[..., str], model_file: Path, tmp_path: Path
+    ) -> None:
+        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32), y=np.array([{}], dtype=object))
+        message = fail("run", model_file, tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+        assert "holds x, y; the model takes x" in message
 
     def test_a_pipe_is_not_waited_for(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
