@@ -105,6 +105,13 @@ def test_a_reader_that_stops(model_file: Path) -> None:
     assert done.stderr == ""
 
 
+def test_letters_that_the_terminal_lacks(model_file: Path) -> None:
+    file = model_file.rename(model_file.with_name("Fuß 50%.kvant"))
+    done = command("info", file, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Fu\\xdf 50%.kvant" in done.stdout
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("info", "--help"), ("info", "a.kvant")])
 def test_a_disk_that_is_full(arguments: tuple[str, ...], model_file: Path) -> None:

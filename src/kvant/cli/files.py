@@ -138,6 +138,6 @@ def verify(file: options.File, backend: options.BackendOption = None) -> None:
     count = model.verify()
     print(f"{output.clean(file)}: checksum and structure are sound")
     if count:
-        print(f"{count} golden vector{'s' if count > 1 else ''} gave the same bits on the {model.backend} back end")
+        print(f"{output.counted(count, 'golden vector')} gave the same bits on the {model.backend} back end")
     else:
         print("the file holds no golden vectors, so no outputs were compared (kvant quantize --golden N adds some)")
