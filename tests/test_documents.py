@@ -49,6 +49,12 @@ def test_modules_are_there(document: Path) -> None:
         assert name in STAND_INS or any(file.endswith(f"/{name}") for file in files), name
 
 
+def test_every_module_of_quantization_is_on_the_map() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    modules = [path.stem for path in (ROOT / "src/kvant/quantization").glob("*.py") if path.stem != "__init__"]
+    assert [name for name in modules if f"`{name}`" not in text and f"/{name}.py`" not in text] == []
+
+
 def test_the_example_of_schemes_runs(tmp_path: Path) -> None:
     [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/schemes.md").read_text(), re.DOTALL)
     subprocess.run([sys.executable, "-c", f"import kvant\n{block}"], cwd=tmp_path, check=True)
