@@ -55,7 +55,7 @@ def _check_room(archive: zipfile.ZipFile) -> None:
 def _free_memory() -> int | None:
     """Bytes that the system could give; None where it does not say."""
     try:
-        lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
+        lines = dict(line.partition(":")[::2] for line in _MEMORY.read_text().splitlines())
     except OSError:
         return None
     return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
