@@ -54,7 +54,13 @@ class Person:
 
     @property
     def size(self) -> float:
-        """How large the person is, in pixels: the square root of the area of the box."""
+        """How large the person is, in pixels: the square root of the area of the box.
+
+        >>> points = np.zeros((18, 3), np.float32)
+        >>> points[:2] = (10, 10, 1), (40, 50, 1)
+        >>> round(Person(points, 1.0).size, 2)
+        34.64
+        """
         left, top, right, bottom = self.box
         return float(((right - left) * (bottom - top)) ** 0.5)
 
