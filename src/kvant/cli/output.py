@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,11 @@ _WIDTH, _LEAST_WIDTH = 160, 40
 def clean(text: object) -> str:
     """``text`` without characters that could steer a terminal: names in a file are written by others."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def help_of(command: Callable[..., None]) -> str:
+    """A command's docstring, each paragraph on a line of its own: typer shows line breaks as they are."""
+    return "\n\n".join(" ".join(each.split()) for each in (inspect.getdoc(command) or "").split("\n\n"))
 
 
 def megabytes(count: int) -> str:
