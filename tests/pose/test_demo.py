@@ -67,6 +67,19 @@ def test_folder_of_pictures(tmp_path: Path) -> None:
     assert [picture.shape for picture in found.read([1, 0])] == [(8, 9, 3)] * 2
 
 
+def test_names_that_differ_in_their_endings_only(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    assert pictures.folder_pictures(tmp_path).names == ("000_a", "001_a", "002_b")
+
+
+def test_a_folder_of_results_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--output", str(tmp_path / "file")]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("kvant demo: ") and "File exists" in message
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="nowhere is not a folder"):
         pictures.folder_pictures(tmp_path / "nowhere")
