@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -30,12 +31,14 @@ def read_inputs(path: Path, names: list[str]) -> list[np.ndarray[Any, Any]]:
     check_regular(path, InputError)
     with path.open("rb") as file:
         try:
+            _check_room(os.fstat(file.fileno()).st_size)
             content = np.load(file, allow_pickle=False)
             arrays: Mapping[str, np.ndarray[Any, Any]] = content
             if isinstance(content, np.ndarray):
                 arrays = {"arr_0": content}
             else:
-                _check_room(content.zip)
+                # No more is unpacked than the archive says.
+                _check_room(sum(entry.file_size for entry in content.zip.infolist()))
             return [arrays[name] for name in _in_order(list(arrays), names, path)]
         except MemoryError as error:
             raise MemoryError(f"{path} cannot be read: {error}") from error
@@ -45,11 +48,11 @@ def read_inputs(path: Path, names: list[str]) -> list[np.ndarray[Any, Any]]:
             raise InputError(f"{path} cannot be read as an .npz or .npy file of plain arrays: {error}") from error
 
 
-def _check_room(archive: zipfile.ZipFile) -> None:
-    """Refuse what would fill the memory; no more is unpacked than the archive says."""
-    needed, free = sum(entry.file_size for entry in archive.infolist()), _free_memory()
+def _check_room(needed: int) -> None:
+    """Refuse what would fill the memory."""
+    free = _free_memory()
     if free is not None and needed > free:
-        raise MemoryError(f"it unpacks to {needed:,} bytes, and {free:,} are free")
+        raise MemoryError(f"it holds {needed:,} bytes, and {free:,} are free")
 
 
 def _free_memory() -> int | None:
