@@ -8,13 +8,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import kvant
+import kvant.pose.estimator
 from kvant.cli.app import app
+from kvant.pose import NetworkSpec
 from samples import Kvant, build_small_graph
 
+from .known import FRAMES, HEIGHT, WIDTH, FloatNetwork, save, see
+
 FACTORY = """
+import sys
+
 import torch
 
 
@@ -34,6 +41,10 @@ def broken():
 
 def build_number():
     return 3
+
+
+def leave():
+    sys.exit(0)
 """
 
 
@@ -94,3 +105,44 @@ def pictures(tmp_path: Path) -> Path:
         (folder / name).write_bytes(cv2.imencode(Path(name).suffix.lower(), picture)[1].tobytes())
     (folder / "notes.txt").write_text("no picture")
     return folder
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file in name only: what would be read from it is `see`."""
+    monkeypatch.setattr(kvant.pose.estimator, "load", lambda path, **_: see)
+    monkeypatch.setattr(NetworkSpec, "build", lambda spec, weights: FloatNetwork())
+    path = tmp_path / "pose.kvant"
+    path.write_bytes(b"nothing")
+    return path
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """All kinds of pictures, and some that are none."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    colour = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    save(folder / "colour.png", colour)
+    save(folder / "grey.png", colour[:, :, 0])
+    save(folder / "alpha.png", np.dstack([colour, colour[:, :, 0]]))
+    cv2.imwrite(str(folder / "deep.png"), colour.astype(np.uint16) * 257)
+    save(folder / "turned.jpg", colour.transpose(1, 0, 2)[::-1], exif=exif)
+    save(folder / "tiny.bmp", colour[:1, :1])
+    save(folder / "wide.webp", colour[:3])
+    (folder / "half.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:900])
+    (folder / "text.png").write_text("no picture")
+    (folder / "notes.txt").write_text("ignored")
+    return folder
+
+
+@pytest.fixture
+def walk(tmp_path: Path) -> Path:
+    path = tmp_path / "walk.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (WIDTH, HEIGHT))
+    for number in range(FRAMES):
+        writer.write(np.full((HEIGHT, WIDTH, 3), 20 * number, np.uint8))
+    writer.release()
+    return path

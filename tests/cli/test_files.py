@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import kvant
-from kvant.cli.output import clean
+from kvant.cli import arrays
+from kvant.cli.output import clean, print_table
 from kvant.format import Golden, write_file
 from samples import Kvant, build_small_graph
 
@@ -39,6 +40,8 @@ class TestInfo:
         wrong = run("info", "--plan", "--memory-budget", "much", model_file)
         assert wrong.exit_code == 2
         assert "neither a number of bytes nor the word speed" in wrong.stderr
+        for budget in ("-1", "9" * 5000):
+            assert run("info", "--plan", "--memory-budget", budget, model_file).exit_code == 2
 
     def test_json(self, run: Kvant, model_file: Path) -> None:
         facts = json.loads(run("info", "--json", model_file).stdout)
@@ -61,6 +64,19 @@ class TestInfo:
         assert "\u202e" not in out
         assert "evil[2J[bold]\\u202e" in out.replace("\n", "")
         assert "\nkvant: error" not in out
+
+    def test_a_narrow_terminal(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """rich leaves out columns that find no room."""
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "5")
+        print_table("Title", ["first", "second", "third"], [("a" * 30, "b" * 30, "c" * 30)])
+        shown = capsys.readouterr().out
+        assert [shown.count(letter) - heading for letter, heading in (("a", 0), ("b", 0), ("c", 1))] == [30, 30, 30]
+
+    def test_words_are_set_to_the_left(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_table("Title", ["", "count"], [("3 of 12 layers", 5), ("all", 1000), ("", 2)])
+        assert "all              1,000" in capsys.readouterr().out
 
 
 class TestRun:
@@ -110,6 +126,15 @@ class TestRun:
         np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
         message = fail("run", model_file, tmp_path / "in.npz", "-o", tmp_path / "no" / "out.npz")
         assert "does not exist" in message
+        os.mkfifo(tmp_path / "pipe")
+        for out in (tmp_path / "pipe", tmp_path / ("a" * 300), "/proc/out.npz"):
+            assert "could not save" in fail("run", model_file, tmp_path / "in.npz", "-o", out)
+
+    def test_an_output_of_the_longest_name(self, run: Kvant, model_file: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
+        out = tmp_path / ("a" * 255)
+        assert run("run", model_file, tmp_path / "in.npz", "-o", out).exit_code == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "in.npz", "small.kvant"]
 
     def test_what_is_read_is_not_overwritten(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
         np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32))
@@ -124,6 +149,24 @@ class TestRun:
         (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
         message = fail("run", model_file, tmp_path / "huge.npy", "-o", tmp_path / "out.npz")
         assert "not enough memory: " in message and "huge.npy cannot be read: Unable to allocate" in message
+
+    def test_a_file_that_holds_more_than_memory(
+        self, fail: Callable[..., str], model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        np.savez_compressed(tmp_path / "in.npz", x=np.zeros((1, 2, 1000, 1000), np.float32))
+        (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  7000 kB\n")
+        monkeypatch.setattr(arrays, "_MEMORY", tmp_path / "meminfo")
+        np.save(tmp_path / "in.npy", np.zeros((1, 2, 1000, 1000), np.float32))
+        for name in ("in.npz", "in.npy"):
+            message = fail("run", model_file, tmp_path / name, "-o", tmp_path / "out.npz")
+            assert f"{name} cannot be read: it holds 8,000,128 bytes, and 7,168,000 are free" in message
+
+    def test_a_file_of_other_names_is_not_unpacked(
+        self, fail: Callable[..., str], model_file: Path, tmp_path: Path
+    ) -> None:
+        np.savez(tmp_path / "in.npz", x=np.zeros((1, 2, 3, 3), np.float32), y=np.array([{}], dtype=object))
+        message = fail("run", model_file, tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+        assert "holds x, y; the model takes x" in message
 
     def test_a_pipe_is_not_waited_for(self, fail: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
 import kvant
 from kvant.cli import files
+from kvant.cli.app import app
 from samples import Kvant, lose_ctrl_c_and_go_on
 
 POSE = ["quantize", "run", "video", "evaluate", "compare", "serve"]
@@ -57,6 +59,15 @@ def test_help(run: Kvant, name: str) -> None:
     result = run(*name.split(), "--help")
     assert result.exit_code == 0
     assert "Usage: " in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_paragraphs_of_help_are_not_broken_where_the_code_is(name: str) -> None:
+    command = get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    text = command.help or ""
+    assert text.endswith(".") and "\n" not in text.replace("\n\n", "") and "  " not in text
 
 
 @pytest.mark.parametrize("arguments", [(), ("nothing",), ("info",), ("info", "--what", "x"), ("run", "a.kvant")])
@@ -103,6 +114,13 @@ def test_a_reader_that_stops(model_file: Path) -> None:
     done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert done.stderr == ""
+
+
+def test_letters_that_the_terminal_lacks(model_file: Path) -> None:
+    file = model_file.rename(model_file.with_name("Fuß 50%.kvant"))
+    done = command("info", file, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Fu\\xdf 50%.kvant" in done.stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -35,7 +35,13 @@ def test_lines_scale_with_the_picture() -> None:
 
 
 def test_people_beyond_the_border_are_clipped() -> None:
-    draw_people(np.zeros((8, 8, 3), np.uint8), [Person(standing(-50, -50, 300, 300), 1.0)])
+    """As if the picture was cut out of a larger one, but for what OpenCV smooths next to the border."""
+    person = standing(-10, -10, 40, 60)
+    small = draw_people(np.zeros((24, 24, 3), np.uint8), [Person(person, 1.0)])
+    large = draw_people(np.zeros((100, 100, 3), np.uint8), [Person(person + np.float32([20, 20, 0]), 1.0)])
+    inside = small[2:-2, 2:-2]
+    assert inside.any()
+    np.testing.assert_array_equal(inside, large[22:42, 22:42])
 
 
 @pytest.mark.parametrize("far", [1e8, -1e9, 3e38])

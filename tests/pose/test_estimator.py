@@ -219,7 +219,8 @@ def test_a_file_that_does_not_say_what_it_holds(tmp_path: Any) -> None:
     kvant.quantize(net, image, calibration=[image]).save(tmp_path / "plain.kvant")
     with pytest.raises(FormatError, match="does not say which pose network"):
         PoseEstimator(tmp_path / "plain.kvant")
-    assert PoseEstimator(tmp_path / "plain.kvant", network=SPEC).detect(PICTURE) is not None
+    [maps] = PoseEstimator(tmp_path / "plain.kvant", network=SPEC).maps(PICTURE)
+    assert len(maps.heat) == 19 and len(maps.paf) == 38
 
 
 def test_a_name_must_be_that_of_what_the_file_describes(user_file: Path) -> None:

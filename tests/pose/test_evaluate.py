@@ -149,7 +149,7 @@ def test_missing_pycocotools_is_said(dataset: Path, monkeypatch: pytest.MonkeyPa
         return original(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependencyError, match="pip install pycocotools"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kvant\[pose\]'"):
         evaluate_coco(PERFECT, dataset, dataset / "annotations.json")
 
 

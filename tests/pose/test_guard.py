@@ -10,8 +10,8 @@ from kvant.pose.guard import UPLOAD, Guard, Message, Receive, Scope, Send
 LARGEST = 1000
 
 
-def status(guard: Guard, body: bytes = b"picture") -> int:
-    """The answer to an upload."""
+def status(guard: Guard, body: bytes = b"picture", length: bytes | None = None) -> int:
+    """The answer to an upload, of so many bytes as it says itself."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -20,7 +20,8 @@ def status(guard: Guard, body: bytes = b"picture") -> int:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": UPLOAD, "headers": [(b"host", b"localhost")]}
+    headers = [(b"host", b"localhost"), *([] if length is None else [(b"content-length", length)])]
+    scope = {"type": "http", "method": "POST", "path": UPLOAD, "headers": headers}
     asyncio.run(guard(scope, receive, send))
     return int(sent[0]["status"])
 
@@ -66,4 +67,8 @@ def test_uploads_on_their_way_count(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large(tmp_path: Path) -> None:
-    assert status(Guard(answers, tmp_path, LARGEST, loopback=True), bytes(LARGEST + 64_001)) == 413
+    guard = Guard(answers, tmp_path, LARGEST, loopback=True)
+    assert status(guard, bytes(LARGEST + 64_001)) == 413
+    assert status(guard, length=b"7") == 200
+    for length in (b"%d" % (LARGEST + 64_001), b"9" * 5000, b"-1", b"seven"):
+        assert status(guard, length=length) == 413

@@ -1,4 +1,4 @@
-"""The guide's Python runs, its commands exist, and its links lead somewhere."""
+"""The guide's Python runs, and it tells of every command."""
 
 from __future__ import annotations
 
@@ -65,24 +65,8 @@ def test_a_real_file_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.pose.png").exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_and_their_options_exist(command: str) -> None:
-    words = command.split()
-    known = CliRunner().invoke(app, [*words[1:3], "--help"], env={"COLUMNS": "200"}).output
-    assert "Usage" in known
-    for word in words[3:]:
-        if word.startswith("-"):
-            assert word in known, word
-
-
 def test_every_command_is_told_of() -> None:
     listed = CliRunner().invoke(app, ["pose", "--help"]).output
     names = {"quantize", "run", "video", "evaluate", "compare", "serve"}
     assert all(name in listed for name in names)
     assert {command.split()[2] for command in COMMANDS} == names
-
-
-def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
-    assert links
-    assert [link for link in links if not (GUIDE.parent / link).exists()] == []

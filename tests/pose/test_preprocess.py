@@ -96,6 +96,12 @@ def test_arrays_that_are_no_picture_are_refused(picture: np.ndarray) -> None:
         prepare(picture, THIN)
 
 
+def test_masked_pixels_are_no_pixels() -> None:
+    np.testing.assert_array_equal(as_picture(np.ma.masked_array(gradient())), gradient())
+    with pytest.raises(ImageError, match=r"masked: fill them first, with picture.filled\(255\)"):
+        as_picture(np.ma.masked_greater(gradient(), 100))
+
+
 def test_grey_and_transparent_arrays_are_understood() -> None:
     grey = gradient()[:, :, 0]
     expected = np.repeat(grey[:, :, np.newaxis], 3, axis=2)

@@ -228,6 +228,9 @@ def test_addresses() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.1", "example.com")))
     with open_socket("127.0.0.1", 0) as taken, pytest.raises(InputError, match=r"cannot listen at 127\.0\.0\.1, port"):
         open_socket("127.0.0.1", taken.getsockname()[1])
+    for host in ("..", "a" * 300, "999.1.1.1", ""):
+        with pytest.raises(InputError, match="choose another --port or --host"):
+            open_socket(host, 0)
     with pytest.raises(InputError, match="choose another --port"):
         open_socket("203.0.113.7", 0)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kvant.quantization import memory
 from kvant.quantization.memory import Spare, resident_bytes
 
 PIECE, COUNT = 1 << 16, 2000
@@ -27,3 +29,10 @@ def test_what_is_freed_between_pieces_in_use_is_given_back() -> None:
     spare.give_back(PIECE * COUNT // 4)
     assert resident_bytes() < before - PIECE * COUNT // 2
     assert all(piece.sum() == PIECE for piece in kept)
+
+
+def test_a_sandbox_that_shows_no_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_STATE", tmp_path / "statm")
+    spare = Spare()
+    spare.keep()
+    spare.give_back(0)

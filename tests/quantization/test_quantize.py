@@ -256,6 +256,7 @@ class TestBadInput:
             (torch.zeros(1, 3, 32, 32, dtype=torch.float64), "float64"),
             (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8"),
             ((torch.zeros(1, 3, 32, 32), torch.tensor([1])), "2 tensors"),
+            (np.ma.masked_less(np.zeros((1, 3, 32, 32), np.float32), 1), "masked; fill them first"),
             ("picture.jpg", "str"),
             ({"y": torch.zeros(1, 3, 32, 32)}, "holds y; the model takes x, so x is missing"),
             (torch.zeros(1, 3, 32, 32).to_sparse(), "not dense"),

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -80,6 +81,15 @@ def test_every_recipe_comes_back(recipe: Recipe) -> None:
     text = recipe.to_toml()
     tomllib.loads(text)
     assert Recipe.from_toml(text) == recipe
+
+
+def test_numbers_of_numpy() -> None:
+    """A float64 is a float, and was written as 'np.float64(20.0)', which no reader knows."""
+    recipe = Recipe(WeightScheme(bits=np.int64(4)), target_sqnr=np.float64(20), samples=np.int64(3), center=np.bool_(1))
+    assert recipe == Recipe(WeightScheme(bits=4), target_sqnr=20.0, samples=3, center=True)
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    with pytest.raises(kvant.RecipeError, match=r"target_sqnr=nan\): expected a number"):
+        Recipe(target_sqnr=np.float32("nan"))  # type: ignore[arg-type]
 
 
 def test_a_recipe_reads_like_this(tmp_path: Path) -> None:

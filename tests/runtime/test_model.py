@@ -113,13 +113,14 @@ BAD = [
     (lambda: (image((1, 4, 16, 24)),), r"'image' has shape 1 x 4 x 16 x 24, expected batch x 3 x height x width"),
     (lambda: (image().astype(np.float64),), r"dtype float64, expected float32; convert it with \.astype"),
     (lambda: (torch.from_numpy(image()).half(),), "dtype float16"),
-    (lambda: (torch.from_numpy(image()).bfloat16(),), "cannot be read"),
+    (lambda: (torch.from_numpy(image()).bfloat16(),), "cannot be read.*; give a dense tensor of torch.float32"),
     (lambda: (image().astype(np.uint8),), "dtype uint8"),
     (lambda: (np.zeros((0, 3, 16, 24), np.float32),), "is empty"),
     (lambda: (np.full((1, 3, 8, 8), np.nan, np.float32),), "NaN or infinity"),
     (lambda: (np.full((1, 3, 8, 8), -np.inf, np.float32),), "NaN or infinity"),
     (lambda: (np.full((1, 3, 1, 1), 1, np.float32),), "maxpool 'pooled'"),
-    (lambda: ("a string",), "rank 0"),
+    (lambda: ("a string",), "'image' is a str, expected an array of float32"),
+    (lambda: (None,), "'image' is a NoneType, expected an array"),
     (lambda: ([[1], [2, 3]],), "cannot be read"),
     (lambda: (), "'image' is missing"),
     (lambda: (image(), image()), "2 inputs were given"),
@@ -169,6 +170,16 @@ def test_bad_inputs_are_refused_by_name(make, message):
     model = QuantizedModel(small_network(), backend="reference")
     with pytest.raises(InputError, match=message):
         model(*make())
+
+
+def test_masked_elements_are_not_read():
+    """NumPy's masked arrays keep some number below the mask, and asarray gives it."""
+    model = QuantizedModel(small_network(), backend="reference")
+    x = np.ma.masked_greater(image(), 1e9)
+    np.testing.assert_array_equal(model(x)["heat"], model(image())["heat"])
+    x[0, 0, 0, 0] = np.ma.masked
+    with pytest.raises(InputError, match=r"'image'.*masked; fill them first: x.filled\(0\)"):
+        model(x)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

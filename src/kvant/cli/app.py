@@ -78,8 +78,6 @@ def _frame(
     output.show_warnings_briefly()
 
 
-app.command("quantize")(quantize.quantize)
-app.command("info")(files.info)
-app.command("run")(files.run)
-app.command("verify")(files.verify)
+for command in (quantize.quantize, files.info, files.run, files.verify):
+    app.command(help=output.help_of(command))(command)
 app.add_typer(pose.app, name="pose")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant import CalibrationError
-from kvant.cli.arrays import by_input, read_arrays
+from kvant.cli.arrays import read_inputs
 from kvant.cli.pictures import CalibrationPictures
 
 Array = npt.NDArray[Any]
@@ -84,7 +84,7 @@ def open_calibration(
         from kvant.pose import find_pictures
 
         return CalibrationPictures(find_pictures([source])[:limit], partial(map, spec.apply))
-    arrays = by_input(read_arrays(source), names, source)
+    arrays = read_inputs(source, names)
     lengths = sorted({len(array) if array.ndim else 0 for array in arrays})
     if len(lengths) != 1 or lengths[0] == 0:
         raise CalibrationError(

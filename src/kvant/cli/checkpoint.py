@@ -73,7 +73,8 @@ def _guard(target: str, call: Callable[[], Any]) -> Any:
         return call()
     except KvantError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself ends no command
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({last.filename}:{last.lineno})" if last.filename != __file__ else ""
-        raise FactoryError(f"{target}: {type(error).__name__}: {error}{where}") from error
+        words = ": ".join(filter(None, (type(error).__name__, str(error))))
+        raise FactoryError(f"{target}: {words}{where}") from error

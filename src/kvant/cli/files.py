@@ -12,7 +12,7 @@ import typer
 
 import kvant
 from kvant.cli import options, output
-from kvant.cli.arrays import by_input, read_arrays, write_arrays
+from kvant.cli.arrays import read_inputs, write_arrays
 from kvant.cli.describe import Description, describe
 from kvant.format import read_file
 from kvant.graph import Structure
@@ -95,7 +95,7 @@ def run(
     """Run a file on arrays. Several outputs are named as the model names them, or output_0, output_1..."""
     options.check_writable(out, file, inputs)
     model = kvant.load(file, backend=backend, memory_budget=options.to_budget(memory_budget))
-    arrays = by_input(read_arrays(inputs), [entry.name for entry in model.graph.inputs], inputs)
+    arrays = read_inputs(inputs, [entry.name for entry in model.graph.inputs])
     outputs = name_outputs(model.graph.structure, model(*arrays))
     write_arrays(out, outputs)
     for name, value in outputs.items():
@@ -138,6 +138,6 @@ def verify(file: options.File, backend: options.BackendOption = None) -> None:
     count = model.verify()
     print(f"{output.clean(file)}: checksum and structure are sound")
     if count:
-        print(f"{count} golden vector{'s' if count > 1 else ''} gave the same bits on the {model.backend} back end")
+        print(f"{output.counted(count, 'golden vector')} gave the same bits on the {model.backend} back end")
     else:
         print("the file holds no golden vectors, so no outputs were compared (kvant quantize --golden N adds some)")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from kvant import SaveError
-from kvant.format import MAX_GOLDEN
+from kvant.format import MAX_GOLDEN, check_replaceable
 
 
 class Backend(StrEnum):
@@ -83,8 +83,8 @@ def to_budget(text: str | None) -> int | Literal["speed"] | None:
     """
     if text is None or text == "speed":
         return text  # type: ignore[return-value]
-    if not text.isdecimal():
-        raise typer.BadParameter(f"{text!r} is neither a number of bytes nor the word speed")
+    if not text.isdecimal() or len(text) > 18:
+        raise typer.BadParameter(f"{text[:40]!r} is neither a number of bytes nor the word speed")
     return int(text)
 
 
@@ -98,5 +98,4 @@ def check_writable(path: Path, *others: Path | None) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise SaveError(f"the folder {str(folder)!r} does not exist")
-    if path.is_dir():
-        raise SaveError(f"{str(path)!r} is a folder; give the name of a file")
+    check_replaceable(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +23,18 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+# Columns of a table: where nobody looks at it on a terminal, and at least, for rich leaves out what finds no room.
+_WIDTH, _LEAST_WIDTH = 160, 40
+
 
 def clean(text: object) -> str:
     """``text`` without characters that could steer a terminal: names in a file are written by others."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def help_of(command: Callable[..., None]) -> str:
+    """A command's docstring, each paragraph on a line of its own: typer shows line breaks as they are."""
+    return "\n\n".join(" ".join(each.split()) for each in (inspect.getdoc(command) or "").split("\n\n"))
 
 
 def megabytes(count: int) -> str:
@@ -68,13 +77,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     shown = [[value if isinstance(value, str) else f"{value:,}" for value in row] for row in rows]
     for index, column in enumerate(columns):
-        numeric = any(row[index][:1].isdigit() for row in shown)
+        numeric = all(row[index][:1].isdigit() for row in shown if row[index])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in shown:
         table.add_row(*(Text(clean(value)) for value in row))
     console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _WIDTH
     print(f"\n{title}\n")
     console.print(table)
 

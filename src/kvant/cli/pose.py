@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from kvant.cli.output import help_of
 from kvant.cli.pose_compare import compare
 from kvant.cli.pose_evaluate import evaluate
 from kvant.cli.pose_quantize import quantize
@@ -13,4 +14,4 @@ from kvant.cli.pose_video import video
 
 app = typer.Typer(help="Pose estimation with OpenPose networks.", no_args_is_help=True)
 for command in (quantize, run, video, evaluate, compare, serve):
-    app.command()(command)
+    app.command(help=help_of(command))(command)

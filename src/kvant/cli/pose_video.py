@@ -49,7 +49,8 @@ def video(
         if target is not None:
             options.check_writable(target, file)
     estimator = open_file(file, network, height, scales, backend, memory_budget)
-    with pose.Video(int(source) if source.isdecimal() else source) as opened:
+    is_camera = source.isdecimal() and len(source) < 100
+    with pose.Video(int(source) if is_camera else source) as opened:
         total = min(filter(None, (opened.frames, frames)), default=None)
         with _stops_with_ctrl_c(opened), output.progress("frames", total) as advance:
             report = pose.process_video(estimator, opened, drawn, lines, frames, lambda _: advance())

@@ -32,7 +32,7 @@ class Color(StrEnum):
 
 _MOST_VALUES = 2**32  # of an example
 _LARGE = 1e6  # of means and deviations of what is 0 to 1
-_SHAPE = re.compile(r"(\d+(?:,\d+)*)(?::(float32|int64))?")
+_SHAPE = re.compile(r"([1-9][0-9]{0,18}(?:,[1-9][0-9]{0,18})*)(?::(float32|int64))?")
 
 
 def parse_shape(text: str) -> tuple[tuple[int, ...], Literal["float32", "int64"]]:
@@ -44,7 +44,7 @@ def parse_shape(text: str) -> tuple[tuple[int, ...], Literal["float32", "int64"]
     ((1, 128), 'int64')
     """
     found = _SHAPE.fullmatch(text.replace(" ", ""))
-    if found is None or "0" in found[1].split(","):
+    if found is None:
         raise typer.BadParameter(f"{text!r} is no shape; write it as 1,3,224,224 or 1,128:int64")
     shape = tuple(int(size) for size in found[1].split(","))
     if math.prod(shape) > _MOST_VALUES:

@@ -3,7 +3,7 @@
 A .kvant file is a valid safetensors file. docs/file-format.md describes it.
 """
 
-from kvant.format.atomic import check_regular, explained, replacing, write_atomically
+from kvant.format.atomic import check_regular, check_replaceable, explained, replacing, write_atomically
 from kvant.format.contents import Contents, FileInfo, Golden, check_metadata
 from kvant.format.file import FEATURES, VERSION, from_bytes, read_file, to_bytes, write_file
 from kvant.format.limits import MAX_GOLDEN
@@ -17,6 +17,7 @@ __all__ = [
     "Golden",
     "check_metadata",
     "check_regular",
+    "check_replaceable",
     "explained",
     "from_bytes",
     "read_file",

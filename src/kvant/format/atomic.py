@@ -68,6 +68,16 @@ def explained(
         raise failure from error
 
 
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Find out before long work that ``write_atomically`` could not write there; for a moment a file is beside it.
+
+    Raises:
+        SaveError: the folder does not exist or is not writable, the disk is full...
+    """
+    with explained(path):
+        _create_beside(Path(os.path.realpath(path)), ".tmp").unlink()
+
+
 def check_regular(path: str | os.PathLike[str], error: type[KvantError]) -> None:
     """Raise ``error`` for what could be waited for, or read, without an end; opening names what does not exist."""
     try:

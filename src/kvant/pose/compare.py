@@ -30,7 +30,7 @@ class Difference:
 
     Numbers count the people of each model from 0, best first. `parts_both` were found by both models, `parts_same` of
     these lie at the same place. Distances are between parts that both found, in pixels of the picture; `share` is the
-    mean distance over the person's scale, the square root of the area of the box around the reference's key points.
+    mean distance over the size (`Person.size`) that the reference gives the person, or over a pixel if that is more.
     """
 
     reference: int | None
@@ -133,8 +133,6 @@ def _parts(person: Person) -> int:
 def _difference(row: int, person: Person, column: int, other: Person, same: int) -> Difference:
     both = person.found & other.found
     distance = np.hypot(*(person.keypoints[both, :2] - other.keypoints[both, :2]).T)
-    left, top, right, bottom = person.box
-    scale = max(1.0, ((right - left) * (bottom - top)) ** 0.5)
     return Difference(
         reference=row,
         other=column,
@@ -144,7 +142,7 @@ def _difference(row: int, person: Person, column: int, other: Person, same: int)
         parts_same=same,
         mean_px=round(float(distance.mean()), 3),
         max_px=round(float(distance.max()), 3),
-        share=round(float(distance.mean()) / scale, 5),
+        share=round(float(distance.mean()) / max(1.0, person.size), 5),
         score_reference=person.score,
         score_other=other.score,
     )

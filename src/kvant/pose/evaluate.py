@@ -139,7 +139,7 @@ def _load_coco(path: str | PathLike[str]) -> Any:
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
-        raise MissingDependencyError("evaluation on COCO needs pycocotools: pip install pycocotools") from error
+        raise MissingDependencyError("evaluation on COCO needs pycocotools: pip install 'kvant[pose]'") from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(path))
@@ -211,9 +211,9 @@ def keypoint_agreement(
 ) -> Agreement:
     """Count the key points of `reference_people` that `other_people`, of the same picture, have at the same place.
 
-    The same place is within `tolerance` of the reference person's scale, the square root of the area of the box around
-    its key points (and at least one pixel). People are matched greedily, those with most key points in common first;
-    a person counts as found if at least half of its key points are.
+    The same place is within `tolerance` of the size (`Person.size`) of the reference person (and at least one pixel).
+    People are matched greedily, those with most key points in common first; a person counts as found if at least half
+    of its key points are.
 
     >>> keypoint_agreement([], []).share
     1.0
@@ -243,7 +243,6 @@ def match_people(
 
 
 def _common(reference: Person, other: Person, tolerance: float) -> int:
-    left, top, right, bottom = reference.box
-    limit = max(1.0, tolerance * ((right - left) * (bottom - top)) ** 0.5)
+    limit = max(1.0, tolerance * reference.size)
     distance = np.hypot(*(reference.keypoints[:, :2] - other.keypoints[:, :2]).T)
     return int((reference.found & other.found & (distance <= limit)).sum())

@@ -157,7 +157,7 @@ class Guard:
         if not self._is_known(scope["path"]):
             return 404, "no such page"
         length = headers.get(b"content-length", "0")
-        if not length.isdecimal() or int(length) > self._most_bytes(scope["path"]):
+        if not length.isdecimal() or len(length) > 18 or int(length) > self._most_bytes(scope["path"]):
             return 413, _TOO_MUCH
         return None
 

@@ -52,6 +52,18 @@ class Person:
         (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return left, top, right, bottom
 
+    @property
+    def size(self) -> float:
+        """How large the person is, in pixels: the square root of the area of the box.
+
+        >>> points = np.zeros((18, 3), np.float32)
+        >>> points[:2] = (10, 10, 1), (40, 50, 1)
+        >>> round(Person(points, 1.0).size, 2)
+        34.64
+        """
+        left, top, right, bottom = self.box
+        return float(((right - left) * (bottom - top)) ** 0.5)
+
     def to_coco(self) -> Float32Array:
         """Return the 17 key points of COCO, in COCO's order: 17 x 3, float32, x, y, confidence."""
         return self.keypoints[list(COCO_FROM_PARTS)]

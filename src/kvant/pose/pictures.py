@@ -116,11 +116,13 @@ def as_picture(image: NDArray[Any]) -> Picture:
     """Return an array as a BGR picture, H x W x 3, uint8, contiguous.
 
     Grey (H x W or H x W x 1) becomes BGR, BGRA is shown on white. Raises ImageError for any other shape, for another
-    type than uint8, which leaves open what white is, and for a picture without pixels.
+    type than uint8, which leaves open what white is, for a picture without pixels, and for one whose pixels are masked.
 
     >>> as_picture(np.zeros((4, 6), np.uint8)).shape
     (4, 6, 3)
     """
+    if np.ma.is_masked(image):
+        raise ImageError("some of the picture's pixels are masked: fill them first, with picture.filled(255) for white")
     array = np.asarray(image)
     channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
     if channels not in (1, 3, 4) or array.dtype != np.uint8 or array.size == 0:

@@ -112,8 +112,9 @@ def open_socket(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port") from error
+    except (OSError, UnicodeError) as error:  # the latter of what is no name at all, such as ".."
+        reason = error.strerror if isinstance(error, OSError) else "this is no address"
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; choose another --port or --host") from error
 
 
 def _run(app: Guard, listening: socket.socket, ready: Callable[[], None]) -> None:

@@ -77,6 +77,8 @@ def _tensor(name: str, type: TensorType, value: Any) -> torch.Tensor:
 
 def _from_numpy(name: str, value: np.ndarray) -> torch.Tensor:
     """As a tensor; torch takes neither reversed axes nor other orders of bytes, and warns of what is read-only."""
+    if np.ma.is_masked(value):
+        raise CalibrationError(f"calibration input {name!r} has elements that are masked; fill them first: x.filled(0)")
     array = value.astype(value.dtype.newbyteorder("="), copy=False)
     if not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvant.errors import QuantizationError
 from kvant.graph import FLOAT32, PRELU, Graph, Node, Quantization, TensorType, example_shapes, infer_shapes, ops
-from kvant.quantization.ranges import activation_type
+from kvant.quantization.ranges import activation_type, scale_of
 from kvant.quantization.simulate import Plan
 from kvant.quantization.tables import pointwise_table, quantize_array, softmax_table
 from kvant.quantization.ties import moved_inputs, moves
@@ -139,7 +139,7 @@ class _Converter:
         if node.inputs[1] not in self.source.constants:
             raise QuantizationError(f"{node.describe()}: its weight is not a constant")
         weight, bias = self.weights[node.output], self.biases.get(node.output)
-        scale = _scale(source)
+        scale = scale_of(source)
         if bias is not None:
             weight = fit_bias(self.source.constants[node.inputs[1]], weight, bias, scale)
         weight = fit_sums(self.source.constants[node.inputs[1]], weight, bias, source)
@@ -189,7 +189,7 @@ class _Converter:
         zero = self._constant(f"{name}.zero", np.zeros(1, np.int16), source.quantization)
         factors = _symmetric16(1.0, below)
         weights = self._constant(f"{name}.slope", quantize_array(below, factors), factors.quantization)
-        product = _symmetric16(32768 * _scale(source), below)
+        product = _symmetric16(32768 * scale_of(source), below)
         negative = self.target.add_node(
             ops.Binary("min"), [x, zero], self._free(f"{name}.negative"), source, node.source
         )
@@ -233,10 +233,6 @@ def _symmetric16(factor: float, values: np.ndarray) -> TensorType:
     """int16 for `factor` times each of `values`."""
     largest = factor * float(np.abs(values).max(initial=0.0))
     return activation_type((-largest, largest), 16)
-
-
-def _scale(type: TensorType) -> float:
-    return type.quantization.scale[0] if type.quantization is not None else 1.0
 
 
 _Handler = Callable[[_Converter, Node], tuple[ops.AnyOp, list[str]]]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from kvant.graph import Graph, Node, Quantization, TensorType, evaluate_program, ops
+from kvant.quantization.ranges import scale_of
 from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.ties import makes_values, moved_inputs, moves
 
@@ -32,8 +33,7 @@ def given_types(graph: Graph, group_of: dict[str, str]) -> dict[str, TensorType]
 
 def fits(type: TensorType, scheme: ActivationScheme) -> bool:
     """Whether integers of ``type``, whose zero point is 0, are what ``scheme`` asks for."""
-    scale = 1.0 if type.quantization is None else type.quantization.scale[0]
-    return scheme.bits >= 8 and (scheme.form != "power_of_two" or math.frexp(scale)[0] == 0.5)
+    return scheme.bits >= 8 and (scheme.form != "power_of_two" or math.frexp(scale_of(type))[0] == 0.5)
 
 
 def _is_mask(graph: Graph, node: Node, of_masks: bool) -> bool:

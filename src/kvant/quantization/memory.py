@@ -18,6 +18,7 @@ import numpy as np
 SPARE = 128 << 20
 # Once glibc has seen a block of this size freed (its limit is 32 MB), it keeps twice as much at the end of each heap.
 _LARGEST_BLOCK = (32 << 20) - (64 << 10)
+_STATE = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -25,7 +26,8 @@ class Spare:
     """Gives freed memory back whenever the process has grown by some bytes since the last time; only with glibc."""
 
     def __init__(self) -> None:
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        knows = sys.platform == "linux" and _STATE.exists()  # a sandbox may have no /proc
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if knows else None
         self._lock = Lock()
         self._least = 0
 
@@ -53,4 +55,4 @@ class Spare:
 
 def resident_bytes() -> int:
     """Bytes of the process that are in memory."""
-    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * _PAGE
+    return int(_STATE.read_text("ascii").split()[1]) * _PAGE

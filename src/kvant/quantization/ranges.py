@@ -178,7 +178,7 @@ def _best_share(pooled: Pooled, full: Range, scheme: ActivationScheme) -> Range:
         type_ = activation_type(candidate, scheme.bits, scheme.form)
         low, high = real_range(type_)
         measure = pooled.cosine_error if scheme.range == "cosine" else pooled.squared_error
-        errors.append(measure(low, high, _scale_of(type_)))
+        errors.append(measure(low, high, scale_of(type_)))
     return candidates[int(np.argmin(errors))]
 
 
@@ -227,7 +227,7 @@ def real_range(type: TensorType) -> Range:
     """The smallest and the largest real that a type's integers stand for."""
     low, high = type.integer_range()
     zero = 0 if type.quantization is None else type.quantization.zero_point
-    return (low - zero) * _scale_of(type), (high - zero) * _scale_of(type)
+    return (low - zero) * scale_of(type), (high - zero) * scale_of(type)
 
 
 def with_share(type: TensorType, share: float) -> TensorType:
@@ -243,7 +243,8 @@ def with_share(type: TensorType, share: float) -> TensorType:
     return replace(type, quantization=replace(quantization, scale=scale))
 
 
-def _scale_of(type: TensorType) -> float:
+def scale_of(type: TensorType) -> float:
+    """What one integer of a type stands for; 1 for integers without a scale."""
     return 1.0 if type.quantization is None else type.quantization.scale[0]
 
 

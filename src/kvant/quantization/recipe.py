@@ -225,6 +225,10 @@ class Recipe:
         named = [rule.activations for rule in self.rules if rule.activations is not None and rule.applies(name, node)]
         return named[-1] if named else None
 
+    def is_wide(self, name: str, node: Node | None) -> bool:
+        """Whether a tensor, the output of ``node`` or an input, is to have 16 bits."""
+        return any(Rule(pattern).applies(name, node) for pattern in self.wide)
+
     def check_rules(self, graph: Graph) -> None:
         """Refuse rules that are about nothing in ``graph``.
 
@@ -238,7 +242,7 @@ class Recipe:
         for pattern in self.skip:
             found = [node for name, node in tensors if Rule(pattern).applies(name, node)]
             if not found:
-                raise _about_nothing("Recipe(skip=...)", pattern, tensors)
+                raise about_nothing("Recipe(skip=...)", pattern, tensors)
             if not _any_weighted(found):
                 raise RecipeError(
                     f"Recipe(skip=...): {pattern!r} names no convolution and no linear layer, and nothing else runs in "
@@ -289,7 +293,7 @@ def _check_rule(rule: Rule, tensors: list[tuple[str, Node | None]]) -> None:
         raise RecipeError(f"Rule({rule.pattern!r}) says nothing; use weights=, activations= or arithmetic= with it")
     found = [node for name, node in tensors if rule.applies(name, node)]
     if not found:
-        raise _about_nothing("Recipe(rules=...)", rule.pattern, tensors, rule.kind)
+        raise about_nothing("Recipe(rules=...)", rule.pattern, tensors, rule.kind)
     if (rule.weights is not None or rule.arithmetic) and not _any_weighted(found):
         wish = f"arithmetic={rule.arithmetic!r}" if rule.arithmetic else f"weights of {rule.weights.bits} bits"  # type: ignore[union-attr]
         raise RecipeError(
@@ -298,7 +302,7 @@ def _check_rule(rule: Rule, tensors: list[tuple[str, Node | None]]) -> None:
         )
 
 
-def _about_nothing(
+def about_nothing(
     where: str, pattern: str, tensors: list[tuple[str, Node | None]], kind: str | None = None
 ) -> RecipeError:
     """The error of a pattern that nothing matches, with the nearest that something does."""

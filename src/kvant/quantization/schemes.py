@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+import numpy as np
+
 from kvant.errors import RecipeError
 
 WeightBits = Literal[16, 8, 4, 3, 2, 1]
@@ -173,12 +175,17 @@ class ActivationScheme:
 def check_choices(record: Any) -> None:
     """Check the fields of a dataclass that have a list of values, or are a truth value, a number or None.
 
+    NumPy's numbers become Python's, which files of recipes know.
+
     Raises:
         RecipeError: naming the field, what was given, and what may be given.
     """
     hints = get_type_hints(type(record))
     for field in fields(record):
         hint, value = hints[field.name], getattr(record, field.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(record, field.name, value)
         choices = [choice for choice in get_args(hint) if isinstance(choice, str | int)]
         if choices:
             # True == 1, but is no number of bits.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from statistics import fmean
 
 import numpy as np
@@ -108,7 +107,9 @@ def _groups(graph: Graph, recipe: Recipe) -> Iterator[_Group]:
         linear = [node for node in consumers[norm.output] if _multiplies(graph, node, norm.output)]
         kinds = {recipe.layer_arithmetic(node) for node in linear}
         scheme = recipe.activation_rule(norm.output, norm) or recipe.activations
-        if kinds == {"dynamic"} or (kinds == {"integer"} and scheme.bits <= 8 and not _wide(norm, recipe)):
+        if kinds == {"dynamic"} or (
+            kinds == {"integer"} and scheme.bits <= 8 and not recipe.is_wide(norm.output, norm)
+        ):
             bits = {min(recipe.weight_scheme(node).bits, 8) for node in linear}
             by_row = kinds == {"dynamic"}
             yield _Group(norm, tuple(linear), by_row, 8 if by_row else scheme.bits, min(bits))
@@ -117,10 +118,6 @@ def _groups(graph: Graph, recipe: Recipe) -> Iterator[_Group]:
 def _multiplies(graph: Graph, node: Node, name: str) -> bool:
     """Whether it is a linear layer of constant weights that reads ``name`` as its input alone."""
     return isinstance(node.op, ops.Linear) and node.inputs.index(name) == 0 and node.inputs[1] in graph.constants
-
-
-def _wide(norm: Node, recipe: Recipe) -> bool:
-    return any(fnmatch(norm.output, entry) or fnmatch(norm.source.module, entry) for entry in recipe.wide)
 
 
 def _rows(graph: Graph, samples: list[Sample], groups: list[_Group]) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from kvant.graph import Graph, Node, Quantization, TensorType, ops
 from kvant.graph.ops import Step
 from kvant.quantization.clipping import kmeans
 from kvant.quantization.observers import AnyObserver, Histogram
-from kvant.quantization.ranges import Pooled, activation_type, extremes, pool
+from kvant.quantization.ranges import Pooled, activation_type, extremes, pool, scale_of
 from kvant.quantization.recipe import Recipe
 from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.statistics import Statistics
@@ -109,7 +109,7 @@ def _levels(observers: list[AnyObserver], scheme: ActivationScheme) -> Levels:
 def _signs(pooled: Pooled, scheme: ActivationScheme) -> Levels:
     """Minus and plus the mean magnitude, the best scale of signs (Rastegari et al. 2016, section 3.2)."""
     mean = float(np.average(np.abs(pooled.centers), weights=pooled.counts)) if len(pooled.counts) else 0.0
-    scale = _scale_of(activation_type((0.0, mean), 1))
+    scale = scale_of(activation_type((0.0, mean), 1))
     if scheme.form == "power_of_two":
         scale = 2.0 ** round(math.log2(scale))
     return [-scale, scale], TensorType("uint8", Quantization((scale,), 1, bits=2))
@@ -145,7 +145,7 @@ def _centres(pooled: Pooled, bits: int) -> Levels:
     centres = kmeans(sums[used] / counts[used], counts[used] / counts.sum(), 2**bits)
     centres[np.argmin(np.abs(centres))] = 0.0
     type_ = activation_type((float(centres.min()), float(centres.max())), 8)
-    scale = _scale_of(type_)
+    scale = scale_of(type_)
     return sorted({float(np.rint(centre / scale)) * scale for centre in centres}), type_
 
 
@@ -157,7 +157,3 @@ def _staircase(levels: list[float]) -> tuple[Step, ...]:
         program += [Step("x"), Step("above", middle, upper - lower), Step("add")]
     # The x makes the result as large as the input even if there is one level.
     return (*program, Step("x"), Step("const", 0.0), Step("mul"), Step("add"))
-
-
-def _scale_of(type: TensorType) -> float:
-    return 1.0 if type.quantization is None else type.quantization.scale[0]

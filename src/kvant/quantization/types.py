@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from fnmatch import fnmatch
 
 import torch
 
-from kvant.errors import CalibrationError, RecipeError
+from kvant.errors import CalibrationError
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.given import fits, given_types
 from kvant.quantization.observers import AnyObserver, Extremes
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE, Range, activation_type, choose_range, extremes
-from kvant.quantization.recipe import Recipe, nearest
+from kvant.quantization.recipe import Recipe, Rule, about_nothing
 from kvant.quantization.schemes import ActivationScheme
 from kvant.quantization.ties import ties
 
@@ -220,15 +219,11 @@ def _around_reals(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set
 
 
 def _wanted_wide(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[str]:
-    modules = {node.output: node.source.module for node in graph.nodes}
+    nodes = graph.producers()
     wanted = set()
     for pattern in recipe.wide:
-        hits = [name for name in group_of if fnmatch(name, pattern) or fnmatch(modules.get(name, ""), pattern)]
+        hits = [name for name in group_of if Rule(pattern).applies(name, nodes.get(name))]
         if not hits:
-            names = (entry for name in group_of for entry in (modules.get(name, ""), name) if entry)
-            raise RecipeError(
-                f"Recipe(wide=...): {pattern!r} matches no tensor and no module of this model; use one of "
-                f"{nearest(pattern, names)}"
-            )
+            raise about_nothing("Recipe(wide=...)", pattern, [(name, nodes.get(name)) for name in group_of])
         wanted |= {group_of[name] for name in hits}
     return wanted

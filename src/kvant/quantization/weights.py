@@ -12,7 +12,7 @@ import torch
 from kvant.errors import AccumulatorOverflowError, RecipeError
 from kvant.graph import Node, Quantization, TensorType
 from kvant.quantization.grids import FINE, INT8, Grid, grid_of
-from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE
+from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE, scale_of
 from kvant.quantization.scales import (
     Rows,
     fit_codebook,
@@ -24,7 +24,7 @@ from kvant.quantization.scales import (
     shift_at,
 )
 from kvant.quantization.schemes import INT8_WEIGHTS, WeightScheme
-from kvant.runtime.arithmetic import INT32_MAX, furthest, scale_of
+from kvant.runtime import INT32_MAX, furthest
 
 # The part of an int32 accumulator that a bias may take: half.
 _BIAS_LIMIT = 2.0**30

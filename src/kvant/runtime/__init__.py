@@ -10,6 +10,7 @@ from typing import Literal
 
 from kvant.format import read_file
 from kvant.runtime import native
+from kvant.runtime.arithmetic import INT32_MAX, furthest
 from kvant.runtime.decisions import DECISIONS, Decision, from_metadata, to_metadata
 from kvant.runtime.guarded import Guarded
 from kvant.runtime.inputs import by_name
@@ -20,6 +21,7 @@ from kvant.runtime.plan import DEFAULT_MEMORY_LIMIT
 
 __all__ = [
     "DECISIONS",
+    "INT32_MAX",
     "Decision",
     "Guarded",
     "Multiplications",
@@ -27,6 +29,7 @@ __all__ = [
     "by_name",
     "count_macs",
     "from_metadata",
+    "furthest",
     "load",
     "native",
     "results_in_order",

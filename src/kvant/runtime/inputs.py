@@ -154,10 +154,20 @@ def _check(graph: Graph, entry: Input, value: object) -> Array:
 
 
 def _to_numpy(entry: Input, value: object) -> Array:
+    if np.ma.is_masked(value):
+        raise InputError(
+            f"input {entry.name!r} is an array some of whose elements are masked; fill them first: x.filled(0)"
+        )
     try:
-        return value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[attr-defined]
+        array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[attr-defined]
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"input {entry.name!r} cannot be read as an array of {entry.type.dtype}: {error}") from error
+        hint = f"; give a dense tensor of torch.{entry.type.dtype}" if is_torch(value) else ""
+        raise InputError(
+            f"input {entry.name!r} cannot be read as an array of {entry.type.dtype}: {error}{hint}"
+        ) from error
+    if array.dtype.kind not in "biufc" and not isinstance(value, np.ndarray):
+        raise InputError(f"input {entry.name!r} is a {type(value).__name__}, expected an array of {entry.type.dtype}")
+    return array
 
 
 def _check_dtype(entry: Input, array: Array) -> Array:

@@ -137,8 +137,8 @@ class Planner(Guarded):
     def _check_memory(self, needed: int) -> None:
         if needed > self.memory_limit:
             raise InputError(
-                f"an input of this size needs {needed / 2**30:.1f} GiB for its activations; "
-                f"the limit is {self.memory_limit / 2**30:.1f} GiB. Use a smaller batch or image."
+                f"an input of this size needs {needed:,} bytes for its activations; the limit is "
+                f"{self.memory_limit:,} bytes. Use a smaller batch or image, or a larger memory_limit."
             )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from kvant.capture.builder import Builder, Operand, Size, need_activation
+from kvant.capture.builder import Activation, Builder, Operand, Size, need_activation
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import Dim, ops
 
@@ -31,6 +31,15 @@ def pad_axes(t: Builder, x: Operand, pad: Sequence[Size], mode: str, value: floa
     if not math.isfinite(value):
         raise UnsupportedError(f"padding with {value}")
     return t.emit(ops.Pad(tuple(begin), tuple(end), mode, value), x)  # type: ignore[arg-type]
+
+
+def with_zeros(t: Builder, x: Activation, around: Mapping[int, tuple[int, int]]) -> Activation:
+    """``x`` with so many zeros before and after, by axis; negative numbers cut off."""
+    if not any(map(any, around.values())):
+        return x
+    begin, end = (tuple(around.get(axis, (0, 0))[side] for axis in range(x.rank)) for side in range(2))
+    shape = tuple(before + size + after for before, size, after in zip(begin, x.shape, end, strict=True))
+    return t.emit(ops.Pad(begin, end), x, shape=shape)
 
 
 @handles("pad.default")

@@ -9,6 +9,7 @@ import torch
 
 from kvant.capture.builder import Activation, Builder, Operand, Size, ints, need_activation
 from kvant.capture.operators.indexing import take
+from kvant.capture.operators.padding import with_zeros
 from kvant.capture.operators.shape import permute_to, reshape_to, slice_axis
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
@@ -48,7 +49,7 @@ def patches(
 def _cut(t: Builder, x: Activation, window: Window) -> Operand:
     """(N, C, H, W) as (N, C * kh * kw, patches): a strided slice for each place of the kernel."""
     kernel, gaps, pads, steps = window
-    x = _padded(t, x, pads)
+    x = with_zeros(t, x, {2 + axis: (pad, pad) for axis, pad in enumerate(pads)})
     batch, channels, height, width = x.shape
     rows, columns = (
         (x.shape[2 + axis] - gaps[axis] * (kernel[axis] - 1) - 1) // steps[axis] + 1 for axis in range(2)
@@ -74,13 +75,6 @@ def _joined(t: Builder, x: Activation, window: Window) -> Operand:
     kernel = window.kernel
     split = reshape_to(t, x, (*lead, *kernel, height // kernel[0], width // kernel[1]))
     return reshape_to(t, permute_to(t, split, (0, 1, 4, 2, 5, 3)), t.shape)
-
-
-def _padded(t: Builder, x: Activation, pads: Sequence[int]) -> Activation:
-    if not any(pads):
-        return x
-    shape = (*x.shape[:2], x.shape[2] + 2 * pads[0], x.shape[3] + 2 * pads[1])
-    return t.emit(ops.Pad((0, 0, *pads), (0, 0, *pads)), x, shape=shape)
 
 
 def _divides(size: Size, by: int) -> bool:

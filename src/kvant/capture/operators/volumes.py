@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kvant.capture.builder import Activation, Builder, Operand, Size, need_activation
+from kvant.capture.operators.padding import with_zeros
 from kvant.capture.operators.shape import permute_to, reshape_to, slice_axis
 from kvant.graph import ops
 
 
 def conv3d(t: Builder, x: Activation, weight: Tensor, biases: Sequence[Tensor], op: ops.Conv) -> Activation:
     """``op`` over the three last axes of ``x`` (N, C, D, H, W)."""
-    x = _padded_depth(t, x, op.pads_begin[0], op.pads_end[0])
+    x = with_zeros(t, x, {2: (op.pads_begin[0], op.pads_end[0])})
     plane = ops.Conv(op.strides[1:], op.pads_begin[1:], op.pads_end[1:], op.dilations[1:], op.groups)
     return _by_slices(t, x, weight, biases, plane, op.strides[0], op.dilations[0])
 
@@ -34,26 +35,17 @@ def conv_transpose3d(
     batch, channels, depth, height, width = x.shape
     if between:
         apart = need_activation(reshape_to(t, x, (batch, channels, depth, 1, height, width)), "the operand")
-        spread = t.emit(
-            ops.Pad((0,) * 6, (0, 0, 0, between, 0, 0)), apart, shape=(*apart.shape[:3], between + 1, height, width)
-        )
+        spread = with_zeros(t, apart, {3: (0, between)})
         x = need_activation(
             reshape_to(t, spread, (batch, channels, depth * (between + 1), height, width)), "the operand"
         )
     reach = op.dilations[0] * (weight.shape[2] - 1)
     end = reach - op.pads_end[0] + op.output_padding[0] - between
-    x = _padded_depth(t, x, reach - op.pads_begin[0], end)
+    x = with_zeros(t, x, {2: (reach - op.pads_begin[0], end)})
     plane = ops.ConvTranspose(
         op.strides[1:], op.pads_begin[1:], op.pads_end[1:], op.output_padding[1:], op.dilations[1:], op.groups
     )
     return _by_slices(t, x, weight.flip(2), biases, plane, 1, op.dilations[0])
-
-
-def _padded_depth(t: Builder, x: Activation, begin: int, end: int) -> Activation:
-    if not (begin or end):
-        return x
-    shape = (*x.shape[:2], x.shape[2] + begin + end, *x.shape[3:])
-    return t.emit(ops.Pad((0, 0, begin, 0, 0), (0, 0, end, 0, 0)), x, shape=shape)
 
 
 def _by_slices(

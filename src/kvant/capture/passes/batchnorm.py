@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,8 +62,7 @@ def _bias_name(node: Node) -> str:
 
 def replace_clamp(op: ops.AnyOp, clamp: ops.Clamp | None) -> ops.AnyOp:
     """``op`` with another fused activation."""
-    fields = {name: getattr(op, name) for name in op.__struct_fields__}
-    return type(op)(**{**fields, "clamp": clamp})
+    return msgspec.structs.replace(op, clamp=clamp)
 
 
 def affine(graph: Graph, norm: Node) -> tuple[Vector, Vector]:

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interrupts_arrive():
             broken = run(parse(arguments))
-    except (DemoError, KvantError) as error:
+    except (DemoError, KvantError, OSError) as error:
         print(f"kvant demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

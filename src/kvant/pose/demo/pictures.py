@@ -49,13 +49,14 @@ def split(count: int, calibration: int, held_out: int) -> tuple[list[int], list[
 
 
 def folder_pictures(folder: Path) -> Pictures:
-    """The pictures in a folder, in the order of their names."""
+    """The pictures in a folder, in the order of their names; numbered where these differ in their endings only."""
     if not folder.is_dir():
         raise DemoError(f"{folder} is not a folder: give a folder of pictures with people")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    return Pictures(
-        names=tuple(path.stem for path in paths), read=lambda numbers: (read_image(paths[number]) for number in numbers)
-    )
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{number:03d}_{name}" for number, name in enumerate(names)]
+    return Pictures(tuple(names), lambda numbers: (read_image(paths[number]) for number in numbers))
 
 
 def video_pictures(path: Path) -> Pictures:

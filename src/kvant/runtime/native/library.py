@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from kvant.errors import BackendError
+from kvant.runtime.native.methods import SPEEDS
 from kvant.runtime.native.processors import available_processors
 
 ABI_VERSION = 8
-_ISAS = ("portable", "neondot", "avx2", "avxvnni", "avx512vnni")
 DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
 _MOST_THREADS = 1024
@@ -137,8 +137,9 @@ def _candidates() -> list[Path]:
 def _check_environment() -> None:
     """Say which settings mean nothing: the library goes by its defaults then."""
     asked, threads = os.environ.get("KVANT_ISA"), os.environ.get("KVANT_NUM_THREADS")
-    if asked and asked not in _ISAS:
-        warnings.warn(f"KVANT_ISA={asked!r} is none of {', '.join(_ISAS)}: it is ignored", RuntimeWarning, stacklevel=3)
+    if asked and asked not in SPEEDS:
+        names = ", ".join(SPEEDS)
+        warnings.warn(f"KVANT_ISA={asked!r} is none of {names}: it is ignored", RuntimeWarning, stacklevel=3)
     if threads and not _is_count(threads):
         warnings.warn(
             f"KVANT_NUM_THREADS={threads!r} is no number from 0 to {_MOST_THREADS}, such as 4",
@@ -186,7 +187,7 @@ def _default_threads() -> int:
 
 
 def _is_count(text: str) -> bool:
-    return text.isdecimal() and int(text) <= _MOST_THREADS
+    return text.isdecimal() and len(text) < 10 and int(text) <= _MOST_THREADS  # Python reads no endless numbers
 
 
 def refusal(what: str, status: int) -> BackendError:
@@ -205,7 +206,7 @@ def is_built() -> bool:
 
 
 def isa() -> str:
-    """The instruction set that the library uses: "avx512vnni", "avxvnni", "avx2", "neondot" or "portable"."""
+    """The instruction set that the library uses, one of ``SPEEDS``."""
     return str(load_library().kvant_isa().decode())
 
 
