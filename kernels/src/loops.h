@@ -38,6 +38,8 @@ struct WindowRow {
 
 // Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
 // a[pair][row][2], v[pair][column][2]; tile[row][column].
+constexpr int64_t kByteTile = 16;  // rows and columns of bytes that are transposed together
+
 struct Moments {
   int64_t sum, squares;
 };
@@ -93,6 +95,8 @@ struct Loops {
   // Add up a stretch: its squares fit int32 together if they are those of bytes.
   void (*add_moments)(int64_t count, const int32_t *q, bool bytes, Moments *moments);
   void (*normalize)(const Line &line, const int32_t *q, const float *gamma, const float *beta, float *values);
+  // A tile: y[i * width + j] = x[j * stride + i].
+  void (*transpose_bytes)(const uint8_t *x, int64_t stride, uint8_t *y, int64_t width);
   // best[i] = max or min(best[i], x[i]).
   void (*extreme)(int64_t count, bool largest, int32_t dtype, const void *x, void *best);
   // The largest element of each window's pixels. x is the first row's first pixel.

@@ -37,6 +37,9 @@ inline Vector entries_of(const uint8_t *rows, Vector index, Vector lowest) {
   }
 }
 
+// Whether tables of bytes are read by vectors.
+bool has_tables_of_bytes() { return true; }
+
 // y[i] = entries[x[i] ^ flip], as far as whole vectors go: how many that were.
 int64_t table_of_bytes(int64_t count, const uint8_t *x, uint8_t flip, const uint8_t *entries, uint8_t *y) {
   const Vector flips = _mm256_set1_epi8(static_cast<char>(flip)), nibble = _mm256_set1_epi8(15);

@@ -43,9 +43,12 @@ __attribute__((target("avx512vbmi"))) int64_t table_by_vbmi(int64_t count, const
   return i;
 }
 
-// y[i] = entries[x[i] ^ flip], as far as whole vectors go: how many that were. The first processors with VNNI lack VBMI.
+// Whether tables of bytes are read by vectors. The first processors with VNNI lack VBMI.
+bool has_tables_of_bytes() { return __builtin_cpu_supports("avx512vbmi"); }
+
+// y[i] = entries[x[i] ^ flip], as far as whole vectors go: how many that were.
 int64_t table_of_bytes(int64_t count, const uint8_t *x, uint8_t flip, const uint8_t *entries, uint8_t *y) {
-  return __builtin_cpu_supports("avx512vbmi") ? table_by_vbmi(count, x, flip, entries, y) : 0;
+  return has_tables_of_bytes() ? table_by_vbmi(count, x, flip, entries, y) : 0;
 }
 
 }  // namespace

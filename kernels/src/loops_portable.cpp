@@ -50,6 +50,8 @@ void multiply(int64_t rows, int64_t vectors, int64_t pairs, const int16_t *a, co
   rows_of<4>(vectors, pairs, a, v, tile);
 }
 
+bool has_tables_of_bytes() { return false; }
+
 int64_t table_of_bytes(int64_t, const uint8_t *, uint8_t, const uint8_t *, uint8_t *) { return 0; }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "common.h"
+#include "loops.h"
 #include "threads.h"
 
 namespace kvant {
@@ -107,7 +108,7 @@ struct Plane {
   int64_t top, bottom, left, right;
 };
 
-constexpr int64_t kTile = 16;  // rows
+constexpr int64_t kTile = kByteTile;  // rows
 // Whole cache lines: rows whose distance is a power of two share few places of the cache.
 constexpr int64_t kTileColumns = 64;
 
@@ -119,40 +120,13 @@ void interleave(int64_t height, int64_t stride, const T *__restrict x, T *__rest
   }
 }
 
-typedef uint8_t Bytes __attribute__((vector_size(kTile)));
-
-#if defined(__clang__)
-#define KVANT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define KVANT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bytes{__VA_ARGS__})
-#endif
-
-// Columns of 16 bytes become rows: pairing up rows 8 apart four times brings each byte to its place.
-void transpose_bytes(const uint8_t *x, int64_t stride, uint8_t *y, int64_t width) {
-  Bytes a[kTile], b[kTile];
-#pragma GCC unroll 16
-  for (int i = 0; i < kTile; ++i) std::memcpy(&a[i], x + i * stride, kTile);
-#pragma GCC unroll 4
-  for (int round = 0; round < 4; ++round) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      b[2 * i] = KVANT_SHUFFLE(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      b[2 * i + 1] = KVANT_SHUFFLE(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kTile; ++i) a[i] = b[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kTile; ++i) std::memcpy(y + i * width, &a[i], kTile);
-}
-
 // 16 rows of a tile's columns at a time, which are written line by line; the last ones with some of those before.
 void transpose_tile_bytes(const Plane &plane, int64_t left, const uint8_t *x, uint8_t *y) {
   for (int64_t row = plane.top; row < plane.bottom; row += kTile) {
     const int64_t top = std::min(row, plane.bottom - kTile);
     uint8_t lines[kTile * kTileColumns];
     for (int64_t j = 0; j < kTileColumns; j += kTile) {
-      transpose_bytes(x + (left + j) * plane.stride + top, plane.stride, lines + j, kTileColumns);
+      loops().transpose_bytes(x + (left + j) * plane.stride + top, plane.stride, lines + j, kTileColumns);
     }
     for (int64_t i = 0; i < kTile; ++i) {
       std::memcpy(y + (top + i) * plane.width + left, lines + i * kTileColumns, kTileColumns);
