@@ -23,6 +23,7 @@ import sentences
 import soak
 import startup
 import video
+import zoo
 from _common import REPOSITORY
 
 import pose
@@ -96,6 +97,13 @@ def runtime_table(report: Report) -> str:
     """Whole networks."""
     table = markdown(runtime.COLUMNS, runtime.rows(report))
     return f"{table}\n\nMedians of {report['rounds']} rounds. {conditions(report)}"
+
+
+def zoo_table(report: Report) -> str:
+    """Networks that nothing was tuned for."""
+    table = markdown(zoo.COLUMNS, zoo.rows(report))
+    refused = "".join(f" Left out: {name} ({reason})." for name, reason in report["refused"].items())
+    return f"{table}\n\nMedians of {report['rounds']} rounds.{refused} {conditions(report)}"
 
 
 def speed_table(report: Report) -> str:
@@ -175,6 +183,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "sentences": ("benchmarks/sentences.json", sentences_table),
     "runtime-avx2": ("benchmarks/runtime-avx2.json", runtime_table),
     "runtime": ("benchmarks/runtime.json", runtime_table),
+    "zoo": ("benchmarks/zoo.json", zoo_table),
     "pose": ("benchmarks/pose.json", pose_table),
     "video": ("benchmarks/video.json", video_table),
     "soak": ("benchmarks/soak.json", soak_table),

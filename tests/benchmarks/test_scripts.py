@@ -42,6 +42,14 @@ def test_calibration(tmp_path: Path) -> None:
     assert all(row["seconds"] > 0 for row in found["rows"])
 
 
+@pytest.mark.slow
+def test_zoo(tmp_path: Path) -> None:
+    found = _run("zoo.py", tmp_path, "--only=squeezenet,dicenet_wd2", "--rounds=1", "--threads=1")
+    assert {row["network"] for row in found["results"]} == {"squeezenet_v1_1", "dicenet_wd2"}
+    assert all(ms > 0 for row in found["results"] for ms in row["ms"].values())
+    assert found["refused"] == {}
+
+
 def test_missing_photos_are_explained(tmp_path: Path) -> None:
     environment = os.environ | {"KVANT_SHARED": str(tmp_path)}
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "calibration.py")]
