@@ -133,7 +133,14 @@ def expand(t: Builder, x: Operand) -> Operand:
         return x.new_zeros([size if isinstance(size, int) else 1 for size in sizes])
     if isinstance(x, Tensor) and x.dtype == torch.bool:
         return x  # what reads masks broadcasts them itself
-    return t.emit(ops.Expand(sizes), x)
+    return _spread(t, x, t.shape)
+
+
+def _spread(t: Builder, x: Operand, shape: Sequence[Size]) -> Activation:
+    result = t.emit(ops.Expand(t.dims(shape)), x, shape=shape)
+    if isinstance(x, Activation) and x.dtype == torch.int64 and x.rank == len(shape):
+        t.spread[result.name] = t.spread.get(x.name, x)
+    return result
 
 
 @handles("full.default", "new_full.default", "full_like.default")
@@ -188,7 +195,7 @@ def _repeat_axis(t: Builder, x: Operand, axis: int, count: Size) -> Operand:
         return x
     shape = (*x.shape[:axis], x.shape[axis] * count, *x.shape[axis + 1 :])
     if isinstance(x.shape[axis], int) and x.shape[axis] == 1:
-        return t.emit(ops.Expand(t.dims(shape)), x, shape=shape)
+        return _spread(t, x, shape)
     if not isinstance(count, int):
         raise UnsupportedError("a number of repetitions that depends on the input's size", static=True)
     return t.emit(ops.Concat(axis), *[x] * count, shape=shape)
