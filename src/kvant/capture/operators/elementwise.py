@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,9 +28,22 @@ Scalar = float | int | bool
 INFINITY = math.inf
 
 
+# The same functions of integers.
+_OF_INTEGERS: dict[str, Callable[[Builder, Activation], Activation]] = {
+    "neg.default": lambda t, x: integers(t, "sub", 0, x),
+    "abs.default": lambda t, x: integers(t, "max", x, integers(t, "sub", 0, x)),
+    "sign.default": lambda t, x: integers(t, "max", integers(t, "min", x, 1), -1),
+}
+
+
 def _register(operator: str, *program: Step) -> None:
+    of_integers = _OF_INTEGERS.get(operator)
+
     def handler(t: Builder, x: Operand) -> Activation:
-        return t.pointwise(need_activation(x, "the operand"), *program)
+        x = need_activation(x, "the operand")
+        if of_integers is not None and are_integers(t, x):
+            return of_integers(t, x)
+        return t.pointwise(x, *program)
 
     handles(operator)(handler)
 
