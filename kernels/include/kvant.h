@@ -154,7 +154,7 @@ typedef struct kvant_sampling {
   int32_t padding;
   int64_t first;  /* pixel that counts, from the one at or before the place */
   int64_t taps;   /* pixels that count along an axis: 1 to 4 */
-  int64_t phases; /* places between two pixels that are told apart: 1 to 2048 */
+  int64_t phases; /* places between two pixels that are told apart: a power of two, 2048 at most */
   const int32_t *weights; /* (phases, taps); of a phase they are 2^20 at most, added up without their signs */
 } kvant_sampling;
 

@@ -1,6 +1,6 @@
 // Images at computed places.
 #include <algorithm>
-#include <cmath>
+#include <cstdlib>
 
 #include "common.h"
 #include "loops.h"
@@ -15,6 +15,13 @@ constexpr int64_t kMostPhases = 2048;
 constexpr int64_t kMostWeight = 1 << 20;
 // Places are moved this close before they become integers: no image is larger.
 constexpr double kFarthest = 0x1p50;
+
+constexpr double kRounder = 0x1.8p52;
+
+// phases is 2 to the power of bits.
+struct Sampling : kvant_sampling {
+  int bits;
+};
 
 // The pixels of one axis that count at a place, and their weights; 0 where there is none.
 struct Axis {
@@ -34,12 +41,20 @@ int64_t reflected(int64_t index, int64_t size, bool align_corners) {
   return std::min(turned, 2 * size - 1 - turned);
 }
 
-Axis pixels_at(const kvant_sampling &s, double at, int64_t size) {
+int64_t read(const kvant_source &x, int64_t index) {
+  if (x.dtype == KVANT_INT16) return static_cast<const int16_t *>(x.data)[index];
+  const int64_t q = x.dtype == KVANT_UINT8 ? static_cast<const uint8_t *>(x.data)[index]
+                                           : static_cast<const int8_t *>(x.data)[index];
+  return q - x.zero_point;
+}
+
+Axis pixels_at(const Sampling &s, double at, int64_t size) {
   const double place = s.align_corners ? (at + 1.0) * (static_cast<double>(size - 1) * 0.5)
                                        : ((at + 1.0) * static_cast<double>(size) - 1.0) * 0.5;
   const double fine = std::min(std::max(place * static_cast<double>(s.phases), -kFarthest), kFarthest);
-  const int64_t whole = static_cast<int64_t>(std::nearbyint(fine)), phase = floor_mod(whole, s.phases);
-  const int64_t first = (whole - phase) / s.phases + s.first;
+  // Adding and subtracting 1.5 * 2^52 rounds half to even.
+  const int64_t whole = static_cast<int64_t>((fine + kRounder) - kRounder), phase = whole & (s.phases - 1);
+  const int64_t first = (whole >> s.bits) + s.first;
   Axis found;
   for (int64_t tap = 0; tap < s.taps; ++tap) {
     int64_t index = first + tap;
@@ -58,7 +73,7 @@ void add_pixel(int64_t channels, const T *x, Sum zero_point, Sum weight, Sum *su
 }
 
 template <typename T, typename Sum>
-void sum_pixels(const kvant_sampling &s, const T *image, int32_t zero_point, const Axis &rows, const Axis &columns,
+void sum_pixels(const Sampling &s, const T *image, int32_t zero_point, const Axis &rows, const Axis &columns,
                 Sum *sums) {
   std::fill(sums, sums + s.channels, Sum{0});
   for (int64_t i = 0; i < s.taps; ++i) {
@@ -72,39 +87,36 @@ void sum_pixels(const kvant_sampling &s, const T *image, int32_t zero_point, con
 }
 
 struct Sampler {
-  const kvant_sampling &s;
+  const Sampling &s;
   const kvant_source *x, *grid;
   float multiplier;
   const kvant_target *target;
   uint8_t *y;
-  bool narrow;  // sums stay within int32
 
-  double coordinate(int64_t index) const {
-    int32_t q;
-    const uint8_t *from = static_cast<const uint8_t *>(grid->data) + index * size_of(grid->dtype);
-    loops().centre32(1, from, grid->dtype, 1, grid->zero_point, &q);
-    return static_cast<double>(q) * s.scale;
-  }
-
-  template <typename T>
+  // Sums of some points, side by side, then their results.
+  template <typename T, typename Sum>
   int32_t run(int64_t begin, int64_t end) const {
-    int32_t *sums = scratch_array<int32_t>(0, s.channels);
-    int64_t *wide_sums = scratch_array<int64_t>(1, s.channels);
-    KVANT_REQUIRE(sums && wide_sums, KVANT_NO_MEMORY);
-    for (int64_t point = begin; point < end; ++point) {
-      const T *image = static_cast<const T *>(x->data) + point / s.points * s.size[0] * s.size[1] * s.channels;
-      const Axis columns = pixels_at(s, coordinate(2 * point), s.size[1]);
-      const Axis rows = pixels_at(s, coordinate(2 * point + 1), s.size[0]);
-      uint8_t *to = y + point * s.channels * size_of(target->dtype);
-      if (narrow) {
-        sum_pixels<T, int32_t>(s, image, x->zero_point, rows, columns, sums);
-        loops().settle32(s.channels, sums, multiplier, target, to);
-      } else {
-        sum_pixels<T, int64_t>(s, image, x->zero_point, rows, columns, wide_sums);
-        loops().settle64(s.channels, wide_sums, multiplier, target, to);
+    const int64_t most = std::max<int64_t>(1, kChunk / s.channels);
+    Sum *sums = scratch_array<Sum>(0, most * s.channels);
+    KVANT_REQUIRE(sums, KVANT_NO_MEMORY);
+    for (int64_t first = begin; first < end; first += most) {
+      const int64_t last = std::min(end, first + most);
+      for (int64_t point = first; point < last; ++point) {
+        const T *image = static_cast<const T *>(x->data) + point / s.points * s.size[0] * s.size[1] * s.channels;
+        const Axis columns = pixels_at(s, static_cast<double>(read(*grid, 2 * point)) * s.scale, s.size[1]);
+        const Axis rows = pixels_at(s, static_cast<double>(read(*grid, 2 * point + 1)) * s.scale, s.size[0]);
+        sum_pixels<T, Sum>(s, image, x->zero_point, rows, columns, sums + (point - first) * s.channels);
       }
+      settle((last - first) * s.channels, sums, y + first * s.channels * size_of(target->dtype));
     }
     return KVANT_OK;
+  }
+
+  void settle(int64_t count, const int32_t *sums, uint8_t *to) const {
+    loops().settle32(count, sums, multiplier, target, to);
+  }
+  void settle(int64_t count, const int64_t *sums, uint8_t *to) const {
+    loops().settle64(count, sums, multiplier, target, to);
   }
 };
 
@@ -124,6 +136,7 @@ int32_t check(const kvant_sampling &s) {
   KVANT_REQUIRE(s.weights, KVANT_NULL_POINTER);
   KVANT_REQUIRE(s.batch >= 0 && s.points >= 1 && s.channels >= 1 && s.scale > 0.0, KVANT_BAD_ARGUMENT);
   KVANT_REQUIRE(s.taps >= 1 && s.taps <= kMostTaps && s.phases >= 1 && s.phases <= kMostPhases, KVANT_BAD_ARGUMENT);
+  KVANT_REQUIRE((s.phases & (s.phases - 1)) == 0, KVANT_BAD_ARGUMENT);
   KVANT_REQUIRE(s.first >= -kMostTaps && s.first <= 0, KVANT_BAD_ARGUMENT);
   KVANT_REQUIRE(s.padding >= KVANT_ZEROS && s.padding <= KVANT_REFLECTION, KVANT_BAD_ARGUMENT);
   for (const int64_t size : s.size) KVANT_REQUIRE(size >= 1 && size <= INT32_MAX, KVANT_BAD_ARGUMENT);
@@ -146,12 +159,15 @@ extern "C" int32_t kvant_grid_sample(const kvant_sampling *sampling, const kvant
   KVANT_REQUIRE(status == KVANT_OK, status);
   const int64_t reach = reach_of(*sampling);
   KVANT_REQUIRE(reach >= 0, KVANT_BAD_ARGUMENT);
-  int64_t largest;
-  const bool narrow = x->dtype != KVANT_INT16 && product({reach, reach, 255}, &largest) && largest <= INT32_MAX;
-  const Sampler sampler{*sampling, x, grid, multiplier, target, static_cast<uint8_t *>(y), narrow};
-  const int64_t work = sampling->taps * sampling->taps * sampling->channels;
-  return parallel(sampling->batch * sampling->points, divide_up(kGrain, work), [&](int64_t begin, int64_t end) {
-    if (x->dtype == KVANT_UINT8) return sampler.run<uint8_t>(begin, end);
-    return x->dtype == KVANT_INT8 ? sampler.run<int8_t>(begin, end) : sampler.run<int16_t>(begin, end);
+  int64_t largest;  // sums of bytes, which mostly stay within int32
+  const bool narrow = product({reach, reach, 255}, &largest) && largest <= INT32_MAX;
+  Sampling s{*sampling, 0};
+  while (int64_t{1} << s.bits < s.phases) ++s.bits;
+  const Sampler sampler{s, x, grid, multiplier, target, static_cast<uint8_t *>(y)};
+  const int64_t grain = divide_up(kGrain, s.taps * s.taps * s.channels);
+  return parallel(s.batch * s.points, grain, [&](int64_t begin, int64_t end) {
+    if (x->dtype == KVANT_INT16) return sampler.run<int16_t, int64_t>(begin, end);
+    if (x->dtype == KVANT_INT8) return sampler.run<int8_t, int64_t>(begin, end);
+    return narrow ? sampler.run<uint8_t, int32_t>(begin, end) : sampler.run<uint8_t, int64_t>(begin, end);
   });
 }
