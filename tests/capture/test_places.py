@@ -137,6 +137,7 @@ INTEGERS: dict[str, Callable[[Tensor], Tensor]] = {
     "summed": lambda i: i.sum(1) + i.sum((0, 1)) + i.sum(-1, keepdim=True).sum(),
     "negative": lambda i: 3 - i + (-i) - (i - 9).abs() * (i - 9).sign(),
     "filled": lambda i: torch.zeros_like(i) + torch.full(i.shape, 7) * i + torch.ones(i.shape, dtype=torch.int32),
+    "joined": lambda i: torch.cat([(i > 9).long(), i], 1).clamp_min(1) + torch.cat([(i > 9).long(), i], 1).ne(5),
     "repeated": lambda i: i[:1].repeat(i.shape[0], 1) + torch.tensor([[1], [2]]).repeat(i.shape[0], 1)[: i.shape[0]],
     "chosen": lambda i: torch.where(i > 9, i, 7 - i) + i.masked_fill(i == PAD, 99),
     "counted": lambda i: i.cumsum(0) + i.cumsum(-1),
@@ -199,6 +200,7 @@ def test_integers_as_numbers(use: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], object], str]] = {
     "half an integer": (lambda x, i: torch.div(i, 2, rounding_mode="trunc"), "without rounding down"),
+    "an integer and a half": (lambda x, i: x * (i > 2.5).float(), "numbers that are no integers"),
     "compared numbers": (lambda x, i: torch.where(x > x.flip(1), x, -x), "no integers with each other"),
     "remainders": (lambda x, i: x % 2, "no integers"),
     "the largest integers": (lambda x, i: i.topk(2), "among int64"),

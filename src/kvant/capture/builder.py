@@ -125,7 +125,7 @@ class Builder:
         output = self.graph.fresh(self._name)
         kept = self.graph.types[names[0]] if moves and dtype in NUMBERS else _graph_type(dtype)
         self.graph.add_node(op, names, output, kept, self._source)
-        if moves and names[0] in self.masks:
+        if moves and all(name in self.masks for name in (names if isinstance(op, ops.Concat) else names[:1])):
             self.masks.add(output)
         return Activation(output, tuple(self.shape if shape is None else shape), dtype)
 

@@ -32,6 +32,8 @@ def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
     Raises:
         UnsupportedError: it is another conversion.
     """
+    if dtype == torch.bool and _are_any_integers(t, x):
+        return _as_mask(order(t, x, 0, torch.ne))
     if dtype == torch.bool:
         return _of_values(t, x, lambda values: values != 0)
     if dtype == torch.float32 and x.dtype in NUMBERS:
@@ -49,6 +51,11 @@ def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
     raise UnsupportedError(f"a conversion from {x.dtype} to {dtype}")
 
 
+def _are_any_integers(t: Builder, x: Activation) -> bool:
+    """Whether ``x`` is int64 of other values than 0 and 1."""
+    return x.dtype == torch.int64 and x.name not in t.masks
+
+
 def _is_argmax(t: Builder, x: Activation) -> bool:
     """Whether ``x`` are places of maxima, which stay int64 whatever integer type they are converted to."""
     return any(node.output == x.name and isinstance(node.op, ops.ArgMax) for node in t.graph.nodes)
@@ -59,8 +66,6 @@ def _of_values(t: Builder, x: Activation, function: Callable[[Tensor], Tensor]) 
     if x.dtype == torch.float32:
         nonzero = t.pointwise(x, Step("abs"), Step("sign"))
         return _of_values(t, _as_mask(nonzero), function)
-    if x.dtype == torch.int64 and x.name not in t.masks:
-        return _as_mask(order(t, x, 0, lambda sign, zero: function(sign)))
     if x.dtype != torch.bool and x.name not in t.masks:
         raise UnsupportedError(f"a mask made of {x.dtype} that hold other values than 0 and 1 in the example")
     low, high = (float(value) for value in function(_ZERO_AND_ONE).to(torch.float32))
@@ -79,7 +84,7 @@ def _comparison(operator: str, function: Callable[[Tensor, float], Tensor]) -> N
         numbers = x.dtype == torch.float32 or x.dtype in NUMBERS
         if numbers and (other != 0 or operator not in ("eq", "ne")):
             return _compared(t, t.real(x) if x.dtype in NUMBERS else x, operator, float(other))
-        if x.dtype == torch.int64 and x.name not in t.masks and isinstance(other, int):
+        if _are_any_integers(t, x):
             return _as_mask(order(t, x, other, function))
         return _of_values(t, x, lambda values: function(values, other))
 
