@@ -172,6 +172,7 @@ KVANT_API int32_t kvant_arg_max(int64_t outer, int64_t size, int64_t inner, cons
 KVANT_API int32_t kvant_cum_sum(int64_t outer, int64_t size, int64_t inner, const kvant_source *x, float multiplier,
                                 const kvant_target *target, void *y);
 KVANT_API int32_t kvant_int_cum_sum(int64_t outer, int64_t size, int64_t inner, const int64_t *x, int64_t *y);
+KVANT_API int32_t kvant_int_arg_max(int64_t outer, int64_t size, int64_t inner, const int64_t *x, int64_t *y);
 KVANT_API int32_t kvant_top_k(int64_t outer, int64_t size, int64_t inner, int64_t wanted, int32_t largest,
                               const kvant_source *x, int64_t *y);
 /* exponentials: one for each distance from the maximum, 256 or 65536 entries, none negative, the first positive. */
@@ -422,7 +423,7 @@ typedef enum kvant_step {
   KVANT_STEP_MEAN_POOL, KVANT_STEP_RESIZE, KVANT_STEP_SUM, KVANT_STEP_EXTREME, KVANT_STEP_ARG_MAX,
   KVANT_STEP_SOFTMAX, KVANT_STEP_NORMALIZE, KVANT_STEP_CONV, KVANT_STEP_CONV_PAIR, KVANT_STEP_MATMUL,
   KVANT_STEP_FLOAT_CONV, KVANT_STEP_DYNAMIC_LINEAR, KVANT_STEP_PICK, KVANT_STEP_TOP_K, KVANT_STEP_CUM_SUM,
-  KVANT_STEP_INT_CUM_SUM, KVANT_STEP_INT_BINARY, KVANT_STEP_REAL, KVANT_STEP_GRID_SAMPLE
+  KVANT_STEP_INT_CUM_SUM, KVANT_STEP_INT_BINARY, KVANT_STEP_REAL, KVANT_STEP_GRID_SAMPLE, KVANT_STEP_INT_ARG_MAX
 } kvant_step;
 
 #define KVANT_MOST_ARGUMENTS 15

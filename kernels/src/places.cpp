@@ -214,6 +214,19 @@ extern "C" int32_t kvant_int_cum_sum(int64_t outer, int64_t size, int64_t inner,
   return KVANT_OK;
 }
 
+extern "C" int32_t kvant_int_arg_max(int64_t outer, int64_t size, int64_t inner, const int64_t *x, int64_t *y) {
+  KVANT_REQUIRE(x && y, KVANT_NULL_POINTER);
+  const int32_t status = check(outer, size, inner);
+  KVANT_REQUIRE(status == KVANT_OK, status);
+  for (int64_t line = 0; line < outer * inner; ++line) {
+    const int64_t *from = x + line / inner * size * inner + line % inner;
+    int64_t best = 0;
+    for (int64_t i = 1; i < size; ++i) best = from[i * inner] > from[best * inner] ? i : best;
+    y[line] = best;
+  }
+  return KVANT_OK;
+}
+
 extern "C" int32_t kvant_real(int64_t count, const int64_t *x, float *y) {
   KVANT_REQUIRE(x && y, KVANT_NULL_POINTER);
   KVANT_REQUIRE(count >= 0, KVANT_BAD_ARGUMENT);

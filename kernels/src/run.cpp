@@ -48,7 +48,7 @@ constexpr int32_t (*kSteps[])(const uint64_t *) = {
     invoke<kvant_normalize>, invoke<kvant_conv>,      invoke<kvant_conv_pair>, invoke<kvant_matmul>,
     invoke<kvant_float_conv>, invoke<kvant_dynamic_linear>, invoke<kvant_pick>,       invoke<kvant_top_k>,
     invoke<kvant_cum_sum>,    invoke<kvant_int_cum_sum>,    invoke<kvant_int_binary>, invoke<kvant_real>,
-    invoke<kvant_grid_sample>,
+    invoke<kvant_grid_sample>, invoke<kvant_int_arg_max>,
 };
 
 }  // namespace

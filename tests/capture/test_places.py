@@ -141,6 +141,7 @@ INTEGERS: dict[str, Callable[[Tensor], Tensor]] = {
     "repeated": lambda i: i[:1].repeat(i.shape[0], 1) + torch.tensor([[1], [2]]).repeat(i.shape[0], 1)[: i.shape[0]],
     "chosen": lambda i: torch.where(i > 9, i, 7 - i) + i.masked_fill(i == PAD, 99),
     "counted": lambda i: i.cumsum(0) + i.cumsum(-1),
+    "places": lambda i: i.argmax(1) + (i == 1).int().argmax(-1) * 100,
     "compared": lambda i: (i < (40 - i)).long() + (i >= 20).int() + (i == i).long() + ((40 - i) != i).long(),
     "masks summed": lambda i: (i != PAD).sum(-1) + (i > 5).long().sum(-1),
     "masks": lambda i: ((i > 9) * (i < 30)).long() + ((i > 9) + (i == 3)).long() + (i - 2).bool().long(),

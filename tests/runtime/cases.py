@@ -241,7 +241,7 @@ def choices(draw: Any) -> Case:
     shape = tuple(draw(st.lists(SIZES, min_size=1, max_size=4)))
     axis = draw(st.integers(0, len(shape) - 1))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from(["elements", "top", "sum", "counts", "integers", "real"]))
+    kind = draw(st.sampled_from(["elements", "top", "sum", "counts", "integers", "real", "position"]))
     if kind == "elements":
         type = draw(st.sampled_from([FLOAT32, INT64, typed("uint8"), typed("int16")]))
         others = [draw(st.sampled_from([1, size])) for size in shape]
@@ -255,6 +255,9 @@ def choices(draw: Any) -> Case:
         far = draw(st.sampled_from([3, 100, 2**63 - 1]))
         a, b = (rng.integers(-far - 1, far, each) for each in (shape, (*shape[1:-1], 1)))
         return one_op(op, {"a": (a.shape, INT64), "b": (b.shape, INT64)}, INT64), [a, b]
+    if kind == "position":
+        graph = one_op(ops.ArgMax(axis, draw(st.booleans())), {"x": (shape, INT64)}, INT64)
+        return graph, [rng.integers(-3, 3, shape) * 2 ** draw(st.integers(0, 60))]
     if kind in ("counts", "real"):
         x = rng.integers(-(2**62), 2**62, shape) // 2 ** draw(st.integers(0, 61))
         if kind == "real":

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kvant.errors import GraphError, InputError, ShapeError
+from kvant.format import from_bytes, to_bytes
 from kvant.graph import FLOAT32, TensorType, ops
 from kvant.runtime import QuantizedModel
 
@@ -156,6 +157,14 @@ def test_integers(fn):
     }  # fmt: skip
     wanted = [[(functions[fn](x, y) + 2**63) % 2**64 - 2**63 for y in ends] for x in ends]
     np.testing.assert_array_equal(found, np.array(wanted))
+
+
+def test_the_first_largest_integer():
+    x = np.array([[3, 2**62, 2**62 + 1, 0], [-5, -4, -4, -6]])
+    for keepdims in (False, True):
+        graph = one_op(ops.ArgMax(1, keepdims), {"x": (x.shape, INT64)}, INT64)
+        np.testing.assert_array_equal(run(graph, x), x.argmax(1, keepdims=keepdims))
+        assert from_bytes(to_bytes(graph)).info.features == ("places",)
 
 
 def test_the_nearest_reals():

@@ -112,14 +112,14 @@ class Builder:
     def emit(self, op: AnyOp, *inputs: Operand, shape: Sequence[Size] | None = None) -> Activation:
         """Append a node. ``shape`` is the traced shape of its output, by default that of the current operator."""
         moves = isinstance(op, ops.MOVES)
-        counts = isinstance(op, ops.CumSum) and inputs[0].dtype == torch.int64
+        integers = isinstance(op, ops.CumSum | ops.ArgMax) and inputs[0].dtype == torch.int64
         dtype = (
             _moved_type(inputs, self.dtype) if moves
-            else torch.int64 if counts or isinstance(op, ops.COUNTS) else torch.float32
+            else torch.int64 if integers or isinstance(op, ops.COUNTS) else torch.float32
         )  # fmt: skip
         if isinstance(op, ops.Concat):
             _require_alike(inputs)
-        if not moves and not isinstance(op, ops.Dequantize | ops.IntBinary | ops.Real) and not counts:
+        if not moves and not isinstance(op, ops.Dequantize | ops.IntBinary | ops.Real) and not integers:
             inputs = tuple(self._real(op, operand) for operand in inputs)
         names = [self._reference(operand) for operand in inputs]
         output = self.graph.fresh(self._name)

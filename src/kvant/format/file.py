@@ -84,7 +84,11 @@ def _features(graph: Graph, packed: Mapping[str, Packed], halves: Collection[str
         "halves": bool(halves),
         "narrow": any(entry.bits is not None for entry in quantizations),
         "packed": any(entry.packing.by != "step" for entry in packed.values()),
-        "places": any(isinstance(node.op, ops.PLACES) for node in graph.nodes),
+        "places": any(
+            isinstance(node.op, ops.PLACES)
+            or (isinstance(node.op, ops.ArgMax) and graph.types[node.inputs[0]].dtype == "int64")
+            for node in graph.nodes
+        ),
         "reals": bool(quantizations)
         and any(
             isinstance(node.op, ops.WEIGHTED) and graph.types[node.inputs[0]].dtype == "float32" for node in graph.nodes

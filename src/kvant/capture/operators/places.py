@@ -91,4 +91,5 @@ def cum_sum(t: Builder, x: Operand, dim: int, dtype: torch.dtype | None) -> Acti
     x = need_activation(x, "the operand")
     if x.dtype == torch.bool:
         x = t.counted(x)
-    return t.emit(ops.CumSum(x.axis(dim)), x, shape=x.shape)
+    sums = t.emit(ops.CumSum(x.axis(dim)), x, shape=x.shape)
+    return t.real(sums) if sums.dtype == torch.int64 and t.dtype == torch.float32 else sums

@@ -100,7 +100,8 @@ def _emit_normalize(
 
 
 def arg_max(context: Context, node: Node, op: ops.ArgMax) -> None:
-    context.quantized(node.inputs[0])
+    if context.type(node.inputs[0]).dtype != "int64":
+        context.quantized(node.inputs[0])
     if context.type(node.output).dtype != "int64":
         raise GraphError(f"its output is {context.type(node.output).dtype}, expected int64")
     order = context.order(node.inputs[0])

@@ -212,6 +212,8 @@ def _gather(work: steps.Gather, inputs: Sequence[Array], y: Array) -> Call:
 
 
 def _arg_max(work: steps.ArgMax, inputs: Sequence[Array], y: Array) -> Call:
+    if inputs[0].dtype == np.int64:
+        return "int_arg_max", [*_middle(work), inputs[0], y]
     return "arg_max", [*_middle(work), _source(inputs[0]), y]
 
 

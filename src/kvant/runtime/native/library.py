@@ -125,7 +125,7 @@ _STEPS = (
     "quantize", "dequantize", "rescale", "table", "binary", "copy", "concat", "index", "gather", "max_pool",
     "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "conv", "conv_pair", "matmul",
     "float_conv", "dynamic_linear", "pick", "top_k", "cum_sum", "int_cum_sum", "int_binary", "real",
-    "grid_sample",
+    "grid_sample", "int_arg_max",
 )  # fmt: skip
 NUMBER = {name: number for number, name in enumerate(_STEPS)}
 MOST_ARGUMENTS = 15
