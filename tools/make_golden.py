@@ -2,6 +2,7 @@
 
     python tools/make_golden.py operators tests/golden/v0.1/operators.kvant
     python tools/make_golden.py schemes tests/golden/v0.1/schemes.kvant
+    python tools/make_golden.py places tests/golden/v0.1/places.kvant
 
 Run once for a release, on the reference back end. Files of earlier releases are never written again: that they stay
 readable and give the same bits is what they are for.
@@ -158,7 +159,35 @@ def schemes() -> Graph:
     return b.graph
 
 
-GRAPHS = {"operators": build, "schemes": schemes}
+def places() -> Graph:
+    """Images sampled at computed places, the largest elements, running sums and integers: the feature "places"."""
+    b = Builder()
+    b.graph.example = {"batch": 1, "height": 15, "width": 12}
+    b.graph.add_input("image", (("batch",), 3, ("height",), ("width",)))
+    b.add(ops.Quantize(), ["image"], "pixels", u8(0.02))
+    flow = ops.Conv((2, 2), (1, 1), (1, 1), (1, 1))
+    b.add(flow, ["pixels", *b.weights("flow", (2, 3, 3, 3))], "flow", i16(0.0001))
+    b.add(ops.Transpose((0, 2, 3, 1)), ["flow"], "grid", i16(0.0001))
+    b.add(ops.GridSample("bilinear", "reflection"), ["pixels", "grid"], "mirrored", u8(0.02))
+    b.add(ops.GridSample("bicubic", "border", True), ["pixels", "grid"], "smooth", i16(0.0002))
+    b.add(ops.GridSample("nearest"), ["pixels", "grid"], "rough", u8(0.025, 120))
+    b.add(ops.Binary("add"), ["mirrored", "smooth"], "both", u8(0.04))
+    b.add(ops.Binary("sub"), ["both", "rough"], "all", u8(0.05))
+    b.add(ops.Reshape((("batch",), 3, -1)), ["all"], "rows", u8(0.05))
+    b.add(ops.TopK(2, 5), ["rows"], "best", INT64)
+    b.add(ops.GatherElements(2), ["rows", "best"], "highest", u8(0.05))
+    b.add(ops.CumSum(1), ["highest"], "sums", i16(0.001))
+    b.add(ops.IntBinary("mod"), ["best", b.constant("seven", np.array([7]))], "column", INT64)
+    b.add(ops.CumSum(2), ["column"], "counts", INT64)
+    b.add(ops.Real(), ["counts"], "counted", FLOAT32)
+    b.add(ops.Dequantize(), ["all"], "maps", FLOAT32)
+    b.add(ops.Dequantize(), ["sums"], "totals", FLOAT32)
+    b.graph.outputs = ("maps", "totals", "counts", "counted")
+    b.graph.structure = [0, 1, 2, 3]
+    return b.graph
+
+
+GRAPHS = {"operators": build, "schemes": schemes, "places": places}
 
 
 def main() -> None:

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define KVANT_ABI_VERSION 8
+#define KVANT_ABI_VERSION 9
 
 typedef enum kvant_status {
   KVANT_OK = 0,
@@ -29,7 +29,7 @@ typedef enum kvant_status {
   KVANT_BAD_ARGUMENT = 2, /* a negative size, an unknown dtype, bounds outside the type's range */
   KVANT_OVERFLOW = 3,     /* a product of sizes does not fit 63 bits */
   KVANT_NO_MEMORY = 4,
-  KVANT_BAD_INDEX = 5, /* kvant_gather: an index is out of range */
+  KVANT_BAD_INDEX = 5, /* kvant_gather, kvant_pick: an index is out of range */
   KVANT_NOT_FINITE = 6 /* kvant_quantize: NaN or infinity */
 } kvant_status;
 
@@ -41,7 +41,8 @@ typedef enum kvant_function {
   KVANT_MUL = 2,
   KVANT_DIV = 3,
   KVANT_MIN = 4,
-  KVANT_MAX = 5
+  KVANT_MAX = 5,
+  KVANT_MOD = 6 /* kvant_int_binary only */
 } kvant_function;
 
 /* What is written: min(max(rne(v) + zero_point, low), high) as dtype. */
@@ -97,6 +98,16 @@ KVANT_API int32_t kvant_index(int64_t rank, const int64_t *shape, const int64_t 
 KVANT_API int32_t kvant_gather(int64_t outer, int64_t size, int64_t inner, int64_t element_size, const void *x,
                                int64_t count, const int64_t *indices, void *y, int64_t *bad_index);
 
+/* y[i, j, ...] = x[i * strides_x[0] + j * strides_x[1] + ... + step * index], where the index is that at
+   i * strides_indices[0] + ... of `count` ones, and below `size`. On KVANT_BAD_INDEX as above. */
+KVANT_API int32_t kvant_pick(int64_t rank, const int64_t *shape, const int64_t *strides_x,
+                             const int64_t *strides_indices, int64_t size, int64_t step, int64_t element_size,
+                             const void *x, int64_t count, const int64_t *indices, void *y, int64_t *bad_index);
+
+/* Integers, modulo 2^64, as kvant_binary; KVANT_DIV rounds down, KVANT_MOD has the sign of b, by 0 both give 0. */
+KVANT_API int32_t kvant_int_binary(int32_t function, int64_t rank, const int64_t *shape, const int64_t *a,
+                                   const int64_t *strides_a, const int64_t *b, const int64_t *strides_b, int64_t *y);
+
 /* Images are (outer, height, width, inner). Window i of an axis covers start[i], start[i] + step, ... below stop[i]. */
 typedef struct kvant_windows {
   int64_t count;
@@ -126,12 +137,44 @@ KVANT_API int32_t kvant_resize(int64_t outer, int64_t height, int64_t width, int
                                const kvant_taps *columns, const kvant_source *x, float multiplier,
                                const kvant_target *target, void *y);
 
+/* The nearest float, ties to even. */
+KVANT_API int32_t kvant_real(int64_t count, const int64_t *x, float *y);
+
+typedef enum kvant_padding { KVANT_ZEROS = 0, KVANT_BORDER = 1, KVANT_REFLECTION = 2 } kvant_padding;
+
+/* Images (batch, size[0], size[1], channels) at `points` places each. A place lies q - zero_point times `scale` from the
+ * middle, in halves of the image; with align_corners of the distance of the outermost pixels' centres. */
+typedef struct kvant_sampling {
+  int64_t batch;
+  int64_t size[2];
+  int64_t channels;
+  int64_t points;
+  double scale;
+  int32_t align_corners;
+  int32_t padding;
+  int64_t first;  /* pixel that counts, from the one at or before the place */
+  int64_t taps;   /* pixels that count along an axis: 1 to 4 */
+  int64_t phases; /* places between two pixels that are told apart: a power of two, 2048 at most */
+  const int32_t *weights; /* (phases, taps); of a phase they are 2^20 at most, added up without their signs */
+} kvant_sampling;
+
+/* grid: (batch, points, column and row). */
+KVANT_API int32_t kvant_grid_sample(const kvant_sampling *sampling, const kvant_source *x, const kvant_source *grid,
+                                    float multiplier, const kvant_target *target, void *y);
+
 /* Along the middle of (outer, size, inner). */
 KVANT_API int32_t kvant_sum(int64_t outer, int64_t size, int64_t inner, const kvant_source *x, float multiplier,
                             const kvant_target *target, void *y);
 KVANT_API int32_t kvant_extreme(int32_t function, int64_t outer, int64_t size, int64_t inner, const kvant_source *x,
                                 void *y);
 KVANT_API int32_t kvant_arg_max(int64_t outer, int64_t size, int64_t inner, const kvant_source *x, int64_t *y);
+/* Running sums, and positions of the `wanted` largest (or smallest) elements; of equal ones the first comes first. */
+KVANT_API int32_t kvant_cum_sum(int64_t outer, int64_t size, int64_t inner, const kvant_source *x, float multiplier,
+                                const kvant_target *target, void *y);
+KVANT_API int32_t kvant_int_cum_sum(int64_t outer, int64_t size, int64_t inner, const int64_t *x, int64_t *y);
+KVANT_API int32_t kvant_int_arg_max(int64_t outer, int64_t size, int64_t inner, const int64_t *x, int64_t *y);
+KVANT_API int32_t kvant_top_k(int64_t outer, int64_t size, int64_t inner, int64_t wanted, int32_t largest,
+                              const kvant_source *x, int64_t *y);
 /* exponentials: one for each distance from the maximum, 256 or 65536 entries, none negative, the first positive. */
 KVANT_API int32_t kvant_softmax(int64_t outer, int64_t size, int64_t inner, const kvant_source *x,
                                 const int32_t *exponentials, float inverse_scale, const kvant_target *target, void *y);
@@ -379,7 +422,8 @@ typedef enum kvant_step {
   KVANT_STEP_COPY, KVANT_STEP_CONCAT, KVANT_STEP_INDEX, KVANT_STEP_GATHER, KVANT_STEP_MAX_POOL,
   KVANT_STEP_MEAN_POOL, KVANT_STEP_RESIZE, KVANT_STEP_SUM, KVANT_STEP_EXTREME, KVANT_STEP_ARG_MAX,
   KVANT_STEP_SOFTMAX, KVANT_STEP_NORMALIZE, KVANT_STEP_CONV, KVANT_STEP_CONV_PAIR, KVANT_STEP_MATMUL,
-  KVANT_STEP_FLOAT_CONV, KVANT_STEP_DYNAMIC_LINEAR
+  KVANT_STEP_FLOAT_CONV, KVANT_STEP_DYNAMIC_LINEAR, KVANT_STEP_PICK, KVANT_STEP_TOP_K, KVANT_STEP_CUM_SUM,
+  KVANT_STEP_INT_CUM_SUM, KVANT_STEP_INT_BINARY, KVANT_STEP_REAL, KVANT_STEP_GRID_SAMPLE, KVANT_STEP_INT_ARG_MAX
 } kvant_step;
 
 #define KVANT_MOST_ARGUMENTS 15

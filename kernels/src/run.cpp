@@ -46,7 +46,9 @@ constexpr int32_t (*kSteps[])(const uint64_t *) = {
     invoke<kvant_gather>,   invoke<kvant_max_pool>,   invoke<kvant_mean_pool>, invoke<kvant_resize>,
     invoke<kvant_sum>,      invoke<kvant_extreme>,    invoke<kvant_arg_max>,   invoke<kvant_softmax>,
     invoke<kvant_normalize>, invoke<kvant_conv>,      invoke<kvant_conv_pair>, invoke<kvant_matmul>,
-    invoke<kvant_float_conv>, invoke<kvant_dynamic_linear>,
+    invoke<kvant_float_conv>, invoke<kvant_dynamic_linear>, invoke<kvant_pick>,       invoke<kvant_top_k>,
+    invoke<kvant_cum_sum>,    invoke<kvant_int_cum_sum>,    invoke<kvant_int_binary>, invoke<kvant_real>,
+    invoke<kvant_grid_sample>, invoke<kvant_int_arg_max>,
 };
 
 }  // namespace

@@ -128,8 +128,8 @@ def test_attention_with_weights_and_a_causal_mask() -> None:
             mixed, weights = self.attention(x, x, x, attn_mask=mask)
             return mixed, weights
 
-    graph = check(Causal(), [example((1, 6, 8))], [example((4, 6, 8), 1)])
-    assert graph.inputs[0].shape == (("batch",), 6, 8)
+    graph = check(Causal(), [example((1, 6, 8))], [example((4, 6, 8), 1)], [example((2, 9, 8), 1)])
+    assert graph.inputs[0].shape == (("batch",), ("length",), 8)
 
 
 def test_causal_attention_of_one_call() -> None:

@@ -15,7 +15,7 @@ from kvant.capture import Executor, capture, fold_batch_norm, passes, prepare
 from kvant.graph import Graph, ops, validate
 from kvant.graph.ops import Step
 
-from .compare import Function, compare, example, realistic
+from .compare import Function, check, compare, example, realistic
 
 IMAGE = example((2, 4, 8, 8))
 
@@ -232,3 +232,26 @@ def test_the_executor_shows_every_activation_and_takes_replacements() -> None:
     result = Executor(graph).run([torch.tensor([[1.0, 2.0]])], observe)
     assert seen == ["x", "y", "z"]
     assert result[0].tolist() == [[20.0, 60.0]]
+
+
+@pytest.mark.parametrize("far", [float("inf"), torch.finfo(torch.float32).max])
+def test_masks_that_end_in_sigmoids_are_near(far: float) -> None:
+    """Anchors outside the picture, as RT-DETR has them."""
+    anchors = example((1, 6, 4))
+    anchors[0, 2] = far
+
+    def forward(x: Tensor) -> Tensor:
+        logits = x + anchors
+        best = x[..., 0].topk(3, dim=1)[1].unsqueeze(-1)
+        return logits.gather(1, best.expand(-1, -1, 4)).sigmoid() * 2 - 1
+
+    graph = prepare(check(forward, [example((1, 6, 4), 1)], [example((3, 6, 4), 2)]))
+    largest = max(float(abs(value).max()) for value in graph.constants.values() if value.dtype == "float32")
+    assert largest < 20
+
+
+def test_other_masks_stay() -> None:
+    mask = torch.where(example((5, 5)) > 0, 0.0, -1e4)
+    for function in (lambda x: (x + mask).softmax(-1), lambda x: (x + mask, (x + mask).sigmoid())):
+        graph = prepare(capture(Function(function).eval(), [example((2, 5, 5))]))
+        assert min(float(value.min()) for value in graph.constants.values()) == -1e4

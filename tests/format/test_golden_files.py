@@ -49,7 +49,7 @@ def test_a_golden_file_is_written_again_with_the_same_contents(path: Path) -> No
         assert data == path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["operators", "schemes"])
+@pytest.mark.parametrize("name", ["operators", "schemes", "places"])
 def test_the_tool_makes_the_graph_of_the_latest_file(name: str) -> None:
     graph, stored = tool().GRAPHS[name](), read_file([path for path in FILES if path.stem == name][-1]).graph
     assert graph.nodes == stored.nodes
@@ -61,6 +61,11 @@ def test_packed_weights_are_in_one() -> None:
     assert contents.info.features == ("groups", "narrow", "packed")
     found = {entry.packing.by for entry in packed_constants(contents.graph).values()}
     assert found == {"level", "row", "factor"}
+
+
+def test_computed_places_are_a_feature() -> None:
+    (path,) = (path for path in FILES if path.stem == "places")
+    assert read_file(path).info.features == ("places",)
 
 
 def test_every_operator_that_a_file_can_hold_is_in_one() -> None:

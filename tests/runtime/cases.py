@@ -232,6 +232,60 @@ def movements(draw: Any) -> Case:
     return one_op(_movement(draw, kind, shape, axis), {"x": (shape, type)}, type), [x]
 
 
+INT64 = TensorType("int64")
+
+
+@st.composite
+def choices(draw: Any) -> Case:
+    """What is chosen by index or by size, and integers."""
+    shape = tuple(draw(st.lists(SIZES, min_size=1, max_size=4)))
+    axis = draw(st.integers(0, len(shape) - 1))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["elements", "top", "sum", "counts", "integers", "real", "position"]))
+    if kind == "elements":
+        type = draw(st.sampled_from([FLOAT32, INT64, typed("uint8"), typed("int16")]))
+        others = [draw(st.sampled_from([1, size])) for size in shape]
+        indices_shape = tuple(draw(st.integers(1, 9)) if at == axis else size for at, size in enumerate(others))
+        indices = rng.integers(-shape[axis], shape[axis], indices_shape)
+        x = np.arange(np.prod(shape)).reshape(shape).astype(type.numpy)
+        graph = one_op(ops.GatherElements(axis), {"x": (shape, type), "i": (indices_shape, INT64)}, type)
+        return graph, [x, indices]
+    if kind == "integers":
+        op = ops.IntBinary(draw(st.sampled_from(["add", "sub", "mul", "div", "mod", "min", "max"])))
+        far = draw(st.sampled_from([3, 100, 2**63 - 1]))
+        a, b = (rng.integers(-far - 1, far, each) for each in (shape, (*shape[1:-1], 1)))
+        return one_op(op, {"a": (a.shape, INT64), "b": (b.shape, INT64)}, INT64), [a, b]
+    if kind == "position":
+        graph = one_op(ops.ArgMax(axis, draw(st.booleans())), {"x": (shape, INT64)}, INT64)
+        return graph, [rng.integers(-3, 3, shape) * 2 ** draw(st.integers(0, 60))]
+    if kind in ("counts", "real"):
+        x = rng.integers(-(2**62), 2**62, shape) // 2 ** draw(st.integers(0, 61))
+        if kind == "real":
+            return one_op(ops.Real(), {"x": (shape, INT64)}, FLOAT32), [x]
+        return one_op(ops.CumSum(axis), {"x": (shape, INT64)}, INT64), [x]
+    x_type, y_type = draw(types()), draw(types())
+    x = values(draw, shape, x_type.dtype)
+    if kind == "sum":
+        return one_op(ops.CumSum(axis), {"x": (shape, x_type)}, y_type), [x]
+    op = ops.TopK(axis, draw(st.integers(1, shape[axis])), draw(st.booleans()))
+    return one_op(op, {"x": (shape, x_type)}, INT64), [x]
+
+
+@st.composite
+def samples(draw: Any) -> Case:
+    """Sampled images; some grids reach far beyond them."""
+    x_type, y_type, grid_type = draw(types()), draw(types()), draw(types())
+    batch, size, points = draw(st.integers(1, 2)), (draw(SIZES), draw(SIZES)), (draw(SIZES), draw(SIZES))
+    shapes = ((batch, draw(st.sampled_from([1, 3, 16, 33])), *size), (batch, *points, 2))
+    op = ops.GridSample(
+        draw(st.sampled_from(["bilinear", "nearest", "bicubic"])),
+        draw(st.sampled_from(["zeros", "border", "reflection"])),
+        draw(st.booleans()),
+    )
+    x, grid = values(draw, shapes[0], x_type.dtype), values(draw, shapes[1], grid_type.dtype)
+    return one_op(op, {"x": (shapes[0], x_type), "grid": (shapes[1], grid_type)}, y_type), [x, grid]
+
+
 def _movement(draw: Any, kind: str, shape: tuple[int, ...], axis: int) -> ops.AnyOp:
     if kind == "slice":
         start = draw(st.integers(0, shape[axis] - 1))

@@ -13,7 +13,7 @@ STRATEGIES = {
     name: getattr(cases, name)()
     for name in (
         "convolutions", "linears", "matmuls", "binaries", "conversions", "pools", "resizes", "reductions", "softmaxes",
-        "norms", "movements",
+        "norms", "movements", "choices", "samples",
     )
 }  # fmt: skip
 

@@ -189,6 +189,49 @@ def test_gather_names_the_position_of_a_bad_index(lib):
     assert bad.value == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({"batch": -1}, BAD), ({"size": PAIR(0, 4)}, BAD), ({"points": 0}, BAD), ({"channels": 0}, BAD),
+     ({"scale": 0.0}, BAD), ({"padding": 3}, BAD), ({"first": 1}, BAD), ({"taps": 5}, BAD), ({"phases": 4096}, BAD),
+     ({"weights": None}, NULL), ({"batch": 2**40, "size": PAIR(2**31 - 1, 4)}, OVERFLOW),
+     ({"weights": np.full((4, 2), 2**20, np.int32)}, BAD)],
+)  # fmt: skip
+def test_sampling_is_checked(lib, changes, status):
+    kernel = np.ones((4, 2), np.int32)
+    fields: dict[str, object] = {
+        "batch": 0, "size": PAIR(4, 4), "channels": 2, "points": 1, "scale": 1.0, "align_corners": 0, "padding": 0,
+        "first": 0, "taps": 2, "phases": 4, "weights": kernel,
+    }  # fmt: skip
+
+    def sample(changes: dict[str, object]) -> int:
+        given = [each.ctypes.data if isinstance(each, np.ndarray) else each for each in (fields | changes).values()]
+        return lib.kvant_grid_sample(
+            byref(library.Sampling(*given)), source(), source(), c_float(1), TARGET, POINTER
+        )  # fmt: skip
+
+    assert sample({}) == OK
+    assert sample(changes) == status
+
+
+def test_what_chooses_and_counts_is_checked(lib):
+    one, huge = c_int64(1), c_int64(2**62)
+    for wanted in (0, 5):
+        sizes = one, c_int64(4), one, c_int64(wanted)
+        assert lib.kvant_top_k(*sizes, c_int32(1), source(), POINTER) == BAD
+    assert lib.kvant_cum_sum(huge, one, huge, source(), c_float(1), TARGET, POINTER) == OVERFLOW
+    assert lib.kvant_int_cum_sum(one, c_int64(0), one, POINTER, POINTER) == BAD
+    assert lib.kvant_int_cum_sum(one, one, one, None, POINTER) == NULL
+    shape = (c_int64 * 1)(4)
+    assert lib.kvant_int_binary(c_int32(7), one, shape, POINTER, shape, POINTER, shape, POINTER) == BAD
+    assert lib.kvant_real(c_int64(-1), POINTER, POINTER) == BAD
+    x, y, bad = np.zeros(4, np.uint8), np.zeros(2, np.uint8), c_int64()
+    indices, pair, steps = np.array([-4, 4]), (c_int64 * 1)(2), (c_int64 * 1)(1)
+    sizes = [one, pair, (c_int64 * 1)(0), steps, c_int64(4), one, one]
+    pointers = [c_void_p(array.ctypes.data) for array in (x, indices, y)]
+    found = lib.kvant_pick(*sizes, pointers[0], c_int64(2), *pointers[1:], byref(bad))
+    assert (found, bad.value) == (BAD_INDEX, 1)
+
+
 def test_thread_counts():
     before = native.num_threads()
     model = QuantizedModel(small_network(), backend="native")

@@ -66,6 +66,7 @@ class Builder:
         dtype: its type.
         shapes: the traced shapes of all outputs of an operator that returns several.
         masks: integer tensors that hold nothing but 0 and 1 in the example.
+        spread: integers that were expanded, and what they were before, of the same rank.
         overwritten: of tensors in which every n-th element was overwritten, what they were, along which axis, and
             where (bool).
     """
@@ -75,6 +76,7 @@ class Builder:
         self.symbols = symbols
         self.shapes: list[tuple[Size, ...]] = []
         self.masks: set[str] = set()
+        self.spread: dict[str, Activation] = {}
         self.overwritten: dict[str, tuple[Operand, int, Tensor]] = {}
         self.dtype = torch.float32
         self._source = Source()
@@ -110,18 +112,20 @@ class Builder:
     def emit(self, op: AnyOp, *inputs: Operand, shape: Sequence[Size] | None = None) -> Activation:
         """Append a node. ``shape`` is the traced shape of its output, by default that of the current operator."""
         moves = isinstance(op, ops.MOVES)
+        integers = isinstance(op, ops.CumSum | ops.ArgMax) and inputs[0].dtype == torch.int64
         dtype = (
-            _moved_type(inputs, self.dtype) if moves else torch.int64 if isinstance(op, ops.ArgMax) else torch.float32
-        )
+            _moved_type(inputs, self.dtype) if moves
+            else torch.int64 if integers or isinstance(op, ops.COUNTS) else torch.float32
+        )  # fmt: skip
         if isinstance(op, ops.Concat):
             _require_alike(inputs)
-        if not moves and not isinstance(op, ops.Dequantize):
+        if not moves and not isinstance(op, ops.Dequantize | ops.IntBinary | ops.Real) and not integers:
             inputs = tuple(self._real(op, operand) for operand in inputs)
         names = [self._reference(operand) for operand in inputs]
         output = self.graph.fresh(self._name)
         kept = self.graph.types[names[0]] if moves and dtype in NUMBERS else _graph_type(dtype)
         self.graph.add_node(op, names, output, kept, self._source)
-        if moves and names[0] in self.masks:
+        if moves and all(name in self.masks for name in (names if isinstance(op, ops.Concat) else names[:1])):
             self.masks.add(output)
         return Activation(output, tuple(self.shape if shape is None else shape), dtype)
 
@@ -129,17 +133,30 @@ class Builder:
         """Append a function of ``x``'s elements; the program is written after the first step, which pushes ``x``."""
         return self.emit(ops.Pointwise((Step("x"), *program)), x, shape=x.shape)
 
+    def counted(self, mask: Activation) -> Activation:
+        """The zeros and ones of a mask as int64."""
+        output = self.graph.fresh(self._name)
+        self.graph.add_node(ops.Pointwise((Step("x"),)), [mask.name], output, TensorType("int64"), self._source)
+        self.masks.add(output)
+        return Activation(output, mask.shape, torch.int64)
+
     def real(self, x: Activation) -> Activation:
-        """The numbers of an input of integers as float32."""
+        """The numbers of an input of integers, or of what is computed in int64, as float32."""
         if x.name not in self._reals:
-            self._reals[x.name] = self.emit(ops.Dequantize(), x, shape=x.shape)
+            if x.name in self.masks:
+                made = self.emit(ops.Gather(0), torch.tensor([0.0, 1.0]), x, shape=x.shape)
+            else:
+                made = self.emit(ops.Real() if x.dtype == torch.int64 else ops.Dequantize(), x, shape=x.shape)
+            self._reals[x.name] = made
         return self._reals[x.name]
 
     def _real(self, op: AnyOp, operand: Operand) -> Operand:
         """``operand`` as arithmetic takes it; torch computes in float32 where the result is."""
-        if not isinstance(operand, Activation) or operand.dtype == torch.float32:
+        if isinstance(operand, Tensor):
+            return operand.float() if operand.dtype in INTEGERS else operand
+        if operand.dtype == torch.float32:
             return operand
-        if operand.dtype in NUMBERS and self.dtype == torch.float32:
+        if operand.dtype in (*NUMBERS, torch.int64) and self.dtype == torch.float32:
             return self.real(operand)
         if operand.dtype == torch.bool and self.dtype == torch.float32:
             return operand

@@ -64,7 +64,10 @@ class Executor:
     def _kernel(self, node: Node, constants: Sequence[Tensor | None]) -> Kernel:
         if isinstance(node.op, ops.Dequantize):
             return dequantizer(self.graph.types[node.inputs[0]])
-        return KERNELS[type(node.op)](node.op, constants)
+        kernel = KERNELS[type(node.op)](node.op, constants)
+        if isinstance(node.op, ops.Pointwise) and self.graph.types[node.output].dtype == "int64":
+            return lambda given, bindings: kernel(given, bindings).to(torch.int64)
+        return kernel
 
     def set_constant(self, name: str, value: np.ndarray) -> None:
         """Let later calls of ``step`` see ``value`` (float32, the constant's shape) for the constant ``name``."""

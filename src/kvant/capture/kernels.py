@@ -243,10 +243,14 @@ def _group_norm(op: ops.GroupNorm, constants: Sequence[Tensor | None]) -> Kernel
     return lambda given, bindings: F.group_norm(given[0], op.groups, given[1], given[2], op.eps)
 
 
+def _from_the_front(indices: Tensor, size: int) -> Tensor:
+    return torch.where(indices < 0, indices + size, indices)
+
+
 def _gather(op: ops.Gather, constants: Sequence[Tensor | None]) -> Kernel:
     def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
         x, indices = given
-        taken = x.index_select(op.axis, indices.reshape(-1).long())
+        taken = x.index_select(op.axis, _from_the_front(indices.reshape(-1).long(), x.shape[op.axis]))
         return taken.reshape(*x.shape[: op.axis], *indices.shape, *x.shape[op.axis + 1 :])
 
     return kernel
@@ -254,6 +258,50 @@ def _gather(op: ops.Gather, constants: Sequence[Tensor | None]) -> Kernel:
 
 def _argmax(op: ops.ArgMax, constants: Sequence[Tensor | None]) -> Kernel:
     return lambda given, bindings: torch.argmax(given[0], op.axis, op.keepdims)
+
+
+def _gather_elements(op: ops.GatherElements, constants: Sequence[Tensor | None]) -> Kernel:
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        x, indices = given
+        shape = (*x.shape[: op.axis], indices.shape[op.axis], *x.shape[op.axis + 1 :])
+        return x.gather(op.axis, _from_the_front(indices, x.shape[op.axis]).expand(shape))
+
+    return kernel
+
+
+def _top_k(op: ops.TopK, constants: Sequence[Tensor | None]) -> Kernel:
+    def kernel(given: list[Tensor], bindings: Bindings) -> Tensor:
+        order = torch.sort(given[0], dim=op.axis, descending=op.largest, stable=True).indices
+        return order.narrow(op.axis, 0, evaluate(op.count, bindings))
+
+    return kernel
+
+
+def _cum_sum(op: ops.CumSum, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: given[0].cumsum(op.axis)
+
+
+def _divided(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b == 0, 0, torch.div(a, torch.where(b == 0, 1, b), rounding_mode="floor"))
+
+
+_INTEGERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "min": torch.minimum, "max": torch.maximum, "div": _divided,
+    "mod": lambda a, b: torch.where(b == 0, 0, a - b * _divided(a, b)),
+}  # fmt: skip
+
+
+def _int_binary(op: ops.IntBinary, constants: Sequence[Tensor | None]) -> Kernel:
+    function = _INTEGERS[op.fn]
+    return lambda given, bindings: function(*given)
+
+
+def _real(op: ops.Real, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: given[0].to(torch.float32)
+
+
+def _grid_sample(op: ops.GridSample, constants: Sequence[Tensor | None]) -> Kernel:
+    return lambda given, bindings: F.grid_sample(given[0], given[1], op.mode, op.padding, op.align_corners)
 
 
 def _requantize(op: ops.Requantize, constants: Sequence[Tensor | None]) -> Kernel:
@@ -276,4 +324,6 @@ KERNELS: dict[type, Factory] = {
     ops.MaxPool: _max_pool, ops.AveragePool: _average_pool, ops.AdaptivePool: _adaptive_pool,
     ops.Reduce: _reduce, ops.Resize: _resize, ops.Softmax: _softmax, ops.LayerNorm: _layer_norm,
     ops.GroupNorm: _group_norm, ops.Gather: _gather, ops.ArgMax: _argmax, ops.Requantize: _requantize,
+    ops.GatherElements: _gather_elements, ops.TopK: _top_k, ops.CumSum: _cum_sum, ops.IntBinary: _int_binary,
+    ops.Real: _real, ops.GridSample: _grid_sample,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Counting along an axis of free size, as code that makes attention masks does.
 
 ``arange(batch)`` has no constant value, but of what masks ask it only few things matter: that no entry is below its
-start, and that it selects the whole of an axis.
+start, and that it selects the whole of an axis. Where they ask for more, the integers are computed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvant.capture.builder import Activation, Builder, Operand, Size
+from kvant.capture.builder import Activation, Builder, Operand, Size, need_activation
 from kvant.capture.operators.indexing import need_grid, take
+from kvant.capture.operators.integers import integers
 from kvant.capture.operators.shape import reshape_to, slice_axis
 from kvant.capture.registry import UnsupportedError
+from kvant.graph import ops
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ def of_ramps(t: Builder, name: str, arguments: Mapping[str, Any]) -> Operand | R
         raise _unknown()
     result: Operand | Ramp = handler(t, first, *others)
     return result
+
+
+def counted(t: Builder, x: Ramp) -> Activation:
+    """The integers of a ramp, computed: sums of ones."""
+    size = x.shape[x.axis]
+    ones = t.emit(ops.Expand((t.dim(size),)), torch.ones(1, dtype=torch.int64), shape=(size,))
+    count = integers(t, "add", t.emit(ops.CumSum(0), ones, shape=(size,)), x.start - 1)
+    return need_activation(reshape_to(t, count, x.shape) if len(x.shape) != 1 else count, "the count")
 
 
 def _unknown() -> UnsupportedError:

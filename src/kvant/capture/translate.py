@@ -17,7 +17,7 @@ from kvant.capture import registry
 from kvant.capture.aliases import stale_reads
 from kvant.capture.builder import Activation, Builder, Operand, Size, input_type, to_numpy_safe
 from kvant.capture.export import WRAPPED, Export, channel_axis, decompose, decompositions
-from kvant.capture.ramps import Ramp, of_ramps, ramp
+from kvant.capture.ramps import Ramp, counted, of_ramps, ramp
 from kvant.capture.registry import UnsupportedError
 from kvant.capture.source import module_path, output_name, source_of, user_line
 from kvant.capture.structure import Arguments
@@ -29,9 +29,9 @@ from kvant.graph import Graph
 _IGNORED = ("aten._assert", "aten.sym_constrain_range", "aten._assert_tensor_metadata", "aten._assert_async")
 _READ_OUT = ("aten.item", "aten._local_scalar_dense")
 # What to do about operators that models of whole families have and graphs cannot.
-_CHOOSES = "what is chosen by its value, such as the best boxes, must be chosen outside the model"
-_ADVICE = dict.fromkeys(("topk", "sort", "argsort", "nonzero"), _CHOOSES) | {
-    "grid_sampler_2d": "sampling at places that are computed, as deformable attention does, stays outside the model",
+_ADVICE = {
+    "nonzero": "what is chosen by its value, so that its size depends on data, must be chosen outside the model",
+    "grid_sampler_3d": "sampling of volumes; images (N, C, H, W) are sampled",
 }
 _MAX_DECOMPOSITIONS = 4
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -228,7 +228,7 @@ class _Translation:
         if constant and not random and not _holds(_MISSING, (args, kwargs)):
             return _evaluate(target, args, kwargs)
         if _holds_type(Ramp, (args, kwargs)):
-            handler = partial(of_ramps, name=name)
+            handler = partial(self._of_ramps, name, handler)
         if handler is None or random:
             # What is made of sizes alone is a constant once they are fixed.
             self._static_helps |= not random and not _holds_type(Activation, (args, kwargs))
@@ -241,6 +241,18 @@ class _Translation:
             # Constants that meet a free size can be computed once the size is fixed.
             self._static_helps |= error.static or not _holds_type(Activation, (args, kwargs))
             return self._refuse(node, name, str(error))
+
+    def _of_ramps(
+        self, name: str, handler: Callable[..., Any] | None, builder: Builder, arguments: Mapping[str, Any]
+    ) -> Any:
+        """What is counted along a free size: mostly little is asked of it, else it is computed."""
+        try:
+            return of_ramps(builder, name, arguments)
+        except UnsupportedError:
+            if handler is None:
+                raise
+        self._static_helps = True  # if something else refuses what is computed here
+        return handler(builder, arguments=_replaced(arguments, partial(counted, builder)))
 
     def _handle(self, node: fx.Node, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         results = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
@@ -318,6 +330,15 @@ def _holds_type(kind: Any, value: Any) -> bool:
 
 def _holds(wanted: object, value: Any) -> bool:
     return _any(value, lambda entry: entry is wanted)
+
+
+def _replaced(value: Any, change: Callable[[Ramp], Activation]) -> Any:
+    """Ramps in nested arguments changed."""
+    if isinstance(value, tuple | list):
+        return [_replaced(entry, change) for entry in value]
+    if isinstance(value, dict):
+        return {key: _replaced(entry, change) for key, entry in value.items()}
+    return change(value) if isinstance(value, Ramp) else value
 
 
 def _any(value: Any, test: Callable[[Any], bool]) -> bool:

@@ -23,8 +23,9 @@ VERSION = Version(1, 1)
 _PLAIN_VERSION = Version(1, 0)
 # Features that a file may require of its reader: weights of few bits are packed; activations have fewer than 8 bits;
 # weights have a factor for each group of input channels; tables of functions are packed by their steps.
-# Some weighted layers take and give float32, and some of those keep their weights as float16.
-FEATURES = frozenset({"packed", "narrow", "groups", "reals", "halves", "steps"})
+# Some weighted layers take and give float32, and some of those keep their weights as float16. Elements are chosen by
+# computed places, or counted.
+FEATURES = frozenset({"packed", "narrow", "groups", "reals", "halves", "steps", "places"})
 
 _UPGRADE = "Install a newer kvant: pip install --upgrade kvant"
 _ODD_VALUES = (KvantError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
@@ -83,6 +84,11 @@ def _features(graph: Graph, packed: Mapping[str, Packed], halves: Collection[str
         "halves": bool(halves),
         "narrow": any(entry.bits is not None for entry in quantizations),
         "packed": any(entry.packing.by != "step" for entry in packed.values()),
+        "places": any(
+            isinstance(node.op, ops.PLACES)
+            or (isinstance(node.op, ops.ArgMax) and graph.types[node.inputs[0]].dtype == "int64")
+            for node in graph.nodes
+        ),
         "reals": bool(quantizations)
         and any(
             isinstance(node.op, ops.WEIGHTED) and graph.types[node.inputs[0]].dtype == "float32" for node in graph.nodes

@@ -272,7 +272,7 @@ def _resize(op: ops.Resize, given: Sequence[Shape], bindings: Bindings) -> Shape
     return (*given[0][: -len(spatial)], *spatial)
 
 
-def _softmax(op: ops.Softmax, given: Sequence[Shape], bindings: Bindings) -> Shape:
+def _along_axis(op: ops.Softmax | ops.CumSum, given: Sequence[Shape], bindings: Bindings) -> Shape:
     _require(0 <= op.axis < len(given[0]), f"axis {op.axis} is out of range")
     return given[0]
 
@@ -300,11 +300,36 @@ def _argmax(op: ops.ArgMax, given: Sequence[Shape], bindings: Bindings) -> Shape
     return _drop(given[0], (op.axis,), op.keepdims)
 
 
+def _gather_elements(op: ops.GatherElements, given: Sequence[Shape], bindings: Bindings) -> Shape:
+    x, indices = given
+    _require(0 <= op.axis < len(x), f"axis {op.axis} is out of range")
+    _require(len(x) == len(indices), "the indices have another rank")
+    others = [pair for axis, pair in enumerate(zip(x, indices, strict=True)) if axis != op.axis]
+    _require(all(count in (1, size) for size, count in others), f"the indices differ beside axis {op.axis}")
+    return (*x[: op.axis], indices[op.axis], *x[op.axis + 1 :])
+
+
+def _top_k(op: ops.TopK, given: Sequence[Shape], bindings: Bindings) -> Shape:
+    x, count = given[0], evaluate(op.count, bindings)
+    _require(0 <= op.axis < len(x), f"axis {op.axis} is out of range")
+    _require(1 <= count <= x[op.axis], f"{count} elements are wanted of {x[op.axis]}")
+    return (*x[: op.axis], count, *x[op.axis + 1 :])
+
+
+def _grid_sample(op: ops.GridSample, given: Sequence[Shape], bindings: Bindings) -> Shape:
+    x, grid = given
+    _require(len(x) == 4 and len(grid) == 4 and grid[3] == 2, "expected an image and a grid of rank 4, its last axis 2")
+    _require(x[0] == grid[0], f"there are {x[0]} images and {grid[0]} grids")
+    return (x[0], x[1], grid[1], grid[2])
+
+
 _RULES: dict[type, Callable[..., Shape]] = {
     ops.Conv: _conv, ops.ConvTranspose: _conv_transpose, ops.Linear: _linear, ops.MatMul: _matmul,
     ops.BatchNorm: _batch_norm, ops.Binary: _binary, ops.Pointwise: _same, ops.Table: _same, ops.Concat: _concat,
     ops.Slice: _slice, ops.Reshape: _reshape, ops.Transpose: _transpose, ops.Expand: _expand, ops.Pad: _pad,
     ops.MaxPool: _pool, ops.AveragePool: _pool, ops.AdaptivePool: _adaptive, ops.Reduce: _reduce,
-    ops.Resize: _resize, ops.Softmax: _softmax, ops.LayerNorm: _layer_norm, ops.GroupNorm: _group_norm,
-    ops.Gather: _gather, ops.ArgMax: _argmax, ops.Quantize: _same, ops.Dequantize: _same, ops.Requantize: _same,
+    ops.Resize: _resize, ops.Softmax: _along_axis, ops.LayerNorm: _layer_norm, ops.GroupNorm: _group_norm,
+    ops.Gather: _gather, ops.ArgMax: _argmax, ops.GatherElements: _gather_elements, ops.TopK: _top_k,
+    ops.CumSum: _along_axis, ops.IntBinary: _binary, ops.Real: _same, ops.GridSample: _grid_sample,
+    ops.Quantize: _same, ops.Dequantize: _same, ops.Requantize: _same,
 }  # fmt: skip

@@ -236,6 +236,60 @@ class ArgMax(Op, frozen=True):
     keepdims: bool = False
 
 
+class GatherElements(Op, frozen=True):
+    """An element for each index: out[i, j, k] = x[i, indices[i, j, k], k] along ``axis`` 1 of 3.
+
+    Inputs: x, indices (int64) of the same rank; other axes of the indices have x's size, or 1 to serve all of it.
+    """
+
+    axis: int
+
+
+class TopK(Op, frozen=True):
+    """Indices (int64) of the ``count`` largest, or smallest, elements along ``axis``, these first.
+
+    Of equal elements the one with the lowest index comes first. The elements themselves are a ``GatherElements``.
+    """
+
+    axis: int
+    count: Dim
+    largest: bool = True
+
+
+class CumSum(Op, frozen=True):
+    """Sums of all elements along ``axis`` up to each one, of integers with a scale or of int64 (modulo 2**64)."""
+
+    axis: int
+
+
+IntFunction = Literal["add", "sub", "mul", "div", "mod", "min", "max"]
+
+
+class IntBinary(Op, frozen=True):
+    """Element-wise function of two int64 tensors, broadcast as NumPy does, modulo 2**64. Inputs: a, b.
+
+    ``div`` rounds down and ``mod`` has the sign of b, as in Python; dividing by 0 gives 0 for both.
+    """
+
+    fn: IntFunction
+
+
+class Real(Op, frozen=True):
+    """int64 -> the nearest float32."""
+
+
+class GridSample(Op, frozen=True):
+    """The image x at the places that a grid names, PyTorch's rules. Inputs: x (N, C, H, W), grid (N, H', W', 2).
+
+    The last axis of the grid holds column and row; -1 and 1 are the centres of the outermost pixels if
+    ``align_corners``, else their outer edges. ``padding`` says what lies outside.
+    """
+
+    mode: Literal["bilinear", "nearest", "bicubic"]
+    padding: Literal["zeros", "border", "reflection"] = "zeros"
+    align_corners: bool = False
+
+
 class Quantize(Op, frozen=True):
     """float32 -> the output's integer type."""
 
@@ -251,7 +305,8 @@ class Requantize(Op, frozen=True):
 AnyOp = (
     Conv | ConvTranspose | Linear | MatMul | BatchNorm | Binary | Pointwise | Table | Concat | Slice | Reshape
     | Transpose | Expand | Pad | MaxPool | AveragePool | AdaptivePool | Reduce | Resize | Softmax | LayerNorm
-    | GroupNorm | Gather | ArgMax | Quantize | Dequantize | Requantize
+    | GroupNorm | Gather | ArgMax | GatherElements | TopK | CumSum | IntBinary | Real | GridSample | Quantize
+    | Dequantize | Requantize
 )  # fmt: skip
 
 # Smallest and largest number of inputs; None is no limit.
@@ -260,10 +315,15 @@ ARITY: dict[type[Op], tuple[int, int | None]] = {
     Pointwise: (1, 2), Table: (2, 2), Concat: (1, None), Slice: (1, 1), Reshape: (1, 1), Transpose: (1, 1),
     Expand: (1, 1), Pad: (1, 1), MaxPool: (1, 1), AveragePool: (1, 1), AdaptivePool: (1, 1), Reduce: (1, 1),
     Resize: (1, 1), Softmax: (1, 2), LayerNorm: (3, 3), GroupNorm: (3, 3), Gather: (2, 2), ArgMax: (1, 1),
+    GatherElements: (2, 2), TopK: (1, 1), CumSum: (1, 1), IntBinary: (2, 2), Real: (1, 1), GridSample: (2, 2),
     Quantize: (1, 1), Dequantize: (1, 1), Requantize: (1, 1),
 }  # fmt: skip
 
 # Operators that multiply an activation by a weight and accumulate in integers.
 WEIGHTED = (Conv, ConvTranspose, Linear)
 # Operators whose output holds the very integers of their (first) input.
-MOVES = (Concat, Slice, Reshape, Transpose, Expand, Pad, MaxPool, Gather)
+MOVES = (Concat, Slice, Reshape, Transpose, Expand, Pad, MaxPool, Gather, GatherElements)
+# Operators that came with the feature "places" of files.
+PLACES = (GatherElements, TopK, CumSum, IntBinary, Real, GridSample)
+# Operators whose output are places or counts: int64, whatever they read.
+COUNTS = (ArgMax, TopK, IntBinary)

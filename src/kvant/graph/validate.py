@@ -9,7 +9,7 @@ import numpy as np
 from kvant.errors import GraphError
 from kvant.graph import ops
 from kvant.graph.dims import symbols
-from kvant.graph.graph import Graph, Node, Quantization, TensorType
+from kvant.graph.graph import FLOAT32, Graph, Node, Quantization, TensorType
 from kvant.graph.infer import example_shapes, infer_shapes
 
 MAX_NAME_BYTES = 256
@@ -157,12 +157,30 @@ def _check_node(graph: Graph, node: Node) -> None:
             raise GraphError(f"{node.describe()} only moves integers, so its types must be equal: {given} -> {output}")
     if isinstance(node.op, ops.Reduce) and node.op.axes != tuple(sorted(set(node.op.axes))):
         raise GraphError(f"{node.describe()}: axes={node.op.axes} must be sorted, each once")
+    _check_integers(node, given, output)
     if isinstance(node.op, ops.Table) and output.quantization is not None:
         _check_table(graph, node, output)
     if isinstance(node.op, ops.WEIGHTED) and given[0].quantization is not None:
         _check_weighted(graph, node, given, output)
     elif isinstance(node.op, ops.WEIGHTED) and given[1].dtype != "float32":
         _check_float_weighted(graph, node, given, output)
+
+
+def _check_integers(node: Node, given: list[TensorType], output: TensorType) -> None:
+    """Places and counts are int64, and nothing else is where they belong."""
+    wanted: list[TensorType] = []
+    if isinstance(node.op, ops.COUNTS):
+        wanted = [output, *(given if isinstance(node.op, ops.IntBinary) else ())]
+    elif isinstance(node.op, ops.Real):
+        wanted = given
+        if output != FLOAT32:
+            raise GraphError(f"{node.describe()} gives float32, not {output}")
+    elif isinstance(node.op, ops.GatherElements):
+        wanted = given[1:]
+    elif isinstance(node.op, ops.CumSum) and "int64" in (given[0].dtype, output.dtype):
+        wanted = [given[0], output]
+    if any(entry.dtype != "int64" or entry.quantization is not None for entry in wanted):
+        raise GraphError(f"{node.describe()} wants int64 for places and counts, not {given} -> {output}")
 
 
 def _check_float_weighted(graph: Graph, node: Node, given: list[TensorType], output: TensorType) -> None:

@@ -96,6 +96,10 @@ class _Converter:
         if node.output in self.reals:
             self._float_weighted(node)
             return
+        if isinstance(node.op, ops.Real):
+            integers = self.names[node.inputs[0]]
+            self.floats[node.output] = self.target.add_node(node.op, [integers], node.output, FLOAT32, node.source)
+            return
         if isinstance(node.op, ops.Dequantize) and self.types[node.output] == self.source.types[node.inputs[0]]:
             self.names[node.output] = self._integers(node.inputs[0])
             return
@@ -174,7 +178,9 @@ class _Converter:
         if param is not None and source.dtype == "int16" and node.op.program == PRELU:
             return self._prelu(node, param)
         op = self.tables.get(node.output, node.op)
-        table = pointwise_table(op, source, self.types[node.output], param)
+        # What counts zeros and ones is int64, as in the float graph.
+        target = self.types.get(node.output) or self.source.types[node.output]
+        table = pointwise_table(op, source, target, param)
         axis = node.op.axis if param is not None else None
         return ops.Table(axis=axis), [
             self._integers(node.inputs[0]),
@@ -245,4 +251,6 @@ _HANDLERS: dict[type, _Handler] = {
     ops.Resize: _Converter._either, ops.AveragePool: _Converter._plain, ops.AdaptivePool: _Converter._either,
     ops.Softmax: _Converter._softmax, ops.LayerNorm: _Converter._normalize, ops.GroupNorm: _Converter._normalize,
     ops.ArgMax: _Converter._plain, ops.Dequantize: _Converter._requantized, ops.Requantize: _Converter._requantized,
+    ops.GatherElements: _Converter._moving, ops.TopK: _Converter._plain, ops.CumSum: _Converter._plain,
+    ops.IntBinary: _Converter._plain, ops.Real: _Converter._plain, ops.GridSample: _Converter._plain,
 }  # fmt: skip

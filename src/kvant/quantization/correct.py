@@ -129,9 +129,11 @@ class _Correction:
             for node, rough, dead in show.track(self.steps, "correcting biases"):
                 if isinstance(node.op, ops.WEIGHTED):
                     self._weighted(node, rough)
-                else:
+                elif not (isinstance(node.op, ops.TopK) and self.exact is not None):
                     of_each(len(self.got), self._step, node, rough)
                 self._follow(node)
+                if isinstance(node.op, ops.TopK):
+                    self._choose_alike(node)
                 for held in (*self.got, *self.true):
                     held.drop(dead)
         return replace(self.plan, weights=self.weights, biases=self.biases)
@@ -155,6 +157,11 @@ class _Correction:
                 true.hold(node.output, exact.step(node, true, self.bindings[at]))
 
         of_each(len(self.got), step)
+
+    def _choose_alike(self, node: Node) -> None:
+        """What the float network chose by size: what is made of it is compared row by row."""
+        for got, true in zip(self.got, self.true, strict=False):
+            got.hold(node.output, true[node.output])
 
     def _weighted(self, node: Node, rough: Node) -> None:
         if self.exact is not None:

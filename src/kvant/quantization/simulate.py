@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -86,6 +87,18 @@ def from_zero(values: torch.Tensor, quantization: Quantization, low: int, high: 
     return torch.div(values, quantization.scale[0]).round_().clamp_(low - zero, high - zero)
 
 
+def run_noting_choices(executor: Executor, sample: Sample) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """The outputs of a network, and the places of what it chose by size, by name."""
+    chosen = {node.output for node in executor.graph.nodes if isinstance(node.op, ops.TopK)}
+    choices: dict[str, torch.Tensor] = {}
+
+    def note(name: str, values: torch.Tensor) -> None:
+        if name in chosen:
+            choices[name] = values
+
+    return executor.run(sample, note), choices
+
+
 class Simulation:
     """Runs a plan in float arithmetic, rounding every activation where the integer network rounds it."""
 
@@ -94,9 +107,13 @@ class Simulation:
         self.rounded = makes_values(plan.graph)
         self.executor = Executor(plan.simulated_graph())
 
-    def run(self, sample: Sample) -> list[torch.Tensor]:
-        """The outputs for one sample."""
-        return self.executor.run(sample, self._round)
+    def run(self, sample: Sample, choices: Mapping[str, torch.Tensor] | None = None) -> list[torch.Tensor]:
+        """The outputs for one sample, with what the float network chose by size (``run_noting_choices``).
+
+        Which of two nearly equal elements comes first is no matter of noise: compared is what is made of the same ones.
+        """
+        made = choices or {}
+        return self.executor.run(sample, lambda name, values: made.get(name, self._round(name, values)))
 
     def _round(self, name: str, values: torch.Tensor) -> torch.Tensor | None:
         return fake_quantize(values, self.types[name]) if name in self.rounded else None

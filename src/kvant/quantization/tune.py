@@ -19,7 +19,7 @@ import torch
 from kvant.capture import Executor
 from kvant.graph import Graph, TensorType, example_shapes, ops
 from kvant.quantization.progress import Progress
-from kvant.quantization.simulate import Plan
+from kvant.quantization.simulate import Plan, run_noting_choices
 from kvant.quantization.statistics import Sample
 from kvant.quantization.ties import makes_values, ties
 from kvant.quantization.weights import QuantizedWeight
@@ -180,8 +180,12 @@ class _Learner:
         leaves = [*self._present(), *scales.values()]
 
         def gradients(part: Sample) -> tuple[torch.Tensor | None, ...]:
-            wanted = self.exact.run(part)
-            outputs = self.rough.run(part, lambda name, values: self._round(name, values, scales), gradients=True)
+            wanted, choices = run_noting_choices(self.exact, part)
+
+            def seen(name: str, values: torch.Tensor) -> torch.Tensor | None:
+                return choices.get(name, self._round(name, values, scales))
+
+            outputs = self.rough.run(part, seen, gradients=True)
             with torch.enable_grad():
                 return torch.autograd.grad(self.yardstick.loss(outputs, wanted), leaves, allow_unused=True)
 

@@ -11,6 +11,7 @@ from kvant.errors import CalibrationError
 from kvant.graph import Graph, TensorType, example_shapes, infer_shapes, ops
 from kvant.quantization.given import fits, given_types
 from kvant.quantization.observers import AnyObserver, Extremes
+from kvant.quantization.places import of_places
 from kvant.quantization.ranges import MAX_SCALE, MIN_SCALE, Range, activation_type, choose_range, extremes
 from kvant.quantization.recipe import Recipe, Rule, about_nothing
 from kvant.quantization.schemes import ActivationScheme
@@ -66,6 +67,7 @@ def activation_types(
         members.setdefault(group_of[name], []).append(observer)
     _observe_constants(graph, group_of, members)
     wanted = _wanted_wide(graph, group_of, recipe) | _around_reals(graph, group_of, recipe)
+    wanted |= _unnamed(graph, group_of, recipe, of_places(graph))
     sizes = _group_sizes(graph, group_of)
     ends = _known_ends(graph, group_of)
     averaged = _averaged(graph, group_of)
@@ -205,7 +207,6 @@ def _observe_constants(graph: Graph, group_of: dict[str, str], members: dict[str
 def _around_reals(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set[str]:
     """Groups of what layers of float32 read and write, and with dynamic ones all that 8 bits make neither faster nor
     smaller: what no layer of integers reads or writes, and no table holds. Not those that rules name."""
-    nodes = graph.producers()
     layers = [node for node in graph.nodes if isinstance(node.op, ops.WEIGHTED)]
     reals = [node for node in layers if recipe.layer_arithmetic(node) != "integer"]
     touched = {name for node in reals for name in (node.inputs[0], node.output)}
@@ -213,8 +214,14 @@ def _around_reals(graph: Graph, group_of: dict[str, str], recipe: Recipe) -> set
         integer = {name for node in layers if node not in reals for name in (node.inputs[0], node.output)}
         used = {group_of[name] for name in (*integer, *graph.constants) if name in group_of}
         touched |= {name for name in group_of if group_of[name] not in used}
+    return _unnamed(graph, group_of, recipe, touched)
+
+
+def _unnamed(graph: Graph, group_of: dict[str, str], recipe: Recipe, names: set[str]) -> set[str]:
+    """The groups of those tensors that no rule names."""
+    nodes = graph.producers()
     return {
-        group_of[name] for name in touched if name in group_of and recipe.activation_rule(name, nodes.get(name)) is None
+        group_of[name] for name in names if name in group_of and recipe.activation_rule(name, nodes.get(name)) is None
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from kvant.capture import Executor
 from kvant.graph import Graph
 from kvant.quantization.parts import Parts
-from kvant.quantization.simulate import Plan, Simulation
+from kvant.quantization.simulate import Plan, Simulation, run_noting_choices
 from kvant.quantization.statistics import Sample
 from kvant.quantization.workers import in_order
 
@@ -49,7 +49,9 @@ class Yardstick:
         executor = Executor(graph)
         self.shortest = None if shortest is None else Yardstick(graph, [shortest])
         self.samples = list(samples)
-        self.wanted = list(in_order(executor.run, self.samples))
+        found = list(in_order(lambda sample: run_noting_choices(executor, sample), self.samples))
+        self.wanted = [outputs for outputs, _ in found]
+        self._choices = [choices for _, choices in found]
         self.parts = Parts(executor, self.samples[0])
         self._latest: deque[tuple[Plan, tuple[float, float]]] = deque(maxlen=_REMEMBERED)
         outputs = {
@@ -89,7 +91,7 @@ class Yardstick:
         whole, channels = dict.fromkeys(self._whole, 0.0), dict.fromkeys(self._channels, 0.0)
 
         def powers(at: int) -> dict[int, torch.Tensor]:
-            outputs = simulation.run(self.samples[at])
+            outputs = simulation.run(self.samples[at], self._choices[at])
             return {index: _power(outputs[index] - self.wanted[at][index]) for index in whole}
 
         for at, found in enumerate(in_order(powers, range(len(self.samples)))):

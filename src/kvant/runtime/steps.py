@@ -12,6 +12,7 @@ from typing import Literal
 
 from kvant.graph.ops import BinaryFunction
 from kvant.runtime.arithmetic import Float32, Int64, Target
+from kvant.runtime.places import CumSum, GridSample, IntBinary, Pick, Real, TopK
 from kvant.runtime.weighted import (
     Addend,
     AnyWeights,
@@ -253,6 +254,7 @@ class ArgMax:
 Work = (
     Quantize | Dequantize | Rescale | Table | Binary | Conv | ConvPair | MatMul | Copy | Concat | Index | MaxPool
     | MeanPool | Sum | Extreme | Resize | Softmax | Normalize | Gather | ArgMax | FloatConv | DynamicLinear
+    | Pick | TopK | CumSum | IntBinary | Real | GridSample
 )  # fmt: skip
 
 

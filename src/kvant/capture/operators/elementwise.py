@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from kvant.capture.builder import (
+    MASKED,
     Activation,
     Builder,
     Operand,
-    Size,
     is_activation,
     need_activation,
     need_constant,
     to_numpy_safe,
 )
-from kvant.capture.operators.masks import as_float, invert
+from kvant.capture.operators.integers import are_integers, broadcast, chosen, integers
+from kvant.capture.operators.masks import as_float, both, either, invert
 from kvant.capture.registry import Handler, UnsupportedError, handles
 from kvant.graph import PRELU, ops
 from kvant.graph.ops import BinaryFunction, Step
@@ -27,9 +28,22 @@ Scalar = float | int | bool
 INFINITY = math.inf
 
 
+# The same functions of integers.
+_OF_INTEGERS: dict[str, Callable[[Builder, Activation], Activation]] = {
+    "neg.default": lambda t, x: integers(t, "sub", 0, x),
+    "abs.default": lambda t, x: integers(t, "max", x, integers(t, "sub", 0, x)),
+    "sign.default": lambda t, x: integers(t, "max", integers(t, "min", x, 1), -1),
+}
+
+
 def _register(operator: str, *program: Step) -> None:
+    of_integers = _OF_INTEGERS.get(operator)
+
     def handler(t: Builder, x: Operand) -> Activation:
-        return t.pointwise(need_activation(x, "the operand"), *program)
+        x = need_activation(x, "the operand")
+        if of_integers is not None and are_integers(t, x):
+            return of_integers(t, x)
+        return t.pointwise(x, *program)
 
     handles(operator)(handler)
 
@@ -52,6 +66,9 @@ _register("tan.default", Step("sin"), Step("x"), Step("cos"), Step("div"))
 
 def clamp(t: Builder, x: Operand, low: Scalar | None, high: Scalar | None) -> Activation:
     """``x`` limited to ``low..high``; None is no limit."""
+    if are_integers(t, x):
+        raised = x if low is None else integers(t, "max", x, int(low))
+        return need_activation(raised if high is None else integers(t, "min", raised, int(high)), "the operand")
     bounds = (-INFINITY if low is None else float(low), INFINITY if high is None else float(high))
     return t.pointwise(need_activation(x, "the operand"), Step("clamp", *bounds))
 
@@ -156,9 +173,16 @@ def power_of_scalar(t: Builder, base: Scalar, exponent: Operand) -> Activation:
 
 def binary(t: Builder, fn: BinaryFunction, a: Operand | Scalar, b: Operand | Scalar) -> Operand:
     """``fn`` of two operands of which at least one is an activation; a scalar becomes part of a pointwise program."""
+    if are_integers(t, a, b):
+        return integers(t, fn, a, b)
+    if t.dtype == torch.bool and fn in ("mul", "min", "add", "max"):
+        logic = both if fn in ("mul", "min") else either
+        return logic(t, *(value for value in (a, b) if isinstance(value, Tensor | Activation)))
     for value in (a, b):
         if isinstance(value, torch.SymInt | torch.SymFloat):
             raise UnsupportedError("arithmetic with the input's size", static=True)
+    if fn == "add":
+        a, b = (_reachable(value) for value in (a, b))
     left, right = _scalar(a), _scalar(b)
     if is_activation(a) and right is not None and _keeps_shape(a, b):
         return _identity_or(t, fn, a, right)
@@ -170,11 +194,12 @@ def binary(t: Builder, fn: BinaryFunction, a: Operand | Scalar, b: Operand | Sca
     raise UnsupportedError("an operand that is no tensor")
 
 
-def broadcast(left: Sequence[Size], right: Sequence[Size]) -> tuple[Size, ...]:
-    """The shape of two traced shapes broadcast against each other; torch has checked that they fit."""
-    rank = max(len(left), len(right))
-    pairs = zip([1] * (rank - len(left)) + [*left], [1] * (rank - len(right)) + [*right], strict=True)
-    return tuple(b if isinstance(a, int) and a == 1 else a for a, b in pairs)
+def _reachable(value: Operand | Scalar) -> Operand | Scalar:
+    """A constant that is added; infinity, and what is as good as that, becomes what masks have."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    endless = value > torch.finfo(torch.float32).max / 2
+    return torch.where(endless, -MASKED, value) if bool(endless.any()) else value
 
 
 def _scalar(value: object) -> float | None:
@@ -215,9 +240,9 @@ def rsub(t: Builder, a: Operand, other: Operand | Scalar, alpha: Scalar = 1) -> 
 
 @handles("div.Tensor", "div.Scalar", "true_divide.Tensor", "divide.Tensor")
 def div(t: Builder, a: Operand, other: Operand | Scalar) -> Operand:
-    if isinstance(other, Tensor) and other.numel() > 1 and other.is_floating_point():
+    if isinstance(other, Tensor) and other.numel() > 1:
         # A product is kinder to integers than a quotient; only powers of two make the two differ by nothing.
-        inverse = other.reciprocal()
+        inverse = other.float().reciprocal()
         if torch.equal(inverse.log2().round().exp2(), inverse):
             return binary(t, "mul", a, inverse)
     return binary(t, "div", a, other)
@@ -225,13 +250,26 @@ def div(t: Builder, a: Operand, other: Operand | Scalar) -> Operand:
 
 @handles("div.Tensor_mode", "div.Scalar_mode", "floor_divide.default")
 def div_rounded(t: Builder, a: Operand, other: Operand | Scalar, rounding_mode: str | None = "floor") -> Operand:
+    if are_integers(t, a, other):
+        if rounding_mode != "floor":
+            raise UnsupportedError("integers divided without rounding down")
+        return integers(t, "div", a, other)
     quotient = need_activation(div(t, a, other), "the quotient")
     return quotient if rounding_mode is None else t.pointwise(quotient, Step(rounding_mode))
+
+
+@handles("remainder.Scalar", "remainder.Tensor")
+def remainder(t: Builder, a: Operand, other: Operand | Scalar) -> Operand:
+    if not are_integers(t, a, other):
+        raise UnsupportedError("remainders of numbers that are no integers")
+    return integers(t, "mod", a, other)
 
 
 @handles("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
 def where(t: Builder, condition: Operand, self: Operand | Scalar, other: Operand | Scalar) -> Operand:
     """``self`` where ``condition``, else ``other``, as products with zero and one, which are exact."""
+    if are_integers(t, condition, self, other):
+        return chosen(t, condition, self, other)
     left, right = (_finite(value) for value in (self, other))
     terms = [_masked(t, left, condition), _masked(t, right, opposite(t, condition))]
     kept = [term for term in terms if not _is_zero(term)] or terms[:1]

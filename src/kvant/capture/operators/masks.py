@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvant.capture.builder import INTEGERS, NUMBERS, Activation, Builder, Operand, is_activation, need_activation
+from kvant.capture.operators.integers import order
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 from kvant.graph.ops import Step
@@ -31,20 +32,28 @@ def converted(t: Builder, x: Activation, dtype: torch.dtype) -> Activation:
     Raises:
         UnsupportedError: it is another conversion.
     """
+    if dtype == torch.bool and _are_any_integers(t, x):
+        return _as_mask(order(t, x, 0, torch.ne))
     if dtype == torch.bool:
         return _of_values(t, x, lambda values: values != 0)
     if dtype == torch.float32 and x.dtype in NUMBERS:
         return t.real(x)
-    if dtype in INTEGERS and _is_argmax(t, x):
+    if dtype in INTEGERS and (_is_argmax(t, x) or (x.dtype == torch.int64 and dtype == torch.int32)):
         return x
+    if dtype in (torch.int64, torch.int32) and x.dtype == torch.bool:
+        return t.counted(x)
     if dtype == torch.float32 and x.dtype == torch.bool:
         return as_float(x)
     if dtype == torch.float32 and x.name in t.masks:
         return as_float(_of_values(t, x, lambda values: values != 0))
-    reason = f"a conversion from {x.dtype} to {dtype}"
-    if x.dtype in (torch.int64, torch.int32) and dtype == torch.float32:
-        reason += "; only masks, of which the example holds nothing but 0 and 1, are converted"
-    raise UnsupportedError(reason)
+    if dtype == torch.float32 and x.dtype == torch.int64:
+        return t.real(x)
+    raise UnsupportedError(f"a conversion from {x.dtype} to {dtype}")
+
+
+def _are_any_integers(t: Builder, x: Activation) -> bool:
+    """Whether ``x`` is int64 of other values than 0 and 1."""
+    return x.dtype == torch.int64 and x.name not in t.masks
 
 
 def _is_argmax(t: Builder, x: Activation) -> bool:
@@ -75,7 +84,15 @@ def _comparison(operator: str, function: Callable[[Tensor, float], Tensor]) -> N
         numbers = x.dtype == torch.float32 or x.dtype in NUMBERS
         if numbers and (other != 0 or operator not in ("eq", "ne")):
             return _compared(t, t.real(x) if x.dtype in NUMBERS else x, operator, float(other))
+        if _are_any_integers(t, x):
+            return _as_mask(order(t, x, other, function))
         return _of_values(t, x, lambda values: function(values, other))
+
+    @handles(f"{operator}.Tensor")
+    def compare_both(t: Builder, x: Operand, other: Operand) -> Activation:
+        if any(value.dtype not in (torch.int64, torch.bool) for value in (x, other)):
+            raise UnsupportedError("a comparison of numbers that are no integers with each other")
+        return _as_mask(order(t, x, other, function))
 
 
 def _compared(t: Builder, x: Activation, operator: str, bound: float) -> Activation:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from kvant.capture.builder import Activation, Builder, Operand, Size, need_activation
 from kvant.capture.operators.elementwise import binary
-from kvant.capture.operators.shape import reshape_to
+from kvant.capture.operators.integers import are_integers
+from kvant.capture.operators.shape import reshape_to, slice_axis
 from kvant.capture.registry import UnsupportedError, handles
 from kvant.graph import ops
 from kvant.graph.ops import Step
@@ -31,7 +34,19 @@ def reduced(x: Activation, axes: Sequence[int], keepdim: bool) -> tuple[Size, ..
 def reduce(t: Builder, x: Activation, fn: str, dim: Axes, keepdim: bool) -> Activation:
     """A mean, sum, maximum or minimum of ``x`` over some axes."""
     axes = axes_of(x, dim)
+    if fn == "sum" and are_integers(t, x):
+        return _count(t, x, axes, keepdim)
     return t.emit(ops.Reduce(fn, axes, keepdim), x, shape=reduced(x, axes, keepdim))  # type: ignore[arg-type]
+
+
+def _count(t: Builder, x: Activation, axes: Sequence[int], keepdim: bool) -> Activation:
+    """Sums of integers: the last of their running sums."""
+    x = t.counted(x) if x.dtype == torch.bool else x
+    final = reduced(x, axes, keepdim)
+    for axis in axes:
+        sums = t.emit(ops.CumSum(axis), x, shape=x.shape)
+        x = slice_axis(t, sums, axis, -1, None, 1)
+    return x if keepdim else need_activation(reshape_to(t, x, final), "the sum")
 
 
 def _register(operator: str, fn: str) -> None:

@@ -133,15 +133,27 @@ def expand(t: Builder, x: Operand) -> Operand:
         return x.new_zeros([size if isinstance(size, int) else 1 for size in sizes])
     if isinstance(x, Tensor) and x.dtype == torch.bool:
         return x  # what reads masks broadcasts them itself
-    return t.emit(ops.Expand(sizes), x)
+    return _spread(t, x, t.shape)
+
+
+def _spread(t: Builder, x: Operand, shape: Sequence[Size]) -> Activation:
+    result = t.emit(ops.Expand(t.dims(shape)), x, shape=shape)
+    if isinstance(x, Activation) and x.dtype == torch.int64 and x.rank == len(shape):
+        t.spread[result.name] = t.spread.get(x.name, x)
+    return result
 
 
 @handles("full.default", "new_full.default", "full_like.default")
 def full(t: Builder, first: object, fill_value: float) -> Operand:
     constant = torch.tensor(fill_value, dtype=t.dtype)
-    if t.dtype != torch.float32 and not all(isinstance(size, int) for size in t.shape):
+    if t.dtype in (torch.float32, torch.bool) or all(isinstance(size, int) for size in t.shape):
+        return expand(t, constant)
+    if t.dtype not in (torch.int64, torch.int32):
         raise UnsupportedError(f"a constant of type {t.dtype} whose shape depends on the input's", static=True)
-    return expand(t, constant)
+    filled = t.emit(ops.Expand(t.dims(t.shape)), constant.to(torch.int64))
+    if fill_value in (0, 1):
+        t.masks.add(filled.name)
+    return filled
 
 
 @handles(
@@ -188,10 +200,11 @@ def _repeat_axis(t: Builder, x: Operand, axis: int, count: Size) -> Operand:
         return x
     shape = (*x.shape[:axis], x.shape[axis] * count, *x.shape[axis + 1 :])
     if isinstance(x.shape[axis], int) and x.shape[axis] == 1:
-        return t.emit(ops.Expand(t.dims(shape)), x, shape=shape)
-    if not isinstance(count, int):
-        raise UnsupportedError("a number of repetitions that depends on the input's size", static=True)
-    return t.emit(ops.Concat(axis), *[x] * count, shape=shape)
+        return _spread(t, x, shape)
+    if isinstance(count, int):
+        return t.emit(ops.Concat(axis), *[x] * count, shape=shape)
+    apart = reshape_to(t, x, (*x.shape[:axis], 1, *x.shape[axis:]))
+    return reshape_to(t, _spread(t, apart, (*x.shape[:axis], count, *x.shape[axis:])), shape)
 
 
 @handles("repeat_interleave.self_int")

@@ -3,10 +3,12 @@
 from kvant.capture.passes.batchnorm import fold_batch_norm, replace_batch_norm
 from kvant.capture.passes.cleanup import fold_pads, merge_constants, remove_dead, remove_identities
 from kvant.capture.passes.pointwise import fuse_clamps, fuse_pointwise
+from kvant.capture.passes.saturation import bring_masks_near
 from kvant.capture.passes.scales import fold_channel_scales, fold_input_scales
 from kvant.graph import Graph, validate
 
 __all__ = [
+    "bring_masks_near",
     "fold_batch_norm",
     "fold_channel_scales",
     "fold_input_scales",
@@ -23,7 +25,7 @@ __all__ = [
 # Batch norm first: folding needs the convolution without its activation.
 DEFAULT = (
     remove_dead, remove_identities, fold_batch_norm, replace_batch_norm, fold_pads, fuse_clamps, fold_channel_scales,
-    fuse_pointwise, fold_input_scales, merge_constants, remove_dead,
+    fuse_pointwise, bring_masks_near, fold_input_scales, merge_constants, remove_dead,
 )  # fmt: skip
 
 

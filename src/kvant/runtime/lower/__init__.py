@@ -21,6 +21,8 @@ _RULES: dict[type, Callable[..., None]] = {
     ops.Gather: movement.gather, ops.MaxPool: windows.max_pool, ops.AveragePool: windows.average_pool,
     ops.AdaptivePool: windows.adaptive_pool, ops.Resize: windows.resize, ops.Reduce: rows.reduce,
     ops.Softmax: rows.softmax, ops.LayerNorm: rows.layer_norm, ops.GroupNorm: rows.group_norm, ops.ArgMax: rows.arg_max,
+    ops.GatherElements: movement.gather_elements, ops.TopK: rows.top_k, ops.CumSum: rows.cum_sum,
+    ops.IntBinary: elementwise.int_binary, ops.Real: elementwise.real, ops.GridSample: windows.grid_sample,
 }  # fmt: skip
 
 

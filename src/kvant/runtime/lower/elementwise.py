@@ -6,7 +6,7 @@ import math
 
 from kvant.errors import GraphError
 from kvant.graph import Node, TensorType, ops
-from kvant.runtime import steps
+from kvant.runtime import places, steps
 from kvant.runtime.arithmetic import multiplier, scale_of, target_of, zero_of
 from kvant.runtime.lower.context import Context, Order, Shape, channels_last, join_axes, natural
 
@@ -83,6 +83,16 @@ def binary(context: Context, node: Node, op: ops.Binary) -> None:
         node.inputs,
         order=order,
     )
+
+
+def int_binary(context: Context, node: Node, op: ops.IntBinary) -> None:
+    shape = context.shapes[node.output]
+    joined, strides = join_axes(shape, *(_broadcast_strides(context, name, shape) for name in node.inputs))
+    context.emit(node, places.IntBinary(op.fn, joined, *strides), node.inputs)
+
+
+def real(context: Context, node: Node, op: ops.Real) -> None:
+    context.emit(node, places.Real(), node.inputs, order=context.order(node.inputs[0]))
 
 
 def _common_order(context: Context, node: Node) -> Order:

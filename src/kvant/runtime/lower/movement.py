@@ -9,7 +9,7 @@ import numpy as np
 
 from kvant.errors import GraphError
 from kvant.graph import Node, evaluate, ops, slice_bounds
-from kvant.runtime import steps
+from kvant.runtime import places, steps
 from kvant.runtime.arithmetic import Int64, quantize_real
 from kvant.runtime.lower.context import Context, Order, Shape, join_axes, natural
 
@@ -164,3 +164,14 @@ def gather(context: Context, node: Node, op: ops.Gather) -> None:
     outer, size, inner = context.around(names[0], op.axis)
     count = math.prod(context.shapes[node.inputs[1]])
     context.emit(node, steps.Gather(outer, size, inner, count), names)
+
+
+def gather_elements(context: Context, node: Node, op: ops.GatherElements) -> None:
+    x, indices = node.inputs
+    strides_x = list(context.strides(x))
+    step, strides_x[op.axis] = strides_x[op.axis], 0
+    named = zip(context.shapes[indices], context.strides(indices), strict=True)
+    strides_indices = tuple(0 if size == 1 else stride for size, stride in named)
+    joined, (steps_x, steps_indices) = join_axes(context.shapes[node.output], tuple(strides_x), strides_indices)
+    work = places.Pick(joined, steps_x, steps_indices, context.shapes[x][op.axis], step)
+    context.emit(node, work, node.inputs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from kvant.errors import GraphError
-from kvant.graph import Node, ops
-from kvant.runtime import steps
+from kvant.graph import Node, evaluate, ops
+from kvant.runtime import places, steps
 from kvant.runtime.arithmetic import multiplier, scale_of, target_of, zero_of
 from kvant.runtime.lower.context import Context, Order, natural
 from kvant.runtime.lower.elementwise import rescale
@@ -100,9 +100,27 @@ def _emit_normalize(
 
 
 def arg_max(context: Context, node: Node, op: ops.ArgMax) -> None:
-    context.quantized(node.inputs[0])
+    if context.type(node.inputs[0]).dtype != "int64":
+        context.quantized(node.inputs[0])
     if context.type(node.output).dtype != "int64":
         raise GraphError(f"its output is {context.type(node.output).dtype}, expected int64")
     order = context.order(node.inputs[0])
     left = order if op.keepdims else _without(order, (op.axis,))
     context.emit(node, steps.ArgMax(*context.around(node.inputs[0], op.axis)), node.inputs, order=left)
+
+
+def top_k(context: Context, node: Node, op: ops.TopK) -> None:
+    context.quantized(node.inputs[0])
+    around = context.around(node.inputs[0], op.axis)
+    work = places.TopK(*around, evaluate(op.count, context.bindings), op.largest)
+    context.emit(node, work, node.inputs, order=context.order(node.inputs[0]))
+
+
+def cum_sum(context: Context, node: Node, op: ops.CumSum) -> None:
+    (source,) = node.inputs
+    around = context.around(source, op.axis)
+    work = places.CumSum(*around)
+    if context.type(source).dtype != "int64":
+        x, y = context.quantized(source), context.quantized(node.output)
+        work = places.CumSum(*around, zero_of(x), float(multiplier(scale_of(x), scale_of(y))), target_of(y))
+    context.emit(node, work, node.inputs, order=context.order(source))

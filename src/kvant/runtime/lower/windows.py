@@ -1,16 +1,18 @@
-"""Pooling and resizing along the trailing axes: which positions each output element covers, by PyTorch's rules."""
+"""Pooling, resizing and sampling along trailing axes: which positions an output element covers, by PyTorch's rules."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 from kvant.errors import GraphError
 from kvant.graph import Node, ops
-from kvant.runtime import steps
+from kvant.runtime import places, steps
 from kvant.runtime.arithmetic import Int64, multiplier, scale_of, target_of, zero_of
 from kvant.runtime.lower.context import Context, Order, channels_last, natural
 from kvant.runtime.lower.elementwise import rescale
@@ -18,7 +20,7 @@ from kvant.runtime.lower.movement import emit_index
 from kvant.runtime.steps import Pair, Taps, Windows
 
 # Interpolation weights are integers out of this many: fine enough for 16-bit activations, small enough for int32 sums.
-ONE = 2048
+ONE = places.PHASES
 # Column sums of a mean's window surely stay within int32 up to this height.
 _MAX_MEAN_HEIGHT = 65_535
 _WHOLE_AXIS = Windows(np.zeros(1, np.int64), np.ones(1, np.int64), 1)
@@ -180,3 +182,33 @@ def _taps(size: int, count: int, scale: float | None, align_corners: bool) -> Ta
     lower = np.minimum(np.floor(position).astype(np.int64), size - 1)
     weight = np.rint(np.clip(position - lower, 0.0, 1.0) * ONE).astype(np.int64)
     return Taps(lower, np.minimum(lower + 1, size - 1), weight, ONE)
+
+
+def grid_sample(context: Context, node: Node, op: ops.GridSample) -> None:
+    source, grid = context.read(node, node.inputs[0], channels_last(4)), context.read(node, node.inputs[1])
+    x, y, at = context.quantized(source), context.quantized(node.output), context.quantized(grid)
+    batch, channels, *size = context.shapes[source]
+    first, weights = _kernel(op.mode)
+    factor = float(multiplier(scale_of(x), scale_of(y) * len(weights) ** 2))
+    work = places.GridSample(
+        batch, (size[0], size[1]), channels, math.prod(context.shapes[grid][1:3]), scale_of(at), zero_of(at),
+        op.align_corners, op.padding, first, weights, zero_of(x), factor, target_of(y),
+    )  # fmt: skip
+    context.emit(node, work, (source, grid), order=channels_last(4))
+
+
+@cache
+def _kernel(mode: str) -> tuple[int, npt.NDArray[np.int32]]:
+    """The first pixel that counts, from the one before the place, and the weights by the place between the two."""
+    behind = np.arange(ONE, dtype=np.int64)
+    if mode == "nearest":
+        return 0, np.ones((1, 1), np.int32)
+    if mode == "bilinear":
+        return 0, np.stack([ONE - behind, behind], axis=1).astype(np.int32)
+    # Keys' cubics with a = -3/4, as PyTorch has them: of distances below one and below two, in parts of 4 ONE^3.
+    near = [(5 * k - 9 * ONE) * k * k + 4 * ONE**3 for k in (behind, ONE - behind)]
+    far = [((-3 * k + 15 * ONE) * k - 24 * ONE**2) * k + 12 * ONE**3 for k in (ONE + behind, 2 * ONE - behind)]
+    weights = np.rint(np.stack([far[0], *near, far[1]], axis=1) / (4 * ONE**2)).astype(np.int32)
+    # What rounding left out goes to the larger one of the two in the middle, so that even areas stay even.
+    weights[behind, 1 + (behind > ONE // 2)] += ONE - weights.sum(axis=1)
+    return -1, weights

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import InputError
-from kvant.runtime import steps
+from kvant.runtime import places, steps
 from kvant.runtime.guarded import Guarded
 from kvant.runtime.inputs import not_finite
 from kvant.runtime.native import calls, library, methods
@@ -175,6 +175,6 @@ def _error(status: int, call: tuple[steps.Work, Sequence[Array], Array], bound: 
     bad = arguments[-1]
     if status == _NOT_FINITE and isinstance(work, steps.Quantize):
         return not_finite(work.given, inputs[0].shape)
-    if status == _BAD_INDEX and isinstance(work, steps.Gather) and isinstance(bad, c_int64):
+    if status == _BAD_INDEX and isinstance(work, steps.Gather | places.Pick) and isinstance(bad, c_int64):
         return InputError(f"index {inputs[1].reshape(-1)[bad.value]} is out of range for an axis of {work.size}")
     return library.refusal(name, status)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import BackendError
-from kvant.runtime import arithmetic, steps
+from kvant.runtime import arithmetic, places, steps
 from kvant.runtime.native import library
 from kvant.runtime.native.packed import Packed
 
@@ -24,7 +24,8 @@ Argument = int | float | Array | ctypes.Structure | ctypes.Array[Any] | c_int64 
 # A function's name and its arguments in order.
 Call = tuple[str, list[Argument]]
 
-_FUNCTIONS = {"add": 0, "sub": 1, "mul": 2, "div": 3, "min": 4, "max": 5}
+_FUNCTIONS = {"add": 0, "sub": 1, "mul": 2, "div": 3, "min": 4, "max": 5, "mod": 6}
+_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 
 
 def encode(calls: Sequence[Call]) -> array[int]:
@@ -211,6 +212,8 @@ def _gather(work: steps.Gather, inputs: Sequence[Array], y: Array) -> Call:
 
 
 def _arg_max(work: steps.ArgMax, inputs: Sequence[Array], y: Array) -> Call:
+    if inputs[0].dtype == np.int64:
+        return "int_arg_max", [*_middle(work), inputs[0], y]
     return "arg_max", [*_middle(work), _source(inputs[0]), y]
 
 
@@ -275,10 +278,57 @@ def _dynamic_linear(work: steps.DynamicLinear, inputs: Sequence[Array], y: Array
     return "dynamic_linear", [layer, work.rows, inputs[0], y]
 
 
+def _pick(work: places.Pick, inputs: Sequence[Array], y: Array) -> Call:
+    x, indices = inputs
+    args: list[Argument] = [
+        len(work.shape), _integers(work.shape), _integers(work.strides_x), _integers(work.strides_indices), work.size,
+        work.step, y.itemsize, x, indices.size, indices, y, c_int64(0),
+    ]  # fmt: skip
+    return "pick", args
+
+
+def _top_k(work: places.TopK, inputs: Sequence[Array], y: Array) -> Call:
+    sizes: list[Argument] = [work.outer, work.size, work.inner, work.count]
+    return "top_k", [*sizes, int(work.largest), _source(inputs[0]), y]
+
+
+def _cum_sum(work: places.CumSum, inputs: Sequence[Array], y: Array) -> Call:
+    sizes: list[Argument] = [work.outer, work.size, work.inner]
+    if work.target is None:
+        return "int_cum_sum", [*sizes, inputs[0], y]
+    return "cum_sum", [*sizes, _source(inputs[0], work.zero_point), work.multiplier, _target(work.target), y]
+
+
+def _int_binary(work: places.IntBinary, inputs: Sequence[Array], y: Array) -> Call:
+    a, b = inputs
+    args: list[Argument] = [
+        _FUNCTIONS[work.fn], len(work.shape), _integers(work.shape), a, _integers(work.strides_a), b,
+        _integers(work.strides_b), y,
+    ]  # fmt: skip
+    return "int_binary", args
+
+
+def _real(work: places.Real, inputs: Sequence[Array], y: Array) -> Call:
+    return "real", [y.size, inputs[0], y]
+
+
+def _grid_sample(work: places.GridSample, inputs: Sequence[Array], y: Array) -> Call:
+    x, grid = inputs
+    phases, taps = work.weights.shape
+    sampling = library.Sampling(
+        work.batch, (c_int64 * 2)(*work.size), work.channels, work.points, work.scale, int(work.align_corners),
+        _PADDINGS[work.padding], work.first, taps, phases, work.weights.ctypes.data,
+    )  # fmt: skip
+    sources = [_source(x, work.zero_point), _source(grid, work.grid_zero)]
+    return "grid_sample", [sampling, *sources, work.multiplier, _target(work.target), y]
+
+
 CALLS: dict[type, Callable[..., Call]] = {
     steps.Quantize: _quantize, steps.Dequantize: _dequantize, steps.Rescale: _rescale, steps.Table: _table,
     steps.Binary: _binary, steps.MatMul: _matmul, steps.Copy: _copy, steps.Concat: _concat, steps.Index: _index,
     steps.MaxPool: _max_pool, steps.MeanPool: _mean_pool, steps.Sum: _sum, steps.Extreme: _extreme,
     steps.Resize: _resize, steps.Softmax: _softmax, steps.Normalize: _normalize, steps.Gather: _gather,
     steps.ArgMax: _arg_max, steps.FloatConv: _float_conv, steps.DynamicLinear: _dynamic_linear,
+    places.Pick: _pick, places.TopK: _top_k, places.CumSum: _cum_sum, places.IntBinary: _int_binary,
+    places.Real: _real, places.GridSample: _grid_sample,
 }  # fmt: skip

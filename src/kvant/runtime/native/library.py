@@ -15,7 +15,7 @@ from kvant.errors import BackendError
 from kvant.runtime.native.methods import SPEEDS
 from kvant.runtime.native.processors import available_processors
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 DTYPES = {"uint8": 0, "int8": 1, "int16": 2}
 FILE_NAME = "libkvant.so"
 _MOST_THREADS = 1024
@@ -110,11 +110,22 @@ class Addend(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Sampling(ctypes.Structure):
+    """kvant_sampling."""
+
+    _fields_ = [
+        ("batch", c_int64), ("size", c_int64 * 2), ("channels", c_int64), ("points", c_int64), ("scale", c_double),
+        ("align_corners", c_int32), ("padding", c_int32), ("first", c_int64), ("taps", c_int64), ("phases", c_int64),
+        ("weights", c_void_p),
+    ]  # fmt: skip
+
+
 # Functions that a plan calls, in the order of kvant_step.
 _STEPS = (
     "quantize", "dequantize", "rescale", "table", "binary", "copy", "concat", "index", "gather", "max_pool",
     "mean_pool", "resize", "sum", "extreme", "arg_max", "softmax", "normalize", "conv", "conv_pair", "matmul",
-    "float_conv", "dynamic_linear",
+    "float_conv", "dynamic_linear", "pick", "top_k", "cum_sum", "int_cum_sum", "int_binary", "real",
+    "grid_sample", "int_arg_max",
 )  # fmt: skip
 NUMBER = {name: number for number, name in enumerate(_STEPS)}
 MOST_ARGUMENTS = 15

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.runtime import steps
+from kvant.runtime import places, steps
 from kvant.runtime.native.methods import Choice
 from kvant.runtime.reference import elementwise, movement, reals, rows, weighted, windows
 
@@ -42,6 +42,12 @@ FUNCTIONS: dict[type, Callable[..., Array]] = {
     steps.ArgMax: rows.arg_max,
     steps.FloatConv: reals.conv,
     steps.DynamicLinear: reals.dynamic_linear,
+    places.Pick: movement.pick,
+    places.TopK: rows.top_k,
+    places.CumSum: rows.cum_sum,
+    places.IntBinary: elementwise.int_binary,
+    places.Real: elementwise.real,
+    places.GridSample: windows.grid_sample,
 }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.runtime import steps
-from kvant.runtime.arithmetic import Float32, Target
+from kvant.runtime import places, steps
+from kvant.runtime.arithmetic import Float32, Int64, Target
 from kvant.runtime.inputs import check_finite
 
 Array = npt.NDArray[Any]
@@ -67,6 +67,24 @@ def binary(work: steps.Binary, a: Array, b: Array) -> Array:
     y = right.astype(np.float32) * np.float32(work.multiplier_b)
     functions = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}
     return settle(functions[work.fn](x, y), work.target)
+
+
+_INTEGER_FUNCTIONS: dict[str, np.ufunc] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.floor_divide, "mod": np.remainder,
+    "min": np.minimum, "max": np.maximum,
+}  # fmt: skip
+
+
+def int_binary(work: places.IntBinary, a: Int64, b: Int64) -> Int64:
+    """A function of two int64 tensors, modulo 2**64; dividing by 0 gives 0."""
+    left, right = _strided(a, work.shape, work.strides_a), _strided(b, work.shape, work.strides_b)
+    with np.errstate(all="ignore"):
+        return np.asarray(_INTEGER_FUNCTIONS[work.fn](left, right), np.int64)
+
+
+def real(work: places.Real, x: Int64) -> Float32:
+    """The nearest float32, ties to even."""
+    return x.astype(np.float32)
 
 
 def _strided(x: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:

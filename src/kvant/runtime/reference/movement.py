@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import InputError
-from kvant.runtime import steps
+from kvant.runtime import places, steps
 from kvant.runtime.arithmetic import Int64
 
 Array = npt.NDArray[Any]
@@ -16,11 +16,7 @@ Array = npt.NDArray[Any]
 
 def copy(work: steps.Copy, x: Array) -> Array:
     """Slices, transpositions and broadcasts: ``out[i, j, ...] = x[offset + i * strides[0] + j * strides[1] + ...]``."""
-    position = np.full(work.shape, work.offset, np.int64)
-    for axis, stride in enumerate(work.strides):
-        steps_along = np.arange(work.shape[axis]) * stride
-        position += steps_along.reshape([-1 if other == axis else 1 for other in range(len(work.shape))])
-    return np.take(x.reshape(-1), position)
+    return np.take(x.reshape(-1), work.offset + _offsets(work.shape, work.strides))
 
 
 def concat(work: steps.Concat, *inputs: Array) -> Array:
@@ -44,8 +40,32 @@ def gather(work: steps.Gather, x: Array, indices: Int64) -> Array:
     Raises:
         InputError: an index is out of range.
     """
-    flat = indices.reshape(-1)
-    outside = flat[(flat < -work.size) | (flat >= work.size)]
+    named = _from_the_front(indices.reshape(-1), work.size)
+    return np.take(x.reshape(work.outer, work.size, work.inner), named, axis=1)
+
+
+def pick(work: places.Pick, x: Array, indices: Int64) -> Array:
+    """An element for each index.
+
+    Raises:
+        InputError: an index is out of range.
+    """
+    named = _from_the_front(indices.reshape(-1), work.size)
+    at = named[_offsets(work.shape, work.strides_indices)]
+    return np.take(x.reshape(-1), _offsets(work.shape, work.strides_x) + work.step * at)
+
+
+def _from_the_front(indices: Int64, size: int) -> Int64:
+    outside = indices[(indices < -size) | (indices >= size)]
     if outside.size:
-        raise InputError(f"index {outside[0]} is out of range for an axis of {work.size}")
-    return np.take(x.reshape(work.outer, work.size, work.inner), flat % work.size, axis=1)
+        raise InputError(f"index {outside[0]} is out of range for an axis of {size}")
+    return np.asarray(indices % size, np.int64)
+
+
+def _offsets(shape: tuple[int, ...], strides: tuple[int, ...]) -> Int64:
+    """``i * strides[0] + j * strides[1] + ...`` for each element."""
+    position = np.zeros(shape, np.int64)
+    for axis, stride in enumerate(strides):
+        steps_along = np.arange(shape[axis]) * stride
+        position += steps_along.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    return position

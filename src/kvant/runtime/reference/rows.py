@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.runtime import steps
+from kvant.runtime import places, steps
 from kvant.runtime.arithmetic import Float32, Int64
 from kvant.runtime.reference.elementwise import centred, requantize, settle
 
@@ -63,3 +63,16 @@ def _spread(work: steps.Normalize, values: Float32) -> Float32:
 def arg_max(work: steps.ArgMax, x: Array) -> Int64:
     """Position of the first maximum."""
     return np.asarray(x.reshape(work.outer, work.size, work.inner).argmax(axis=1), np.int64)
+
+
+def top_k(work: places.TopK, x: Array) -> Int64:
+    """Positions of the first elements in a stable order."""
+    values = x.reshape(work.outer, work.size, work.inner).astype(np.int64)
+    order = np.argsort(-values if work.largest else values, axis=1, kind="stable")
+    return np.asarray(order[:, : work.count], np.int64)
+
+
+def cum_sum(work: places.CumSum, x: Array) -> Array:
+    """Exact sums of ``q - zero_point``, requantized; int64 as it is, modulo 2**64."""
+    sums = centred(x, work.zero_point).reshape(work.outer, work.size, work.inner).cumsum(axis=1, dtype=np.int64)
+    return sums if work.target is None else requantize(sums, work.multiplier, work.target)

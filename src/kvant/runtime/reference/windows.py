@@ -1,4 +1,4 @@
-"""Reference: pooling and interpolation."""
+"""Reference: pooling, interpolation and sampling."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.runtime import steps
-from kvant.runtime.arithmetic import Int64
+from kvant.runtime import places, steps
+from kvant.runtime.arithmetic import Float64, Int64
 from kvant.runtime.reference.elementwise import centred, requantize
 
 Array = npt.NDArray[Any]
@@ -51,3 +51,45 @@ def _interpolate(x: Int64, axis: int, taps: steps.Taps) -> Int64:
     weight = taps.weight.reshape([-1 if at == axis else 1 for at in range(x.ndim)])
     lower, upper = np.take(x, taps.lower, axis=axis), np.take(x, taps.upper, axis=axis)
     return lower * (taps.one - weight) + upper * weight
+
+
+# Places are moved this close before they become integers: no image is larger.
+_FARTHEST = 2.0**50
+
+
+def grid_sample(work: places.GridSample, x: Array, grid: Array) -> Array:
+    """Sums of pixels around each place, the weights exact integers; requantized. A pixel outside has weight 0."""
+    pixels = centred(x, work.zero_point).reshape(work.batch, -1, work.channels)
+    # f64(q - z) * f64(scale) is exact.
+    at = centred(grid, work.grid_zero).astype(np.float64).reshape(work.batch, work.points, 2) * work.scale
+    height, width = work.size
+    columns, row_weights = _pixels(work, at[..., 0], width), _pixels(work, at[..., 1], height)
+    sums = np.zeros((work.batch, work.points, work.channels), np.int64)
+    images = np.arange(work.batch)[:, None]
+    for row, down in zip(*row_weights, strict=True):
+        for column, across in zip(*columns, strict=True):
+            sums += pixels[images, row * width + column] * (down * across)[..., None]
+    return requantize(sums, work.multiplier, work.target)
+
+
+def _pixels(work: places.GridSample, at: Float64, size: int) -> tuple[list[Int64], list[Int64]]:
+    """The pixels along an axis that count at each place, and their weights."""
+    phases, taps = work.weights.shape
+    place = (at + 1.0) * ((size - 1) * 0.5) if work.align_corners else ((at + 1.0) * size - 1.0) * 0.5
+    whole = np.rint(np.minimum(np.maximum(place * phases, -_FARTHEST), _FARTHEST)).astype(np.int64)
+    weights = work.weights[whole % phases].astype(np.int64)
+    found = [_inside(work, whole // phases + work.first + tap, size) for tap in range(taps)]
+    return [index for index, _ in found], [weights[..., tap] * inside for tap, (_, inside) in enumerate(found)]
+
+
+def _inside(work: places.GridSample, index: Int64, size: int) -> tuple[Int64, npt.NDArray[np.bool_]]:
+    """The pixel that stands for ``index``, and whether it counts."""
+    last = size - 1
+    if work.padding == "reflection" and work.align_corners:
+        turned = index % max(2 * last, 1)
+        index = last - np.abs(last - turned)
+    elif work.padding == "reflection":
+        turned = index % (2 * size)
+        index = np.minimum(turned, 2 * size - 1 - turned)
+    counts = (index >= 0) & (index <= last) | (work.padding != "zeros")
+    return np.minimum(np.maximum(index, 0), last), counts
