@@ -101,7 +101,7 @@ def runtime_table(report: Report) -> str:
 
 def zoo_table(report: Report) -> str:
     """Networks that nothing was tuned for."""
-    table = markdown(zoo.COLUMNS, zoo.rows(report))
+    table = markdown(zoo.columns(report), zoo.rows(report))
     refused = "".join(f" Left out: {name} ({reason})." for name, reason in report["refused"].items())
     return f"{table}\n\nMedians of {report['rounds']} rounds.{refused} {conditions(report)}"
 
