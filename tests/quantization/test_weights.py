@@ -76,11 +76,11 @@ def test_fine_weights_lose_no_more_than_sums_within_int32_need(channels: int, bi
     before = bound(quantized, biases, SHORTS)
     fitted = fit_sums(weight, quantized, biases, SHORTS)
     after = bound(fitted, biases, SHORTS)
-    assert 0.99 * INT32_MAX < after <= INT32_MAX < before
+    assert 0.49 * INT32_MAX < after <= INT32_MAX < before
     assert fitted.scale[0] == quantized.scale[0]
-    assert (fitted.scale <= 8 * quantized.scale).all()
+    assert set(fitted.scale / quantized.scale) <= {1, 2, 4, 8}
     step = fitted.scale.reshape(-1, 1, 1, 1)
-    assert (np.abs(fitted.dequantize() - weight) <= 0.5001 * step).all()
+    assert (np.abs(fitted.dequantize() - weight) <= 0.501 * step).all()  # halves, and float32
 
 
 def test_fine_weights_stay_where_fitting_would_cost_too_much_or_is_not_needed() -> None:

@@ -30,8 +30,7 @@ from kvant.runtime import INT32_MAX, furthest
 _BIAS_LIMIT = 2.0**30
 # Sums beyond int32 take up to four times as long. To stay within it, fine weights may lose three of their 14 bits: what
 # is left is 18 dB finer than int8.
-_MOST_COARSER = 8.0
-_MOST_ROUNDS = 4
+_MOST_BITS = 3
 # Weights of a whole network that its one scale is judged by.
 _NETWORK_WEIGHTS = 1 << 20
 # Not the default, so that nothing tries to improve it.
@@ -189,19 +188,19 @@ def fit_bias(weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray, i
 def fit_sums(
     weight: np.ndarray, quantized: QuantizedWeight, bias: np.ndarray | None, source: TensorType
 ) -> QuantizedWeight:
-    """Coarsen fine weights by as much as keeps the sums of each channel within int32, if that is little."""
+    """Coarsen fine weights by as many bits as keep the sums of each channel within int32, if those are few.
+
+    By whole bits, so that layers which share weights mostly go on doing so, whatever they read.
+    """
     if quantized.grid is not FINE or quantized.values.dtype == np.float32:
         return quantized
     fitted = quantized
-    for _ in range(_MOST_ROUNDS):
-        needed = _sums(fitted, bias, source) / INT32_MAX
-        if needed.max() <= 1:
+    for _ in range(_MOST_BITS):
+        short = _sums(fitted, bias, source) > INT32_MAX
+        if not short.any():
             return fitted
-        scale = (fitted.scale * np.maximum(1.001 * needed, 1)).astype(np.float32)
-        if (scale > _MOST_COARSER * quantized.scale).any():
-            break
-        fitted = _coarsened(weight, quantized, scale)
-    return quantized
+        fitted = _coarsened(weight, quantized, np.where(short, 2 * fitted.scale, fitted.scale).astype(np.float32))
+    return fitted if not (_sums(fitted, bias, source) > INT32_MAX).any() else quantized
 
 
 def _sums(weight: QuantizedWeight, bias: np.ndarray | None, source: TensorType) -> np.ndarray:
