@@ -15,14 +15,14 @@ from kvant.pose.layout import Float32Array
 Infer = Callable[[Float32Array], object]
 
 
-def prepare_kvant(net: Any, samples: Sequence[Float32Array], folder: Path) -> None:
+def prepare_kvant(net: Any, samples: Sequence[Float32Array], folder: Path, effort: Any = "default") -> None:
     """All activations in 8 bits, all weights in 8 bits: what the peers do."""
     import torch
 
     import kvant
 
     tensors = [torch.from_numpy(sample) for sample in samples]
-    recipe = kvant.Recipe(target_sqnr=None, compensate=False, fine_weights=False)
+    recipe = kvant.Recipe(effort=effort, target_sqnr=None, compensate=False, fine_weights=False)
     kvant.quantize(net, tensors[0], calibration=tensors, recipe=recipe).save(folder / "model.kvant")
 
 

@@ -73,11 +73,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(job["rounds"]):
         for name, infer in runs.items():
-            times[name] += _turn(infer, arrays)
+            times[name] += turn(infer, arrays)
     return {name: round(1000 * statistics.median(found), 3) for name, found in times.items()}
 
 
-def _turn(infer: Infer, arrays: list[Float32Array]) -> list[float]:
+def turn(infer: Infer, arrays: list[Float32Array]) -> list[float]:
     """Times of a few passes; the first, in which caches and threads warm up, does not count."""
     found = [_pass(infer, arrays)]
     while len(found) < 4 and sum(found) < MOST_SECONDS:

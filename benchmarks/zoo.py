@@ -11,7 +11,6 @@ import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 
 import numpy as np
 from _common import REPOSITORY, arguments, conditions, finish, in_new_process, job_of, print_table, write_json
-from _runtimes import LOADERS, Infer, quiet_pools
+from _runtimes import LOADERS, prepare_kvant, quiet_pools
 
 from kvant.pose.layout import Float32Array
+from runtime import turn
 
 FILES = REPOSITORY / "build" / "benchmarks" / "zoo"
 RUNTIMES = ("kvant", "speed", "openvino")
@@ -35,7 +35,6 @@ COLUMNS = [
     "kvant is faster by",
 ]
 _SAMPLES = 3
-_MOST_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kvant(net: Any, network: Network, folder: Path) -> None:
-    import torch
-
-    import kvant
-
-    tensors = [torch.from_numpy(array) for array in inputs(network, _SAMPLES)]
-    recipe = kvant.Recipe(effort="fast", target_sqnr=None, compensate=False, fine_weights=False)
-    kvant.quantize(net, tensors[0], calibration=tensors, recipe=recipe).save(folder / "model.kvant")
+    prepare_kvant(net, inputs(network, _SAMPLES), folder, effort="fast")
 
 
 def _openvino(net: Any, network: Network, folder: Path) -> None:
@@ -150,18 +143,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(job["rounds"]):
         for name, infer in runs.items():
-            times[name] += _turn(infer, array)
+            times[name] += turn(infer, [array])
     return {name: round(1000 * statistics.median(found), 3) for name, found in times.items()}
-
-
-def _turn(infer: Infer, array: Float32Array) -> list[float]:
-    """Times of a few passes; the first, in which caches and threads warm up, does not count."""
-    found: list[float] = []
-    while len(found) < 5 and sum(found) < _MOST_SECONDS:
-        start = time.perf_counter()
-        infer(array)
-        found.append(time.perf_counter() - start)
-    return found[1:] or found
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

@@ -51,6 +51,16 @@ T *call_array(int64_t count) {
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
+// Where the element of number `index` of the first `axes` axes lies, in elements.
+inline int64_t offset_of(int64_t index, int64_t axes, const int64_t *shape, const int64_t *strides) {
+  int64_t offset = 0;
+  for (int64_t axis = axes - 1; axis >= 0; --axis) {
+    offset += index % shape[axis] * strides[axis];
+    index /= shape[axis];
+  }
+  return offset;
+}
+
 // Elements that one thread handles at a time: small enough for the first-level cache.
 constexpr int64_t kChunk = 1024;
 

@@ -42,16 +42,6 @@ struct Operand {
   }
 };
 
-// Offset of row `row` (all axes but the last) of an operand.
-int64_t offset_of(int64_t row, int64_t rank, const int64_t *shape, const int64_t *strides) {
-  int64_t offset = 0;
-  for (int64_t axis = rank - 2; axis >= 0; --axis) {
-    offset += row % shape[axis] * strides[axis];
-    row /= shape[axis];
-  }
-  return offset;
-}
-
 struct Binary {
   int32_t function;
   int64_t rank;
@@ -62,7 +52,8 @@ struct Binary {
   uint8_t *y;
 
   int64_t width() const { return shape[rank - 1]; }
-  int64_t offset(int64_t row, const Operand &from) const { return offset_of(row, rank, shape, from.strides); }
+  // Of row `row`: all axes but the last.
+  int64_t offset(int64_t row, const Operand &from) const { return offset_of(row, rank - 1, shape, from.strides); }
 
   // Whether both operands are of the result's type, and elements of a row side by side.
   bool alike() const {

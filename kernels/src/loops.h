@@ -36,8 +36,6 @@ struct WindowRow {
   int64_t inner;
 };
 
-// Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
-// a[pair][row][2], v[pair][column][2]; tile[row][column].
 constexpr int64_t kByteTile = 16;  // rows and columns of bytes that are transposed together
 
 struct Moments {
@@ -52,6 +50,8 @@ struct Line {
   bool narrow;  // size * q - sum fits int32
 };
 
+// Tile of products: rows of a times columns of v. Both are packed in pairs of consecutive k:
+// a[pair][row][2], v[pair][column][2]; tile[row][column].
 struct Loops {
   int64_t rows;     // most rows that `multiply` takes: a power of two
   int64_t lanes;    // columns of one vector
@@ -110,6 +110,14 @@ struct Loops {
 
 // The loops for this machine.
 const Loops &loops();
+
+// `settle32` or `settle64`.
+inline void settle(int64_t count, const int32_t *sums, float multiplier, const kvant_target *target, void *y) {
+  loops().settle32(count, sums, multiplier, target, y);
+}
+inline void settle(int64_t count, const int64_t *sums, float multiplier, const kvant_target *target, void *y) {
+  loops().settle64(count, sums, multiplier, target, y);
+}
 
 // The instruction set that they use.
 enum class Isa { kPortable, kNeonDot, kAvx2, kAvxVnni, kAvx512Vnni };

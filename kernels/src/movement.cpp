@@ -50,14 +50,7 @@ struct Movement {
   }
 
   // Where in x an index of the first `axes` axes begins.
-  int64_t offset_of(int64_t index, int64_t axes) const {
-    int64_t result = 0;
-    for (int64_t axis = axes - 1; axis >= 0; --axis) {
-      result += index % shape[axis] * strides[axis];
-      index /= shape[axis];
-    }
-    return result;
-  }
+  int64_t offset_in_x(int64_t index, int64_t axes) const { return offset_of(index, axes, shape, strides); }
 
   // Call `call(index, offset)` for each index of the first `axes` axes from begin to end: along the last of these axes the
   // offset goes on evenly.
@@ -66,7 +59,7 @@ struct Movement {
     const int64_t length = axes > 0 ? shape[axes - 1] : 1, step = axes > 0 ? strides[axes - 1] : 0;
     for (int64_t index = begin; index < end;) {
       const int64_t line = index / length, first = index - line * length, stop = std::min(end, index - first + length);
-      int64_t at = offset_of(line, axes - 1) + first * step;
+      int64_t at = offset_in_x(line, axes - 1) + first * step;
       for (; index < stop; ++index, at += step) call(index, at);
     }
   }
@@ -178,7 +171,7 @@ int32_t copy_transposed(const Movement &movement, const T *x, T *y) {
       const int64_t first = tiles * part / parts * kTileColumns, last = tiles * (part + 1) / parts * kTileColumns;
       const Plane plane = by_rows ? Plane{width, stride, first, std::min(height, last), 0, width}
                                   : Plane{width, stride, 0, height, first, std::min(width, last)};
-      transpose(plane, x + movement.offset_of(number, outer), y + number * height * width);
+      transpose(plane, x + movement.offset_in_x(number, outer), y + number * height * width);
     }
     return KVANT_OK;
   });

@@ -24,16 +24,6 @@ int32_t check(int64_t outer, int64_t size, int64_t inner) {
   return KVANT_OK;
 }
 
-// Where row number `row` begins, rows being all axes but the last.
-int64_t offset_of(int64_t row, int64_t rank, const int64_t *shape, const int64_t *strides) {
-  int64_t offset = 0;
-  for (int64_t axis = rank - 2; axis >= 0; --axis) {
-    offset += row % shape[axis] * strides[axis];
-    row /= shape[axis];
-  }
-  return offset;
-}
-
 struct Pick {
   int64_t rank;
   const int64_t *shape, *strides_x, *strides_indices;
@@ -45,8 +35,8 @@ struct Pick {
   template <typename T>
   void write_row(int64_t row, const T *x, T *y) const {
     const int64_t width = shape[rank - 1], stride = strides_x[rank - 1], next = strides_indices[rank - 1];
-    const T *from = x + offset_of(row, rank, shape, strides_x);
-    const int64_t *named = indices + offset_of(row, rank, shape, strides_indices);
+    const T *from = x + offset_of(row, rank - 1, shape, strides_x);
+    const int64_t *named = indices + offset_of(row, rank - 1, shape, strides_indices);
     T *to = y + row * width;
     if (next == 0 && stride == 1) {
       std::memcpy(to, from + place(*named), static_cast<size_t>(width) * sizeof(T));
@@ -146,8 +136,8 @@ extern "C" int32_t kvant_int_binary(int32_t function, int64_t rank, const int64_
   const int64_t width = shape[rank - 1], step_a = strides_a[rank - 1], step_b = strides_b[rank - 1];
   return parallel(rows, divide_up(kGrain, std::max<int64_t>(1, width)), [=](int64_t begin, int64_t end) -> int32_t {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t *left = a + offset_of(row, rank, shape, strides_a);
-      const int64_t *right = b + offset_of(row, rank, shape, strides_b);
+      const int64_t *left = a + offset_of(row, rank - 1, shape, strides_a);
+      const int64_t *right = b + offset_of(row, rank - 1, shape, strides_b);
       for (int64_t i = 0; i < width; ++i) y[row * width + i] = apply(function, left[i * step_a], right[i * step_b]);
     }
     return KVANT_OK;

@@ -107,16 +107,9 @@ struct Sampler {
         const Axis rows = pixels_at(s, static_cast<double>(read(*grid, 2 * point + 1)) * s.scale, s.size[0]);
         sum_pixels<T, Sum>(s, image, x->zero_point, rows, columns, sums + (point - first) * s.channels);
       }
-      settle((last - first) * s.channels, sums, y + first * s.channels * size_of(target->dtype));
+      settle((last - first) * s.channels, sums, multiplier, target, y + first * s.channels * size_of(target->dtype));
     }
     return KVANT_OK;
-  }
-
-  void settle(int64_t count, const int32_t *sums, uint8_t *to) const {
-    loops().settle32(count, sums, multiplier, target, to);
-  }
-  void settle(int64_t count, const int64_t *sums, uint8_t *to) const {
-    loops().settle64(count, sums, multiplier, target, to);
   }
 };
 

@@ -68,14 +68,6 @@ void blend(int64_t count, const int64_t *lower, const int64_t *upper, int64_t we
   loops().blend64(count, lower, upper, weight, one, out);
 }
 
-void settle(int64_t count, const int32_t *sums, float multiplier, const kvant_target *target, void *y) {
-  loops().settle32(count, sums, multiplier, target, y);
-}
-
-void settle(int64_t count, const int64_t *sums, float multiplier, const kvant_target *target, void *y) {
-  loops().settle64(count, sums, multiplier, target, y);
-}
-
 // Of checked arguments. Sum: bytes need 8 bits and twice 11, 16-bit integers more than 32 bits.
 template <typename Sum>
 int32_t resize(int64_t outer, int64_t height, int64_t width, int64_t inner, const kvant_taps *rows,

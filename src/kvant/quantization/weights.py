@@ -195,12 +195,12 @@ def fit_sums(
     if quantized.grid is not FINE or quantized.values.dtype == np.float32:
         return quantized
     fitted = quantized
-    for _ in range(_MOST_BITS):
+    for _ in range(_MOST_BITS + 1):
         short = _sums(fitted, bias, source) > INT32_MAX
         if not short.any():
             return fitted
         fitted = _coarsened(weight, quantized, np.where(short, 2 * fitted.scale, fitted.scale).astype(np.float32))
-    return fitted if not (_sums(fitted, bias, source) > INT32_MAX).any() else quantized
+    return quantized
 
 
 def _sums(weight: QuantizedWeight, bias: np.ndarray | None, source: TensorType) -> np.ndarray:
